@@ -8,6 +8,7 @@ faults and was dead after one of them; as a declared frame with a pure `decode` 
 
 import importlib
 import pkgutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import ClassVar, Literal, Protocol, dataclass_transform
@@ -252,6 +253,47 @@ class SerialDriver(Driver):
     def dialogue(self) -> bool:
         """Whether the driver speaks with its device itself."""
         return type(self).poll is not SerialDriver.poll
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one frame: `ok` with values, `not mine`, or a sensor error's name and why."""
+
+    name: str
+    frame: bytes
+    values: Values | None = None
+    why: str = ""
+
+
+def outcomes(driver: SerialDriver, data: bytes) -> Iterator[Outcome]:
+    """Yield what becomes of each frame in `data`, in order; nothing when there is no frame.
+
+    A bad frame is told of once: while the search goes on inside it, one byte later each time, only
+    what is good is told. So half a frame and a good one read bad, ok. An exception that is not a
+    sensor's error is a mistake in the driver and passes.
+    """
+    framer = Framer(driver.frame)
+    framer.feed(data)
+    kept = told = 0  # bytes in frames that were kept; where the bad frame last told of ends
+    while (frame := framer.next()) is not None:
+        start = framer.skipped + kept
+        outcome = _outcome(driver, frame)
+        if outcome.name in (BadFrame.outcome, BadChecksum.outcome):
+            framer.reject()
+            if start < told:
+                continue
+            told = start + len(frame)
+        else:
+            kept += len(frame)
+        yield outcome
+
+
+def _outcome(driver: SerialDriver, frame: bytes) -> Outcome:
+    try:
+        values = driver.decode(frame)
+    except SensorError as error:
+        return Outcome(error.outcome, frame, why=str(error))
+    return Outcome("not mine" if values is None else "ok", frame, values)
 
 
 class LocalDriver(Driver):
