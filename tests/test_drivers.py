@@ -307,6 +307,13 @@ def test_the_readmes_example_is_a_driver():
     assert code == (README.parent / "sds011.py").read_text()
 
 
+def test_the_readmes_capture_means_what_it_says():
+    text = README.read_text().partition("```toml\n")[2].partition("```")[0]
+    (capture,) = tomllib.loads(text)["capture"]
+    driver = made("maxbotix", **capture["settings"])
+    assert replayed(driver, bytes.fromhex(capture["hex"])) == capture["frames"]
+
+
 if __name__ == "__main__":
     before, _, after = parts()
     README.write_text(before + MARKS[0] + table() + MARKS[1] + after)
