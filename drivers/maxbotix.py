@@ -18,7 +18,7 @@ READING = re.compile(rb"R(\d{3,4}) ?\r")
 
 
 class Driver(SerialDriver):
-    """Distance to what is below, or with `quantity` how high that stands.
+    """Distance to what is below, or with `publish` how high that stands.
 
     `no_echo`: the mm that the model reports when nothing echoed, 5000, 9999 or (XL) 7650.
     `mounted_at`: the height in mm of the sensor above the zero of water_level or snow_depth.
@@ -29,7 +29,7 @@ class Driver(SerialDriver):
     checked = False
     frame = Frame(start=b"R", end=b"\r", longest=32)
 
-    quantity: Literal["distance", "water_level", "snow_depth"] = "distance"
+    publish: Literal["distance", "water_level", "snow_depth"] = "distance"
     no_echo: int = 5000
     mounted_at: int = 0
 
@@ -38,7 +38,7 @@ class Driver(SerialDriver):
         if not found:
             raise BadFrame(f"neither R1234 nor R123: {frame!r}")
         distance = int(found[1]) * (10 if len(found[1]) == 3 else 1)
-        quantity = CATALOGUE[self.quantity]
+        quantity = CATALOGUE[self.publish]
         if distance in (self.no_echo, 9999):
             return {quantity: None}
         return {quantity: distance if quantity is DISTANCE else self.mounted_at - distance}
