@@ -124,6 +124,8 @@ class Framer:
         self._frame = frame
         self._stream = bytearray()
         self._last = b""
+        self._cut_off = 0  # bytes in the frames returned so far
+        self._bad_until = 0  # where in all that has come the last bad frame ends
         self.skipped = 0
         """Bytes that belonged to no frame."""
 
@@ -137,11 +139,21 @@ class Framer:
         self._skip(len(self._stream))
         self._last = b""
 
-    def reject(self) -> None:
-        """Take back the frame that `next` returned last, all but its first byte."""
+    def reject(self) -> bool:
+        """Take back the frame that `next` returned last, all but its first byte.
+
+        True when it is a bad frame of its own, to be told of; False when it began inside the one
+        before: the search passes many false starts in one bad frame.
+        """
+        self._cut_off -= len(self._last)
+        start, end = self.skipped + self._cut_off, self.skipped + self._cut_off + len(self._last)
         self._stream[:0] = self._last[1:]
         self._last = b""
         self.skipped += 1
+        if start < self._bad_until:
+            return False
+        self._bad_until = end
+        return True
 
     def next(self) -> bytes | None:
         """Return the next whole frame, or None until more bytes have come."""
@@ -175,6 +187,7 @@ class Framer:
             size = self._stream.find(self._frame.end, len(self._frame.start)) + len(self._frame.end)
         self._last = bytes(self._stream[:size])
         del self._stream[:size]
+        self._cut_off += size
         return self._last
 
     def _skip(self, count: int) -> None:
@@ -274,18 +287,10 @@ def outcomes(driver: SerialDriver, data: bytes) -> Iterator[Outcome]:
     """
     framer = Framer(driver.frame)
     framer.feed(data)
-    kept = told = 0  # bytes in frames that were kept; where the bad frame last told of ends
     while (frame := framer.next()) is not None:
-        start = framer.skipped + kept
         outcome = _outcome(driver, frame)
-        if outcome.name in (BadFrame.outcome, BadChecksum.outcome):
-            framer.reject()
-            if start < told:
-                continue
-            told = start + len(frame)
-        else:
-            kept += len(frame)
-        yield outcome
+        if outcome.name not in (BadFrame.outcome, BadChecksum.outcome) or framer.reject():
+            yield outcome
 
 
 def _outcome(driver: SerialDriver, frame: bytes) -> Outcome:
