@@ -1,4 +1,4 @@
-r"""NMEA 0183 position and weather, unasked text (NMEA 0183 v4.1; Airmar WeatherStation manual).
+r"""NMEA 0183 position and weather, unasked text (NMEA 0183).
 
     $ttGGA,time,lat,N,lon,E,fix,satellites,hdop,altitude,M,…*XX\r\n            fix 0: no position
     $ttRMC,time,status,lat,N,lon,E,knots,course,date,…*XX\r\n                  status V: invalid

@@ -1,4 +1,4 @@
-"""Plantower PMS particulate sensors, unasked over UART (PMS5003 data manual V2.3 and its kin).
+"""Plantower PMS particulate sensors, unasked over UART (their data manuals, as PyPMS reads them).
 
 Big-endian; the length counts what follows it. The first three words (for factory air) are not used:
 

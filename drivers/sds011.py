@@ -1,4 +1,4 @@
-"""Nova SDS011 particulate sensor, polled over UART (Nova SDS011 control protocol V1.3).
+"""Nova SDS011 particulate sensor, polled over UART (Nova SDS011 control protocol).
 
 Reply to the query command, 10 bytes, little-endian:
 
