@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from gateway.settings import BufferSettings
 from gateway.disk import Disk
 from gateway.journal import Flushed, Journal, JournalFullError
 from gateway.reading import Instant, Reading
+from gateway.settings import BufferSettings
 from gateway.spool import Held, Spool
-from gateway.wire import DEFAULT_SIZE, Batch, SizeBound, WireError, decode, encode
+from gateway.wire import DEFAULT_SIZE, Batch, SizeBound, WireError, encode
 
 BATCH_READINGS = 1000
 OFFSET_TOLERANCE_MS = 100
@@ -95,7 +95,12 @@ class Buffer:
     """
 
     def __init__(
-        self, disk: Disk, settings: BufferSettings, gateway: str, boot: int, epoch: int | None = None
+        self,
+        disk: Disk,
+        settings: BufferSettings,
+        gateway: str,
+        boot: int,
+        epoch: int | None = None,
     ) -> None:
         self._disk, self._refused = disk, disk.below(REFUSED)
         self._settings, self._gateway, self._boot = settings, gateway, boot

@@ -7,11 +7,13 @@ faults and was dead after one of them; as a declared frame with a pure `decode` 
 """
 
 import importlib
+import math
 import pkgutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from typing import ClassVar, Literal, Protocol, dataclass_transform
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, dataclass_transform
 
 import drivers
 from gateway.reading import Quantity, Values
@@ -196,6 +198,70 @@ class Framer:
             del self._stream[:count]
 
 
+T = TypeVar("T")
+
+Duration = Annotated[float, "duration"]
+"""Type of a setting in seconds, written with its unit: "250ms", "60s", "10min", "1h", "1d"."""
+Size = Annotated[int, "size"]
+"""Type of a setting in bytes, written with its unit: "64 KiB", "512 MiB", "10 MB"."""
+
+SECONDS: Mapping[str, float] = {"s": 1, "min": 60, "h": 3600, "d": 86400, "ms": 0.001}
+"""The units of a Duration."""
+BYTES: Mapping[str, float] = {
+    **{"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4},
+    **{"kB": 1000, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4},
+}
+"""The units of a Size."""
+
+
+def duration(text: str) -> float:
+    """Return the seconds in `"60s"`; raises ValueError."""
+    return _measure(text, SECONDS)
+
+
+def size(text: str) -> int:
+    """Return the bytes in `"512 MiB"`; raises ValueError."""
+    return int(_measure(text, BYTES))
+
+
+def _measure(text: str, units: Mapping[str, float]) -> float:
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]+)", text)
+    if not match or match[2] not in units:
+        raise ValueError(text)
+    measure = float(match[1]) * units[match[2]]
+    if not math.isfinite(measure):
+        raise ValueError(text)
+    return measure
+
+
+def setting(
+    default: T,
+    doc: str,
+    *,
+    example: object = None,
+    low: float | None = None,
+    high: float | None = None,
+    read: Callable[[object], object] | None = None,
+) -> T:
+    """Declare a setting: its default and one sentence about it.
+
+    `example`, as the user would write it, stands in config.example.toml where the default says
+    nothing. `low` and `high` bound a number. `read` turns the TOML value into the setting's in
+    place of its type, and raises ValueError with what was expected and what was found.
+
+    >>> settle: Duration = setting(duration("30s"), "How long the fan runs before a reading.")
+    """
+    about = {"doc": doc, "example": example, "low": low, "high": high, "read": read}
+    return field(default=default, metadata=about)
+
+
+def required(  # Any: it stands for a value of whatever type its field has
+    doc: str, *, example: object, read: Callable[[object], object] | None = None
+) -> Any:  # noqa: ANN401
+    """Declare a setting that the user must write."""
+    return field(metadata={"doc": doc, "example": example, "read": read})
+
+
 class Port(Protocol):
     """What a driver with a dialogue may do with its serial port; the caller sets the deadline."""
 
@@ -316,10 +382,11 @@ class DriverBroken(Exception):
     """A driver's module cannot be imported; costs only the gateways that use it."""
 
 
-_IMPORT_FAULTS = (
+DRIVER_FAULTS = (
     *(ArithmeticError, AttributeError, ImportError, LookupError, NameError),
     *(OSError, SyntaxError, TypeError, ValueError),
 )
+"""What a driver's own code may raise while it is loaded, described or made."""
 
 
 def names() -> list[str]:
@@ -337,7 +404,7 @@ def find(name: str) -> type[Driver]:
         raise LookupError(name)
     try:
         found = _load(name)
-    except _IMPORT_FAULTS as error:
+    except DRIVER_FAULTS as error:
         raise DriverBroken(f"driver {name!r} cannot be loaded: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Driver)):
         raise DriverBroken(f"driver {name!r} cannot be loaded: its Driver is none of gateway's")

@@ -46,12 +46,17 @@ class Link(Port, Protocol):
     """What the poller needs of a port beyond what a driver may do with it."""
 
     why: str
+    """Why it is not open; empty while it is."""
+
+    @property
+    def heard(self) -> int:
+        """Bytes that have come in so far."""
 
     async def opened(self) -> None:
         """Return when the port is open."""
 
-    def reject(self) -> None:
-        """Give back the last frame: it was bad."""
+    def reject(self) -> bool:
+        """Give back the last frame: it was bad. False: it began inside the bad one before."""
 
 
 @dataclass(slots=True)
@@ -64,23 +69,19 @@ class SensorState:
     """Why it gives nothing now; None while it does."""
 
 
+@dataclass(kw_only=True, eq=False)
 class Poller:
     """What every way to come by readings has in common: rhythm, judgement, outcomes.
 
     Readings go to `sink`. Each turn, or frame of an unasked stream, ends in one named outcome.
     """
 
-    def __init__(
-        self,
-        name: str,
-        driver: Driver,
-        interval: float,
-        clock: Clock,
-        sink: Callable[[Reading], None],
-    ) -> None:
-        self.name, self.driver, self.interval = name, driver, interval
-        self.state = SensorState()
-        self._clock, self._sink = clock, sink
+    name: str
+    driver: Driver
+    interval: float
+    clock: Clock
+    sink: Callable[[Reading], None]
+    state: SensorState = field(default_factory=SensorState)
 
     async def run(self, delay: float = 0.0) -> None:
         """Take readings for ever, the first after `delay` seconds; no drift, no queue of turns."""
@@ -127,7 +128,7 @@ class Poller:
         """Return the values as readings of this instant, and count how they were."""
         if stray := [q.name for q in values if q not in self.driver.quantities]:
             raise ValueError(f"{', '.join(stray)}: not among the driver's quantities")
-        instant = self._clock.now()
+        instant = self.clock.now()
         readings, flaws = [], set()
         for quantity, said in values.items():
             value, quality, flaw = judge(quantity, said)
@@ -139,34 +140,24 @@ class Poller:
     def _take(self, readings: Iterable[Reading]) -> None:
         for reading in readings:
             self.state.last[reading.quantity] = reading
-            self._sink(reading)
+            self.sink(reading)
         if self.state.why is not None:
             log.info("%s: gives readings again", self.name)
         self.state.why = None
 
 
+@dataclass(kw_only=True, eq=False)
 class LocalPoller(Poller):
     """Calls a driver of the gateway itself in a thread; one that hangs is not called twice."""
 
     driver: LocalDriver
-
-    def __init__(
-        self,
-        name: str,
-        driver: LocalDriver,
-        interval: float,
-        clock: Clock,
-        sink: Callable[[Reading], None],
-        threads: Executor,
-    ) -> None:
-        super().__init__(name, driver, interval, clock, sink)
-        self._threads = threads
-        self._running: asyncio.Future[Values] | None = None
+    threads: Executor
+    _running: asyncio.Future[Values] | None = None
 
     async def _turn(self) -> None:
         if self._running is None:
             loop = asyncio.get_running_loop()
-            self._running = loop.run_in_executor(self._threads, self.driver.poll)
+            self._running = loop.run_in_executor(self.threads, self.driver.poll)
         done, _ = await asyncio.wait({self._running}, timeout=self.driver.timeout)
         if not done:
             raise NoReply(f"no answer within {self.driver.timeout:g} s: does a file system hang?")
@@ -174,26 +165,17 @@ class LocalPoller(Poller):
         self._take(self._judged(running.result()))
 
 
+@dataclass(kw_only=True, eq=False)
 class SerialPoller(Poller):
     """Asks a sensor on a serial port, and asks at once when a lost port has come back."""
 
     driver: SerialDriver
-
-    def __init__(
-        self,
-        name: str,
-        driver: SerialDriver,
-        interval: float,
-        clock: Clock,
-        sink: Callable[[Reading], None],
-        port: Link,
-    ) -> None:
-        super().__init__(name, driver, interval, clock, sink)
-        self.port = port
+    port: Link
 
     async def _until(self, due: float) -> None:
         if not self.port.why:
-            return await super()._until(due)
+            await super()._until(due)
+            return
         with suppress(TimeoutError):
             async with asyncio.timeout_at(due):
                 await self.port.opened()
@@ -238,26 +220,17 @@ class SerialPoller(Poller):
         return NoReply(f"nothing to read within {within:g} s, {heard} bytes came: {cause}")
 
 
+@dataclass(kw_only=True, eq=False)
 class Listener(SerialPoller):
     """Hears a sensor that sends unasked: the latest value of each quantity per interval.
 
     The first value of each quantity goes out at once, so that a new sensor shows within seconds.
     """
 
-    def __init__(
-        self,
-        name: str,
-        driver: SerialDriver,
-        interval: float,
-        clock: Clock,
-        sink: Callable[[Reading], None],
-        port: Link,
-    ) -> None:
-        super().__init__(name, driver, interval, clock, sink, port)
-        self._latest: dict[Quantity, Reading] = {}
-        self._bad: SensorError | None = None
-        self._heard = 0
-        self._quiet = True
+    _latest: dict[Quantity, Reading] = field(default_factory=dict)
+    _bad: SensorError | None = None
+    _heard: int = 0
+    _quiet: bool = True
 
     def _first(self, delay: float) -> float:
         return self.interval
@@ -274,9 +247,9 @@ class Listener(SerialPoller):
         try:
             values = self.driver.decode(frame)
         except (BadFrame, BadChecksum) as error:
-            self._count(error.outcome)
             self._bad = error
-            self.port.reject()
+            if self.port.reject():
+                self._count(error.outcome)
         else:
             if values is not None:
                 self._hear(self._judged(values))

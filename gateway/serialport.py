@@ -15,8 +15,8 @@ from pathlib import Path
 
 import serial
 
-from gateway.settings import PortSettings
 from gateway.driver import Framer, PortError, SerialDriver
+from gateway.settings import PortSettings
 
 LONGEST_PAUSE = 15.0
 """Seconds between attempts to open a port that is there but will not open."""
@@ -44,7 +44,7 @@ class SerialPort:
     """
 
     def __init__(self, settings: PortSettings, driver: SerialDriver, threads: Executor) -> None:
-        self.path = settings.path
+        self.path = str(settings.path)
         self.counts = PortCounts()
         self.why = ""
         """Why the port is not open; empty while it is."""
@@ -72,13 +72,16 @@ class SerialPort:
 
     async def _wait_for_path(self) -> None:
         loop = asyncio.get_running_loop()
-        while not (there := Path(self.path).exists()) or loop.time() < self._retry_at:
+        while not (there := self._is_there()) or loop.time() < self._retry_at:
             if not there:
                 self._pause = self._retry_at = 0.0
                 self.why = f"{self.path} is not there: is the adapter plugged in?"
             await asyncio.sleep(1)
         self._pause = min(max(1.0, 2 * self._pause), LONGEST_PAUSE)
         self._retry_at = loop.time() + self._pause
+
+    def _is_there(self) -> bool:
+        return Path(self.path).exists()
 
     def _open(self, opening: "asyncio.Future[serial.Serial]") -> None:
         try:
@@ -128,9 +131,9 @@ class SerialPort:
         self.counts.frames += 1
         return frame
 
-    def reject(self) -> None:
-        """Give back the last frame: it was bad, the search goes on one byte after its start."""
-        self._framer.reject()
+    def reject(self) -> bool:
+        """Give back the last frame: it was bad; see `Framer.reject`."""
+        return self._framer.reject()
 
     async def write(self, data: bytes) -> None:
         """Send `data`; waits while the transmit buffer is full."""

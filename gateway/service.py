@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from typing import TypedDict
 
 from gateway.buffer import Buffer
 from gateway.clock import Clock
@@ -28,6 +29,13 @@ FAREWELL = 2.5
 """Seconds that the last batches have, at the end; the buffer keeps what they do not suffice for."""
 
 log = logging.getLogger(__name__)
+
+
+class _Common(TypedDict):
+    name: str
+    interval: float
+    clock: Clock
+    sink: Callable[[Reading], None]
 
 
 class Service:
@@ -50,16 +58,20 @@ class Service:
         )
 
     def _poller(self, sensor: SensorSettings) -> Poller:
-        sink = partial(self._sink, durable=sensor.durable)
-        name, every, clock, threads = sensor.name, sensor.interval, self._clock, self._threads
+        common = _Common(
+            name=sensor.name,
+            interval=sensor.interval,
+            clock=self._clock,
+            sink=partial(self._sink, durable=sensor.durable),
+        )
         match sensor.driver:
             case LocalDriver() as driver:
-                return LocalPoller(name, driver, every, clock, sink, threads)
+                return LocalPoller(driver=driver, threads=self._threads, **common)
             case SerialDriver() as driver if sensor.port:
                 kind = SerialPoller if driver.polled else Listener
-                port = SerialPort(sensor.port, driver, threads)
-                return kind(name, driver, every, clock, sink, port)
-        raise TypeError(f"{name}: no link serves a {type(sensor.driver).__name__}")
+                port = SerialPort(sensor.port, driver, self._threads)
+                return kind(driver=driver, port=port, **common)
+        raise TypeError(f"{sensor.name}: no link serves a {type(sensor.driver).__name__}")
 
     def _sink(self, reading: Reading, *, durable: bool) -> None:
         self._buffer.append(reading, durable=durable)
@@ -81,7 +93,9 @@ class Service:
             self._uplink.wake()
             await self._uplink.farewell(self._health, FAREWELL)
             uplink.cancel()
-        log.info("stopped: %d batches wait for the next start", self._buffer.stats().waiting_batches)
+        log.info(
+            "stopped: %d batches wait for the next start", self._buffer.stats().waiting_batches
+        )
 
     async def _take_readings(self) -> None:
         """Poll every sensor and keep the buffer, for ever."""

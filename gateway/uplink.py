@@ -17,10 +17,10 @@ from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import aiomqtt
-from paho.mqtt.client import MQTT_ERR_SUCCESS
+import paho.mqtt.client as paho
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -75,12 +75,12 @@ class _Client(aiomqtt.Client):
 
     def __init__(self, settings: UplinkSettings, gateway: str, broker: Broker, will: bytes) -> None:
         status = f"{settings.topic}/{gateway}/status"
-        password = settings.password_file and settings.password_file.read_text().strip()
+        secret = settings.password_file
         super().__init__(
             broker.host,
             broker.port,
             username=settings.username,
-            password=password,
+            password=secret.read_text(errors="replace").strip() if secret else None,
             identifier=settings.client_id or gateway,
             protocol=aiomqtt.ProtocolVersion.V5,
             will=aiomqtt.Will(status, will, qos=1, retain=True),
@@ -99,7 +99,7 @@ class _Client(aiomqtt.Client):
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator["_Client"]:
-        """Connect, and close at the end without waiting: on a half-open link that takes for ever."""
+        """Connect; close at the end without waiting, which on a half-open link takes for ever."""
         try:
             await self.__aenter__()
             yield self
@@ -115,13 +115,15 @@ class _Client(aiomqtt.Client):
         await asyncio.wait({self._disconnected})
         raise UplinkError(f"connection lost: {self._disconnected.exception() or 'closed'}")
 
-    def send(self, topic: str, payload: bytes, *, retain: bool = False, kind: str = "") -> asyncio.Future[int]:
+    def send(
+        self, topic: str, payload: bytes, *, retain: bool = False, kind: str = ""
+    ) -> asyncio.Future[int]:
         """Publish with QoS 1; the result of the future is the reason code of its PUBACK."""
-        properties = Properties(PacketTypes.PUBLISH)
+        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho's own
         if kind:
             properties.ContentType = kind
         info = self._client.publish(topic, payload, 1, retain, properties)
-        if info.rc != MQTT_ERR_SUCCESS:
+        if info.rc != paho.MQTT_ERR_SUCCESS:
             raise UplinkError(f"cannot publish: {aiomqtt.MqttCodeError(info.rc)}")
         ack = self._acks[info.mid] = asyncio.get_running_loop().create_future()
         return ack
@@ -143,9 +145,9 @@ class _Client(aiomqtt.Client):
 
     def _on_connect(
         self,
-        client: Any,
-        userdata: Any,
-        flags: Any,
+        client: paho.Client,
+        userdata: object,
+        flags: paho.ConnectFlags,
         reason_code: ReasonCode,
         properties: Properties | None = None,
     ) -> None:
@@ -153,7 +155,12 @@ class _Client(aiomqtt.Client):
         super()._on_connect(client, userdata, flags, reason_code, properties)
 
     def _on_publish(
-        self, client: Any, userdata: Any, mid: int, reason_code: ReasonCode, properties: Any
+        self,
+        client: paho.Client,
+        userdata: object,
+        mid: int,
+        reason_code: ReasonCode,
+        properties: Properties | None,
     ) -> None:
         ack = self._acks.pop(mid, None)
         if ack is not None and not ack.done():
@@ -327,7 +334,10 @@ class _Session:
         while True:
             digest, published = status.digest(), loop.time()
             await self._publish_status(status, "online")
-            while status.digest() == digest and loop.time() < published + STATUS_EVERY:
+            # Asked once a second: an event from each thing that may change would tie it to them all
+            while (  # noqa: ASYNC110
+                status.digest() == digest and loop.time() < published + STATUS_EVERY
+            ):
                 await asyncio.sleep(1)
 
     async def _publish_status(self, status: Status, state: str) -> None:
