@@ -98,11 +98,11 @@ class Line(ABC):
 
     def replug(self) -> None:
         """Put the adapter back."""
-        self._stop()
         if not self._plugged:
+            self._stop()
             self._appear()
             self._plugged = True
-        self._restart()
+            self._restart()
 
     @abstractmethod
     def _appear(self) -> None:
