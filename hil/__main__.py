@@ -14,7 +14,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from hil.devices import DEVICES, Device
+from hil.device import Device
+from hil.devices import DEVICES
 from hil.faults import FAULTS
 from hil.line import Sent
 from hil.serialline import SerialLine

@@ -1,17 +1,12 @@
-"""Simulated serial sensors: what they answer, what they say unasked, and the values in it.
+"""The simulated serial sensors: a new one is a class of ten to twenty lines and a row in `DEVICES`.
 
-A device knows no port, loop or clock: `hil.serialline` puts it on a pty, `hil.scripted` into
-memory. A new one is a class of ten to twenty lines and a line in `DEVICES`.
+Frames are drawn in the drivers that read them; here stands what a driver could get wrong.
 """
 
 import functools
 import operator
-from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from random import Random
-from types import MappingProxyType
 from typing import ClassVar
 
 from gateway.driver import Frame
@@ -37,80 +32,10 @@ from gateway.reading import (
     TEMPERATURE,
     WIND_DIRECTION,
     WIND_SPEED,
-    Quantity,
     Value,
     Values,
 )
-
-HISTORY = 100_000
-"""Frames whose values are remembered; a stream of one a second fills it in 28 hours."""
-
-NOTHING: Values = MappingProxyType({})
-
-
-@dataclass(frozen=True, slots=True)
-class Walk:
-    """A slow random walk between two bounds, in steps of the device's own resolution."""
-
-    low: float
-    high: float
-    decimals: int = 0
-
-    def step(self, value: float | None, random: Random) -> float:
-        """Return the value that follows `value`; the first one stands anywhere in the bounds."""
-        if value is None:
-            return random.uniform(self.low, self.high)
-        moved = value + random.gauss(0, (self.high - self.low) / 100)
-        return min(max(moved, self.low), self.high)
-
-
-class Device:
-    """A sensor without its line. The same seed gives the same values.
-
-    What is in `fixed` is measured as it stands there, None for invalid; the rest walks.
-    """
-
-    request: ClassVar[Frame | None] = None
-    """How the requests stand in what comes in; None: `answer` gets the bytes as they come."""
-    walks: ClassVar[Mapping[Quantity, Walk]]
-    """Everything it measures, and between which bounds."""
-    period: float = 0.0
-    """Seconds from one unasked frame to the next; 0: it speaks when it is asked."""
-
-    def __init__(
-        self, *, seed: int = 0, period: float | None = None, fixed: Values = NOTHING
-    ) -> None:
-        self.fixed: dict[Quantity, Value] = dict(fixed)
-        self.period = self.period if period is None else period
-        self.measured = 0
-        """How many measurements were taken since the device was made."""
-        self.sent: deque[Values] = deque(maxlen=HISTORY)
-        """The values of each frame made, as a decoder must give them once they are rounded."""
-        self._random = Random(seed)
-        self._now: dict[Quantity, float] = {}
-
-    def answer(self, request: bytes) -> bytes:
-        """Return what the device answers to a request; nothing when it is none of its own."""
-        return b""
-
-    def unasked(self) -> bytes:
-        """Return the next frame of a device that streams."""
-        return b""
-
-    def measure(self, *quantities: Quantity) -> dict[Quantity, Value]:
-        """Take and remember the values of one frame, all quantities when none are named."""
-        values = {quantity: self._value(quantity) for quantity in quantities or self.walks}
-        self.sent.append(values)
-        self.measured += 1
-        return values
-
-    def _value(self, quantity: Quantity) -> Value:
-        walk = self.walks[quantity]
-        if quantity in self.fixed:
-            value = self.fixed[quantity]
-        else:
-            value = self._now[quantity] = walk.step(self._now.get(quantity), self._random)
-        return round(value, walk.decimals) if isinstance(value, float) else value
+from hil.device import Device, Walk
 
 
 class Sds011(Device):
@@ -209,8 +134,8 @@ class Nmea0183(Device):
         if values[LATITUDE] is None:
             self.sent[-1] = {LATITUDE: None, LONGITUDE: None, ALTITUDE: None, SATELLITES: 0}
             return f"{clock},,,,,0,00,,,M,,M,,"
-        seen, height = values[SATELLITES], values[ALTITUDE]
-        return f"{clock},{_position(values)},1,{seen:02.0f},0.9,{height:.1f},M,39.5,M,,"
+        seen, height = _number(values[SATELLITES], "{:02.0f}"), _number(values[ALTITUDE])
+        return f"{clock},{_position(values)},1,{seen},0.9,{height},M,39.5,M,,"
 
     def _rmc(self) -> str:
         values = self.measure(LATITUDE, LONGITUDE, SPEED)
@@ -223,21 +148,30 @@ class Nmea0183(Device):
 
     def _mwv(self) -> str:
         values = self.measure(WIND_DIRECTION, WIND_SPEED)
-        valid = "V" if values[WIND_SPEED] is None else "A"
-        direction = _number(values[WIND_DIRECTION], "{:.1f}")
-        return f"WIMWV,{direction},T,{_number(values[WIND_SPEED], '{:.1f}')},M,{valid}"
+        if values[WIND_SPEED] is None:
+            self.sent[-1] = dict.fromkeys(values)
+            return "WIMWV,,T,,M,V"
+        return f"WIMWV,{_number(values[WIND_DIRECTION])},T,{_number(values[WIND_SPEED])},M,A"
 
     def _mda(self) -> str:
         values = self.measure(
             PRESSURE, TEMPERATURE, HUMIDITY, DEW_POINT, WIND_DIRECTION, WIND_SPEED
         )
-        pressure, temperature, humidity, dew, direction, wind = values.values()
-        return (
-            f"WIMDA,{_number(pressure, '{:.4f}', 0.02953)},I,{_number(pressure, '{:.4f}', 0.001)},B"
-            f",{_number(temperature, '{:.1f}')},C,,,{_number(humidity, '{:.1f}')},"
-            f",{_number(dew, '{:.1f}')},C,{_number(direction, '{:.1f}')},T,,"
-            f",{_number(wind, '{:.1f}', 3600 / 1852)},N,{_number(wind, '{:.1f}')},M"
+        pressure, air, humidity, dew, direction, wind = values.values()
+        fields = (
+            _with_unit(pressure, "I", "{:.4f}", 0.02953),
+            _with_unit(pressure, "B", "{:.4f}", 0.001),
+            _with_unit(air, "C"),
+            ",",  # water temperature
+            _number(humidity),
+            "",  # absolute humidity
+            _with_unit(dew, "C"),
+            _with_unit(direction, "T"),
+            ",",  # magnetic direction
+            _with_unit(wind, "N", factor=3600 / 1852),
+            _with_unit(wind, "M"),
         )
+        return f"WIMDA,{','.join(fields)}"
 
     def _time(self) -> datetime:
         return self.start + timedelta(seconds=self.measured)
@@ -251,8 +185,12 @@ def _little(value: Value, factor: int) -> bytes:
     return _whole(value, factor).to_bytes(2, "little")
 
 
-def _number(value: Value, form: str, factor: float = 1) -> str:
+def _number(value: Value, form: str = "{:.1f}", factor: float = 1) -> str:
     return "" if value is None else form.format(float(value) * factor)
+
+
+def _with_unit(value: Value, unit: str, form: str = "{:.1f}", factor: float = 1) -> str:
+    return "," if value is None else f"{_number(value, form, factor)},{unit}"
 
 
 def _position(values: Values) -> str:

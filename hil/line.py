@@ -10,7 +10,7 @@ from random import Random
 
 from gateway.driver import Framer
 from gateway.reading import Values
-from hil.devices import HISTORY, NOTHING, Device
+from hil.device import HISTORY, NOTHING, Device
 from hil.faults import BABBLE_BYTES, BABBLE_PERIOD, known, spoiled
 
 

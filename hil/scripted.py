@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Iterable
 
 from gateway.driver import Frame, Framer, PortError
-from hil.devices import Device
+from hil.device import Device
 from hil.line import Line
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from hil.devices import Device
+from hil.device import Device
 from hil.line import Line
 
 
