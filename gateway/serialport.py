@@ -117,7 +117,7 @@ class SerialPort:
 
     async def request(self, data: bytes) -> bytes:
         """Discard what came before, send `data`, return the next frame."""
-        self._read()
+        self._read(ready=False)
         self._framer.clear()
         await self.write(data)
         return await self.frame()
@@ -174,25 +174,22 @@ class SerialPort:
         return self._serial.fileno()
 
     def _readable(self) -> None:
-        self._read()
+        self._read(ready=True)
         self._arrived.set()
 
-    def _read(self) -> None:
-        if self._serial is None:
-            return
+    def _read(self, *, ready: bool) -> None:
         try:
-            while data := os.read(self._serial.fileno(), _CHUNK):
-                self.counts.bytes_in += len(data)
-                self._framer.feed(data)
-                if len(data) < _CHUNK:
-                    return
+            data = os.read(self._file(), _CHUNK)
         except BlockingIOError:
             return
         except OSError as error:
             self._lose(error)
-        else:
-            # A pulled adapter reads as b"" for ever, and spins at 58 % CPU if it is not let go
+            return
+        if ready and not data:
+            # A pulled adapter is always ready and reads as b"": it spins at 58 % CPU if it is kept
             self._lose(OSError("the device has hung up"))
+        self.counts.bytes_in += len(data)
+        self._framer.feed(data)
 
     def _lose(self, error: OSError) -> PortError:
         self.why = f"{self.path} was lost: {error}: was the adapter pulled, or its power cut?"

@@ -194,6 +194,7 @@ class Uplink:
         self._wait = wait_random_exponential(0.5, max=60) if wait is None else wait
         self._root = f"{settings.topic}/{gateway}"
         self._session: _Session | None = None
+        self._left = False
 
     def wake(self) -> None:
         """Say that the buffer may hold more than before."""
@@ -207,7 +208,7 @@ class Uplink:
         start afresh after a session that delivered something.
         """
         brokers = itertools.cycle(self._settings.url)
-        while True:
+        while not self._left:
             async for attempt in AsyncRetrying(
                 wait=self._wait,
                 retry=retry_if_exception_type(UplinkError),
@@ -228,7 +229,8 @@ class Uplink:
     async def _hold_session(self, broker: Broker, status: Status) -> None:
         """Raise UplinkError, unless the session delivered something before it was lost."""
         self.state.broker = broker.url
-        session = None
+        session: _Session | None = None
+        failure: BaseException | None = None
         try:
             client = _Client(self._settings, self._gateway, broker, status.payload("offline"))
             async with client.session():
@@ -237,15 +239,18 @@ class Uplink:
                 log.info("uplink %s: connected", broker.url)
                 await session.run(status, self.state)
         except* (OSError, UplinkError) as group:
-            first = _first(group)
-            if session is None or not session.delivered or session.refused:
-                raise UplinkError(str(first)) from first
-            self._say(str(first))
+            failure = _first(group)
         finally:
             self.state.connected, self._session = False, None
+        if self._left:  # a task group prefers its child's error to a cancel that comes with it
+            return
+        if session is None or not session.delivered or session.refused:
+            raise UplinkError(str(failure)) from failure
+        self._say(str(failure))
 
     async def farewell(self, status: Status, within: float) -> None:
         """Deliver what waits as far as that is possible within so many seconds, and say goodbye."""
+        self._left = True
         if session := self._session:
             with suppress(TimeoutError, UplinkError):
                 async with asyncio.timeout(within):
