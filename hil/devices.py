@@ -7,7 +7,7 @@ import functools
 import operator
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from gateway.driver import Frame
 from gateway.reading import (
@@ -32,6 +32,7 @@ from gateway.reading import (
     TEMPERATURE,
     WIND_DIRECTION,
     WIND_SPEED,
+    Quantity,
     Value,
     Values,
 )
@@ -112,6 +113,8 @@ class Nmea0183(Device):
 
     period = 0.25
     sentences: tuple[str, ...] = ("GGA", "RMC", "MWV", "MDA")
+    wind: Literal["R", "T"] = "R"
+    """Whether it tells the wind relative to itself (in MWV) or, by compass, true (MWV and MDA)."""
     start = datetime(2026, 1, 1, tzinfo=UTC)
     walks: ClassVar = {
         **{LATITUDE: Walk(63.4332, 63.4334, 6), LONGITUDE: Walk(10.4031, 10.4033, 6)},
@@ -129,7 +132,7 @@ class Nmea0183(Device):
         return f"${body}*{check:02X}\r\n".encode()
 
     def _gga(self) -> str:
-        values = self.measure(LATITUDE, LONGITUDE, ALTITUDE, SATELLITES)
+        values = self._take(LATITUDE, LONGITUDE, ALTITUDE, SATELLITES)
         clock = f"GPGGA,{self._time():%H%M%S}.00"
         if values[LATITUDE] is None:
             self.sent[-1] = {LATITUDE: None, LONGITUDE: None, ALTITUDE: None, SATELLITES: 0}
@@ -138,7 +141,7 @@ class Nmea0183(Device):
         return f"{clock},{_position(values)},1,{seen},0.9,{height},M,39.5,M,,"
 
     def _rmc(self) -> str:
-        values = self.measure(LATITUDE, LONGITUDE, SPEED)
+        values = self._take(LATITUDE, LONGITUDE, SPEED)
         if values[LATITUDE] is None:
             self.sent[-1] = dict.fromkeys(values)
             return f"GPRMC,{self._time():%H%M%S}.00,V,,,,,,,{self._time():%d%m%y},,,N"
@@ -147,17 +150,18 @@ class Nmea0183(Device):
         return f"GPRMC,{clock},A,{_position(values)},{knots},,{day},,,A"
 
     def _mwv(self) -> str:
-        values = self.measure(WIND_DIRECTION, WIND_SPEED)
+        values = self._take(WIND_DIRECTION, WIND_SPEED)
         if values[WIND_SPEED] is None:
             self.sent[-1] = dict.fromkeys(values)
-            return "WIMWV,,T,,M,V"
-        return f"WIMWV,{_number(values[WIND_DIRECTION])},T,{_number(values[WIND_SPEED])},M,A"
+            return f"WIMWV,,{self.wind},,M,V"
+        direction, speed = (_number(value) for value in values.values())
+        return f"WIMWV,{direction},{self.wind},{speed},M,A"
 
     def _mda(self) -> str:
-        values = self.measure(
-            PRESSURE, TEMPERATURE, HUMIDITY, DEW_POINT, WIND_DIRECTION, WIND_SPEED
-        )
-        pressure, air, humidity, dew, direction, wind = values.values()
+        true_wind = (WIND_DIRECTION, WIND_SPEED) if self.wind == "T" else ()
+        values = self._take(PRESSURE, TEMPERATURE, HUMIDITY, DEW_POINT, *true_wind)
+        pressure, air, humidity, dew = list(values.values())[:4]
+        direction, wind = values.get(WIND_DIRECTION), values.get(WIND_SPEED)
         fields = (
             _with_unit(pressure, "I", "{:.4f}", 0.02953),
             _with_unit(pressure, "B", "{:.4f}", 0.001),
@@ -172,6 +176,12 @@ class Nmea0183(Device):
             _with_unit(wind, "M"),
         )
         return f"WIMDA,{','.join(fields)}"
+
+    def _take(self, *quantities: Quantity) -> dict[Quantity, Value]:
+        # A field without a value is empty in the sentence: missing, unless its status says invalid.
+        values = self.measure(*quantities)
+        self.sent[-1] = {key: value for key, value in values.items() if value is not None}
+        return values
 
     def _time(self) -> datetime:
         return self.start + timedelta(seconds=self.measured)
