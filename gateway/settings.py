@@ -1,0 +1,236 @@
+"""The settings of config.toml: each a field with its type, default, bounds and one sentence.
+
+Reading and checking, `bygate check` and config.example.toml all go by these fields.
+"""
+
+import ipaddress
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from gateway.driver import Driver, Duration, Size, duration, required, setting, size
+from gateway.schema import NOT_WRITTEN, seen
+
+
+def read_name(value: object) -> str:
+    """Return the name of a gateway, port or sensor; raises ValueError."""
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9._-]{1,64}", value):
+        return value
+    raise ValueError(f"expected 1 to 64 letters, digits, '.', '_' or '-', got {seen(value)}")
+
+
+def _line(value: object) -> str:
+    if isinstance(value, str) and value and value.isprintable():
+        return value
+    raise ValueError(f"expected text in quotes, one line, got {seen(value)}")
+
+
+def _topic(value: object) -> str:
+    topic = _line(value)
+    if set(topic) & set("+#") or "" in topic.split("/") or topic[0] == "$" or len(topic) > 256:
+        raise ValueError(f"expected a topic such as 'bygate/v1' without + and #, got {seen(topic)}")
+    return topic
+
+
+def _secret(value: object) -> Path:
+    if isinstance(value, str) and value.startswith("/") and value.isprintable():
+        return Path(value)
+    # Not shown: whoever mistakes the file for its content wrote the secret here.
+    raise ValueError("expected the path of a file, beginning with '/'")
+
+
+def _location(value: object) -> tuple[float, float]:
+    try:
+        latitude, longitude = list(value) if isinstance(value, list) else [None, None]
+        return _degrees(latitude, 90), _degrees(longitude, 180)
+    except ValueError:
+        expected = "[latitude, longitude] in degrees, such as [63.4333, 10.4032]"
+        raise ValueError(f"expected {expected}, got {seen(value)}") from None
+
+
+def _degrees(value: object, bound: int) -> float:
+    if isinstance(value, int | float) and -bound <= value <= bound and not isinstance(value, bool):
+        return float(value)
+    raise ValueError(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """Where a broker listens."""
+
+    host: str
+    port: int
+    tls: bool
+
+    @property
+    def url(self) -> str:
+        """The address as the user would write it, with its port."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"mqtt{'s' * self.tls}://{host}:{self.port}"
+
+
+_URL = re.compile(r"mqtt(s?)://(?:\[([0-9A-Fa-f:.]+(?:%\w+)?)\]|(\w[\w.-]*))(?::([0-9]{1,5}))?/?")
+
+
+def _broker(url: object) -> Broker:
+    if isinstance(url, str) and "@" in url:  # not shown: it holds a password
+        raise ValueError("a URL takes no user or password: set username and password_file")
+    match = _URL.fullmatch(url) if isinstance(url, str) else None
+    port = int(match[4] or (8883 if match[1] else 1883)) if match else 0
+    if not match or not 1 <= port <= 65535 or not _is_ipv6(match[2] or "::"):
+        raise ValueError(f"expected mqtt://HOST:PORT or mqtts://HOST:PORT, got {seen(url)}")
+    return Broker(match[2] or match[3], port, tls=bool(match[1]))
+
+
+def _is_ipv6(address: str) -> bool:
+    try:
+        ipaddress.IPv6Address(address)
+    except ValueError:
+        return False
+    return True
+
+
+def _brokers(value: object) -> tuple[Broker, ...]:
+    urls = value if isinstance(value, list) and value else [value]
+    return tuple(_broker(url) for url in urls)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewaySettings:
+    """The box itself."""
+
+    id: str = required(
+        "Name of this gateway and its level in every topic: letters, digits, '.', '_', '-'.",
+        example="trd-0042",
+        read=read_name,
+    )
+    state_dir: Path = setting(Path("/var/lib/bygate"), "Directory of the buffer.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UplinkSettings:
+    """The broker that batches are delivered to."""
+
+    url: tuple[Broker, ...] = required(
+        "Broker, mqtts:// for TLS or mqtt:// for plain TCP; of a list, each is tried in turn.",
+        example="mqtts://mqtt.example.no:8883",
+        read=_brokers,
+    )
+    topic: str = setting("bygate/v1", "Root of all topics.", read=_topic)
+    username: str | None = setting(
+        None, "Name to log in with at the broker.", example="trd-0042", read=_line
+    )
+    password_file: Path | None = setting(
+        None,
+        "File that holds the password, read at each connection.",
+        example="/etc/bygate/mqtt-password",
+        read=_secret,
+    )
+    client_id: str = setting(
+        "",
+        "MQTT client identifier, unique at the broker; the gateway's id when not given.",
+        example="trd-0042",
+        read=_line,
+    )
+    ca_file: Path | None = setting(
+        None,
+        "Certificates that vouch for the broker, in place of the system's.",
+        example="/etc/bygate/ca.pem",
+    )
+    cert_file: Path | None = setting(
+        None, "Certificate that this gateway shows the broker.", example="/etc/bygate/client.pem"
+    )
+    key_file: Path | None = setting(
+        None,
+        "Private key of cert_file, where that does not hold it.",
+        example="/etc/bygate/client.key",
+        read=_secret,
+    )
+    keepalive: Duration = setting(
+        duration("20s"),
+        "Silence after which the broker is pinged; 20s costs 26 MB a month.",
+        low=1,
+        high=65535,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BufferSettings:
+    """Readings on disk until the broker has them."""
+
+    flush_interval: Duration = setting(
+        duration("10s"), "Readings younger than this are lost when power is cut.", low=0.1
+    )
+    seal_interval: Duration = setting(
+        duration("60s"), "Readings of this long are sent as one batch.", low=0.1
+    )
+    max_size: Size | None = setting(
+        None,
+        "Space for what waits; by default the smaller of 512 MiB and half the partition.",
+        example="512 MiB",
+        low=size("1 MiB"),
+    )
+    keep_free: Size = setting(size("64 MiB"), "Space on the partition that is left to others.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiteSettings:
+    """Where the box hangs, for whoever reads the data."""
+
+    name: str | None = setting(None, "Name of the place.", example="Nidelva, Bakke bru", read=_line)
+    location: tuple[float, float] | None = setting(
+        None,
+        "Latitude and longitude in degrees, north and east.",
+        example=[63.4333, 10.4032],
+        read=_location,
+    )
+    contact: str | None = setting(
+        None, "Who answers for it.", example="sensors@example.no", read=_line
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortSettings:
+    """A serial port; None leaves to the driver, or for DTR and RTS to the system, what to set."""
+
+    path: Path = required(
+        "Device, best by a name that stays: by-id, or by-path for adapters without serial number.",
+        example="/dev/serial/by-id/usb-FTDI_FT232R_USB_UART_AK05EMVN-if00-port0",
+    )
+    baudrate: int | None = setting(
+        None,
+        "Bits per second; by default what the driver says.",
+        example=9600,
+        low=50,
+        high=4_000_000,
+    )
+    bytesize: Literal[5, 6, 7, 8] | None = setting(
+        None, "Data bits; by default what the driver says.", example=8
+    )
+    parity: Literal["N", "E", "O"] | None = setting(
+        None, "None, even or odd; by default what the driver says.", example="N"
+    )
+    stopbits: Literal[1, 2] | None = setting(
+        None, "Stop bits; by default what the driver says.", example=1
+    )
+    dtr: bool | None = setting(None, "State of the line DTR while open.", example=False)
+    rts: bool | None = setting(None, "State of the line RTS while open.", example=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SensorSettings:
+    """One sensor: its driver with the driver's own settings in it, its port and its rhythm."""
+
+    name: str = field(metadata=NOT_WRITTEN)
+    driver: Driver = required(
+        "What it is; `bygate drivers` lists them.", example="sds011", read=_line
+    )
+    port: PortSettings | None = setting(
+        None,
+        "Path of its serial port, or a name from [ports].",
+        example="/dev/serial/by-path/platform-xhci-usb-0:1.3:1.0-port0",
+        read=_line,
+    )
+    interval: Duration = setting(duration("60s"), "One reading is taken in each.", low=0.1)
+    durable: bool = setting(False, "Each reading is flushed to disk at once.")
