@@ -48,7 +48,8 @@ def pack(fields: Mapping[str, object]) -> bytes:
 def unpack(data: memoryview) -> tuple[dict[str, Any], int]:
     """Return the map that `data` begins with, and how many bytes of `data` it took.
 
-    Any bytes give a map or a WireError, within about 75 × MAX_INFLATED bytes of memory.
+    Any bytes give a map or a WireError. The worst, a map of nothing but empty lists, takes 300 MB
+    and 2.5 s on its way to a WireError.
     """
     plain, used = _open(data)
     try:

@@ -168,7 +168,8 @@ def _pack_values(readings: list[Reading]) -> tuple[int | None, Sequence[Value]]:
     numbers, strings, bools; nil is neither), or no delta at all.
     """
     values = [reading.value for reading in readings]
-    if set(map(type, values)) != {float} or not all(map(isfinite, cast(list[float], values))):
+    # One NaN or infinity makes a sum that is neither finite
+    if set(map(type, values)) != {float} or not isfinite(sum(cast(list[float], values))):
         values = [_plain(value) for value in values]
     quantity = readings[0].quantity
     k = _exponent(values, min(quantity.decimals, MAX_DECIMALS))
@@ -233,7 +234,7 @@ class SizeBound:
 
     At any moment `size >= len(encode(batch))`, in bytes, for a batch of exactly these readings.
     It counts the map without zlib and takes every number as the longest, 21 bytes a reading:
-    readings on a fixed rhythm come out at about a seventh of it, at a fourteenth with zlib.
+    1000 readings of 100 series come out at a ninth of it, at a fifteenth with zlib.
     """
 
     def __init__(self, gateway: str) -> None:
@@ -265,7 +266,7 @@ def _length(text: str) -> int:
 def decode(payload: bytes) -> Batch:
     """Return the batch of one payload, readings ordered by block, quantity and time.
 
-    Any bytes give a batch or a WireError, within about 100 × MAX_INFLATED bytes of memory.
+    Any bytes give a batch or a WireError, within 75 × MAX_INFLATED bytes of memory.
     """
     fields, used = unpack(memoryview(payload))
     if used < len(payload):
