@@ -81,7 +81,10 @@ class SerialPort:
         self._retry_at = loop.time() + self._pause
 
     def _is_there(self) -> bool:
-        return Path(self.path).exists()
+        try:
+            return Path(self.path).exists()
+        except OSError:  # a directory that may not be entered, a name that is too long
+            return False
 
     def _open(self, opening: "asyncio.Future[serial.Serial]") -> None:
         try:
