@@ -168,6 +168,8 @@ class SerialPort:
             return
         asyncio.get_running_loop().remove_reader(self._serial.fileno())
         with suppress(*_FAULTS):
+            fcntl.ioctl(self._serial.fileno(), termios.TIOCNXCL)  # a pty would stay exclusive
+        with suppress(*_FAULTS):
             self._serial.close()
         self._serial = None
         self._arrived.set()
