@@ -45,8 +45,9 @@ log = logging.getLogger(__name__)
 class Link(Port, Protocol):
     """What the poller needs of a port beyond what a driver may do with it."""
 
-    why: str
-    """Why it is not open; empty while it is."""
+    @property
+    def why(self) -> str:
+        """Why it is not open; empty while it is."""
 
     @property
     def heard(self) -> int:
