@@ -156,7 +156,7 @@ class LocalPoller(Poller):
     _running: asyncio.Future[Values] | None = None
 
     async def _turn(self) -> None:
-        if self._running is None:
+        if self._running is None or self._running.done():  # what came too late is too old
             loop = asyncio.get_running_loop()
             self._running = loop.run_in_executor(self.threads, self.driver.poll)
         done, _ = await asyncio.wait({self._running}, timeout=self.driver.timeout)
