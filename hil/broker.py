@@ -466,7 +466,8 @@ class _Link:
         if how == "fin":
             return self.end()
         self._depart()
-        self._transport.get_extra_info("socket").setsockopt(*_RESET)
+        with suppress(OSError):  # it is closed already
+            self._transport.get_extra_info("socket").setsockopt(*_RESET)
         return self._transport.abort()
 
     def _depart(self) -> None:
@@ -537,14 +538,15 @@ class _Link:
             self._acknowledge(self._held.pop())
 
     def _acknowledge(self, answer: "_Answer") -> None:
+        if self._mute:
+            return
         if answer.code >= 0x80 and self._level == 4:
-            return self.end()
-        if not self._mute:
-            self._unanswered.discard(answer.identifier)
-            self._send(mqtt.puback(self._level, answer.identifier, answer.code))
-            answer.message.answer = answer.code if self._level == 5 else 0
-            self._broker._changed.set()
-        return None
+            self.end()
+            return
+        self._unanswered.discard(answer.identifier)
+        self._send(mqtt.puback(self._level, answer.identifier, answer.code))
+        answer.message.answer = answer.code if self._level == 5 else 0
+        self._broker._changed.set()
 
     def _on_puback(self, flags: int, cursor: Cursor) -> None:
         cursor.identifier()  # nothing is sent twice, so nothing waits for it

@@ -216,8 +216,10 @@ async def test_a_lost_connection_publishes_the_will(broker):
 
 @live
 async def test_a_client_that_takes_over_a_name_ends_the_older_one_and_its_will(broker):
-    async with client(broker, identifier="node", will=will()):
-        assert await talk(broker, LEAVE) == b""
+    with pytest.raises(aiomqtt.MqttError):
+        async with client(broker, identifier="node", will=will()) as older:
+            await talk(broker, LEAVE)
+            await anext(older.messages)
     assert broker.retained == {"status": b"offline"}
 
 
@@ -498,6 +500,17 @@ async def test_an_impossible_subscription_is_refused_alone(broker):
 
 
 @live
+async def test_a_subscriber_that_does_not_read_is_cut_off(broker):
+    reader, writer = await raw(broker)
+    writer.write(mqtt.packet(mqtt.Kind.SUBSCRIBE, b"\0\1\0\0\1#\0", 2))
+    await reader.readexactly(6)
+    async with client(broker, timeout=5) as publisher:
+        while "node" in broker.connections:
+            await publisher.publish("t", bytes(900_000), qos=1)
+    writer.close()
+
+
+@live
 async def test_another_version_of_the_protocol_is_refused(broker):
     reader, writer = await asyncio.open_connection(broker.host, broker.port)
     writer.write(CONNECT.replace(b"MQTT\5", b"MQTT\6"))
@@ -520,6 +533,17 @@ def test_any_bytes_at_all_leave_the_broker_standing(sent, kind, greets):
 
 
 # Its life
+
+
+@live
+async def test_dropping_at_any_moment_of_a_connections_end_is_harmless(broker):
+    broker.on_publish.append(lambda _: broker.drop("rst"))
+    for _ in range(20):
+        with pytest.raises(ConnectionResetError):
+            await talk(broker, publish(1))
+        broker.drop("rst")
+        broker.drop("fin")
+    await broker.wait_for(lambda _: not broker.connections)
 
 
 @live
