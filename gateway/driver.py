@@ -10,7 +10,7 @@ import importlib
 import math
 import pkgutil
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, dataclass_transform
@@ -126,6 +126,8 @@ class Framer:
         self._frame = frame
         self._stream = bytearray()
         self._last = b""
+        self._cut_off = 0  # bytes in the frames returned so far
+        self._bad_until = 0  # where in all that has come the last bad frame ends
         self.skipped = 0
         """Bytes that belonged to no frame."""
 
@@ -139,11 +141,21 @@ class Framer:
         self._skip(len(self._stream))
         self._last = b""
 
-    def reject(self) -> None:
-        """Take back the frame that `next` returned last, all but its first byte."""
+    def reject(self) -> bool:
+        """Take back the frame that `next` returned last, all but its first byte.
+
+        True when it is a bad frame of its own, to be told of; False when it began inside the one
+        before: the search passes many false starts in one bad frame.
+        """
+        self._cut_off -= len(self._last)
+        start, end = self.skipped + self._cut_off, self.skipped + self._cut_off + len(self._last)
         self._stream[:0] = self._last[1:]
         self._last = b""
         self.skipped += 1
+        if start < self._bad_until:
+            return False
+        self._bad_until = end
+        return True
 
     def next(self) -> bytes | None:
         """Return the next whole frame, or None until more bytes have come."""
@@ -177,6 +189,7 @@ class Framer:
             size = self._stream.find(self._frame.end, len(self._frame.start)) + len(self._frame.end)
         self._last = bytes(self._stream[:size])
         del self._stream[:size]
+        self._cut_off += size
         return self._last
 
     def _skip(self, count: int) -> None:
@@ -319,6 +332,39 @@ class SerialDriver(Driver):
     def dialogue(self) -> bool:
         """Whether the driver speaks with its device itself."""
         return type(self).poll is not SerialDriver.poll
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one frame: `ok` with values, `not mine`, or a sensor error's name and why."""
+
+    name: str
+    frame: bytes
+    values: Values | None = None
+    why: str = ""
+
+
+def outcomes(driver: SerialDriver, data: bytes) -> Iterator[Outcome]:
+    """Yield what becomes of each frame in `data`, in order; nothing when there is no frame.
+
+    A bad frame is told of once: while the search goes on inside it, one byte later each time, only
+    what is good is told. So half a frame and a good one read bad, ok. An exception that is not a
+    sensor's error is a mistake in the driver and passes.
+    """
+    framer = Framer(driver.frame)
+    framer.feed(data)
+    while (frame := framer.next()) is not None:
+        outcome = _outcome(driver, frame)
+        if outcome.name not in (BadFrame.outcome, BadChecksum.outcome) or framer.reject():
+            yield outcome
+
+
+def _outcome(driver: SerialDriver, frame: bytes) -> Outcome:
+    try:
+        values = driver.decode(frame)
+    except SensorError as error:
+        return Outcome(error.outcome, frame, why=str(error))
+    return Outcome("not mine" if values is None else "ok", frame, values)
 
 
 class LocalDriver(Driver):

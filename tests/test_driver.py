@@ -51,6 +51,20 @@ def test_a_good_frame_behind_half_of_one_is_found_once_the_bad_one_is_rejected(f
     assert found == good
 
 
+def test_a_false_start_inside_a_bad_frame_is_not_a_bad_frame_of_its_own():
+    framer = Framer(FIXED)
+    for chunk in (b"\xaa\xc0\xaa\xc0", b"45678", b"9" + GOOD[FIXED][:4]):
+        framer.feed(chunk)
+    assert framer.next() == b"\xaa\xc0\xaa\xc0456789"
+    assert framer.reject()
+    assert framer.next() == b"\xaa\xc0456789\xaa\xc0"
+    assert not framer.reject()
+    framer.feed(b"34567890")
+    assert framer.next() == b"\xaa\xc0\x01\x02345678"
+    assert framer.reject()
+    assert framer.next() is None
+
+
 def test_a_later_start_before_the_end_of_a_line_begins_the_frame():
     assert frames(LINES, b"$WIMWV,27$WIMWV,1*00\r\n") == [b"$WIMWV,1*00\r\n"]
 

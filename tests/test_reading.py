@@ -1,3 +1,5 @@
+from pathlib import Path
+
 from gateway.reading import CATALOGUE, PM2_5, TEMPERATURE, Quantity
 
 
@@ -11,3 +13,21 @@ def test_every_name_in_the_catalogue_is_the_lower_case_of_its_constant():
 def test_a_probe_and_a_phase_keep_everything_but_the_name():
     assert TEMPERATURE.part(2) == Quantity("temperature_2", "Cel", 3, -90, 150)
     assert PM2_5.part("l1").name == "pm2_5_l1"
+
+
+UNITS = Path(__file__).parent / "data" / "senml-units.txt"
+
+UCUM = {"/cm3", "Bq/m3"}
+"""Units that SenML has no name for."""
+
+
+def test_a_unit_is_a_senml_name_or_one_of_the_few_that_senml_lacks():
+    senml = {
+        name
+        for line in UNITS.read_text().splitlines()
+        if not line.startswith(("#", "["))
+        for name in line.split()
+    }
+    used = {quantity.unit for quantity in CATALOGUE.values()} - {""}
+    assert used - senml == UCUM
+    assert senml & UCUM == set()

@@ -1,0 +1,85 @@
+"""The few things the buffer does to its directory: the seam below which a test can cut the power.
+
+Only `sync` and `sync_directory` promise that anything survives; what was written before and not
+synced may survive a power cut in any part and any order.
+"""
+
+import os
+from pathlib import Path
+
+
+class Disk:
+    """Files of one directory, by name. Every method may raise OSError."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.written = 0
+        """Bytes written since the start."""
+        self._open: dict[str, int] = {}
+
+    def names(self) -> list[str]:
+        """Return the names of all files, creating the directory where it is missing."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        return sorted(entry.name for entry in os.scandir(self.directory) if entry.is_file())
+
+    def read(self, name: str, offset: int = 0, length: int = -1) -> bytes:
+        """Return `length` bytes from `offset` on, fewer at the end; all of them for -1."""
+        fd = self._fd(name)
+        if length < 0:
+            length = max(os.fstat(fd).st_size - offset, 0)
+        return os.pread(fd, length, offset)
+
+    def write(self, name: str, offset: int, data: bytes) -> None:
+        """Write all of `data` at `offset`, creating the file where it is missing."""
+        fd, rest = self._fd(name), memoryview(data)
+        while rest:
+            done = os.pwrite(fd, rest, offset)
+            self.written += done
+            offset, rest = offset + done, rest[done:]
+
+    def cut(self, name: str, length: int) -> None:
+        """Let the file end at `length`."""
+        os.ftruncate(self._fd(name), length)
+
+    def sync(self, name: str) -> None:
+        """Return when all that was written to the file is on the device."""
+        os.fdatasync(self._fd(name))
+
+    def sync_directory(self) -> None:
+        """Return when all that was created and removed is on the device."""
+        fd = os.open(self.directory, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def remove(self, name: str) -> None:
+        """Remove the file."""
+        self.close(name)
+        (self.directory / name).unlink(missing_ok=True)
+
+    def close(self, name: str) -> None:
+        """Let go of the file; the next use opens it anew."""
+        fd = self._open.pop(name, None)
+        if fd is not None:
+            os.close(fd)
+
+    def close_all(self) -> None:
+        """Let go of every file."""
+        for name in list(self._open):
+            self.close(name)
+
+    def _fd(self, name: str) -> int:
+        if name not in self._open:
+            path = self.directory / name
+            self._open[name] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        return self._open[name]
+
+    def room(self) -> tuple[int, int]:
+        """Return how many bytes are free to us, and how many the whole file system has."""
+        stat = os.statvfs(self.directory)
+        return stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize
+
+    def below(self, name: str) -> "Disk":
+        """Return the disk of a directory inside this one."""
+        return Disk(self.directory / name)

@@ -1,0 +1,93 @@
+"""Counters and ages of everything as one snapshot: published, logged, shown by `status`."""
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from gateway import __version__
+from gateway.buffer import Buffer
+from gateway.clock import Clock
+from gateway.poller import Poller
+from gateway.uplink import UplinkState
+
+
+class Health:
+    """Looks at the parts of the gateway; changes none of them."""
+
+    def __init__(
+        self,
+        gateway: str,
+        clock: Clock,
+        buffer: Buffer,
+        pollers: Sequence[Poller],
+        uplink: UplinkState,
+    ) -> None:
+        self._gateway, self._clock = gateway, clock
+        self._buffer, self._pollers, self._uplink = buffer, pollers, uplink
+        self._since = clock.now()
+
+    def payload(self, state: str) -> bytes:
+        """Return the snapshot as JSON."""
+        return json.dumps(self.snapshot(state), ensure_ascii=False).encode()
+
+    def digest(self) -> object:
+        """Return what is worth a message when it changes."""
+        stats = self._buffer.stats()
+        reasons = tuple(poller.state.why is None for poller in self._pollers)
+        return reasons, stats.dropped, tuple(stats.refused), tuple(stats.faults)
+
+    def snapshot(self, state: str) -> dict[str, object]:
+        """Return everything known now; `state` is online or offline."""
+        return {
+            "state": state,
+            "gateway": self._gateway,
+            "version": __version__,
+            "since": _utc(self._since.wall_ms),
+            "boot": self._clock.boot,
+            "epoch": self._buffer.epoch,
+            "clock": {"state": self._clock.state(), "error_ms": self._clock.error_ms()},
+            "buffer": self._of_buffer(),
+            "uplink": self._of_uplink(),
+            "sensors": {poller.name: self._of_sensor(poller) for poller in self._pollers},
+        }
+
+    def _of_buffer(self) -> dict[str, object]:
+        stats = self._buffer.stats()
+        days = max(self._clock.now().boot_ms - self._since.boot_ms, 1) / 86_400_000
+        return {
+            "taken_readings": stats.taken,
+            "waiting_batches": stats.waiting_batches,
+            "waiting_readings": stats.waiting_readings,
+            "refused": stats.refused,
+            "dropped": stats.dropped,
+            "dropped_by": stats.dropped_by,
+            "written_bytes_day": round(stats.written / days),
+            "faults": stats.faults,
+        }
+
+    def _of_uplink(self) -> dict[str, object]:
+        state = self._uplink
+        return {
+            "connected": state.connected,
+            "broker": state.broker,
+            "last_ack": None if state.last_ack_ms is None else _utc(state.last_ack_ms),
+            "unheard": state.unheard,
+            "why": state.why,
+        }
+
+    def _of_sensor(self, poller: Poller) -> dict[str, object]:
+        state, now = poller.state, self._clock.now().boot_ms
+        latest = max((r.instant.boot_ms for r in state.last.values()), default=None)
+        return {
+            "driver": type(poller.driver).__module__.rpartition(".")[2],
+            "link": poller.driver.link,
+            "state": "ok" if state.why is None and state.last else "silent",
+            "last": {q.name: {"value": r.value, "unit": q.unit} for q, r in state.last.items()},
+            "age_s": None if latest is None else (now - latest) / 1000,
+            "outcomes": dict(state.outcomes),
+            "why": state.why,
+        }
+
+
+def _utc(ms: int) -> str:
+    return f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%dT%H:%M:%SZ}"

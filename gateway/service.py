@@ -1,0 +1,134 @@
+"""The daemon: wires sensors, buffer and uplink into one task group, and ends it in good order."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import TypedDict
+
+from gateway.buffer import Buffer
+from gateway.clock import Clock
+from gateway.config import Config, SensorSettings
+from gateway.disk import Disk
+from gateway.driver import LocalDriver, SerialDriver
+from gateway.health import Health
+from gateway.poller import Listener, LocalPoller, Poller, SerialPoller
+from gateway.reading import Reading
+from gateway.serialport import SerialPort
+from gateway.uplink import Uplink
+
+SPREAD = 10.0
+"""Seconds over which the first polls are spread, so that they do not all fall together for ever."""
+TICK = 1.0
+FAREWELL = 2.5
+"""Seconds that the last batches have, at the end; the buffer keeps what they do not suffice for."""
+
+log = logging.getLogger(__name__)
+
+
+class _Common(TypedDict):
+    name: str
+    interval: float
+    clock: Clock
+    sink: Callable[[Reading], None]
+
+
+class Service:
+    """One gateway. `run` returns after SIGTERM or SIGINT."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._clock = Clock()
+        # One thread does all of the buffer's disk work, in order. Ports and files of local sensors
+        # have threads of their own: one that hangs must not hold up a sync.
+        self._writer = ThreadPoolExecutor(1, "writer")
+        self._threads = ThreadPoolExecutor(max(len(config.sensors), 1), "sensor")
+        disk = Disk(config.gateway.state_dir)
+        self._buffer = Buffer(disk, config.buffer, config.gateway.id, self._clock.boot)
+        self._urgent = asyncio.Event()
+        self._pollers = [self._poller(sensor) for sensor in config.sensors.values()]
+        self._uplink = Uplink(config.uplink, config.gateway.id, self._buffer, self._writer)
+        self._health = Health(
+            config.gateway.id, self._clock, self._buffer, self._pollers, self._uplink.state
+        )
+
+    def _poller(self, sensor: SensorSettings) -> Poller:
+        common = _Common(
+            name=sensor.name,
+            interval=sensor.interval,
+            clock=self._clock,
+            sink=partial(self._sink, durable=sensor.durable),
+        )
+        match sensor.driver:
+            case LocalDriver() as driver:
+                return LocalPoller(driver=driver, threads=self._threads, **common)
+            case SerialDriver() as driver if sensor.port:
+                kind = SerialPoller if driver.polled else Listener
+                port = SerialPort(sensor.port, driver, self._threads)
+                return kind(driver=driver, port=port, **common)
+        raise TypeError(f"{sensor.name}: no link serves a {type(sensor.driver).__name__}")
+
+    def _sink(self, reading: Reading, *, durable: bool) -> None:
+        self._buffer.append(reading, durable=durable)
+        if self._buffer.urgent:
+            self._urgent.set()
+
+    async def run(self) -> None:
+        """Run until the process is told to stop; then flush, seal, deliver and say goodbye."""
+        async with asyncio.TaskGroup() as tasks:
+            await self._tick()
+            uplink = tasks.create_task(self._uplink.run(self._health), name="uplink")
+            taking = tasks.create_task(self._take_readings(), name="readings")
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, taking.cancel)
+            notify("READY=1")
+            await asyncio.wait({taking})
+            notify("STOPPING=1")
+            await self._on_writer(self._buffer.close)
+            self._uplink.wake()
+            await self._uplink.farewell(self._health, FAREWELL)
+            uplink.cancel()
+        log.info(
+            "stopped: %d batches wait for the next start", self._buffer.stats().waiting_batches
+        )
+
+    async def _take_readings(self) -> None:
+        """Poll every sensor and keep the buffer, for ever."""
+        asked = [poller for poller in self._pollers if not isinstance(poller, Listener)]
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keep_buffer(), name="buffer")
+            for poller in self._pollers:
+                place = asked.index(poller) / len(asked) if poller in asked else 0.0
+                delay = place * min(poller.interval, SPREAD)
+                tasks.create_task(poller.run(delay), name=poller.name)
+
+    async def _keep_buffer(self) -> None:
+        period = min(TICK, self._config.buffer.flush_interval, self._config.buffer.seal_interval)
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(period):
+                    await self._urgent.wait()
+            self._urgent.clear()
+            await self._tick()
+            notify("WATCHDOG=1")
+
+    async def _tick(self) -> None:
+        now = asyncio.get_running_loop().time()
+        await self._on_writer(partial(self._buffer.tick, now))
+        self._uplink.wake()
+
+    async def _on_writer(self, work: Callable[[], None]) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._writer, work)
+
+
+def notify(state: str) -> None:
+    """Tell systemd how we are; does nothing where it does not ask. Source: sd_notify(3)."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as to, suppress(OSError):
+            to.sendto(state.encode(), address.replace("@", "\0", 1))
