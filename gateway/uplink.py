@@ -285,6 +285,9 @@ class _Session:
                 payload = await asyncio.get_running_loop().run_in_executor(
                     self._writer, self._buffer.payload, held
                 )
+                if payload is None:  # evicted meanwhile, and counted
+                    self._window.release()
+                    continue
                 if len(payload) + len(self._root) + 64 > self._client.largest_packet:
                     await self._set_aside(held, 0x95)
                     self._window.release()
