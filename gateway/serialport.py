@@ -54,6 +54,7 @@ class SerialPort:
         self._opening: asyncio.Future[serial.Serial] | None = None
         self._arrived = asyncio.Event()
         self._pause = self._retry_at = 0.0
+        self._empty = 0
 
     async def opened(self) -> None:
         """Return when the port is open; look for its path once a second until then.
@@ -81,7 +82,10 @@ class SerialPort:
         self._retry_at = loop.time() + self._pause
 
     def _is_there(self) -> bool:
-        return Path(self.path).exists()
+        try:
+            return Path(self.path).exists()
+        except OSError:  # a directory that may not be entered, a name that is too long
+            return False
 
     def _open(self, opening: "asyncio.Future[serial.Serial]") -> None:
         try:
@@ -90,7 +94,7 @@ class SerialPort:
             self.why = _remedy(self.path, error)
         else:
             self.counts.opens += 1
-            self.why, self._pause, self._retry_at = "", 0.0, 0.0
+            self.why, self._pause, self._retry_at, self._empty = "", 0.0, 0.0, 0
             self._framer.clear()
             asyncio.get_running_loop().add_reader(self._serial.fileno(), self._readable)
 
@@ -164,6 +168,8 @@ class SerialPort:
             return
         asyncio.get_running_loop().remove_reader(self._serial.fileno())
         with suppress(*_FAULTS):
+            fcntl.ioctl(self._serial.fileno(), termios.TIOCNXCL)  # a pty would stay exclusive
+        with suppress(*_FAULTS):
             self._serial.close()
         self._serial = None
         self._arrived.set()
@@ -185,8 +191,10 @@ class SerialPort:
         except OSError as error:
             self._lose(error)
             return
-        if ready and not data:
-            # A pulled adapter is always ready and reads as b"": it spins at 58 % CPU if it is kept
+        # A pulled adapter is always ready and reads as b"": it spins at 58 % CPU if it is kept.
+        # Only once is none pulled: in that round of the loop `request` took what had come.
+        self._empty = self._empty + 1 if ready and not data else 0
+        if self._empty > 1:
             self._lose(OSError("the device has hung up"))
         self.counts.bytes_in += len(data)
         self._framer.feed(data)
