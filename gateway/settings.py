@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from gateway.driver import Driver, Duration, Size, duration, required, setting, size
-from gateway.schema import NOT_WRITTEN, seen
+from gateway.driver import Driver
+from gateway.measure import Duration, Size, duration, size
+from gateway.schema import NOT_WRITTEN, required, seen, setting
 
 
 def read_name(value: object) -> str:

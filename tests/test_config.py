@@ -11,7 +11,8 @@ from outside_drivers import install
 
 from gateway import driver
 from gateway.config import Broker, Config, ConfigError, PortSettings, load, settings_from_text
-from gateway.schema import settings_of, shown_duration, shown_size
+from gateway.measure import shown_duration, shown_size
+from gateway.schema import settings_of
 from gateway.settings import UplinkSettings
 from gateway.toml_lines import key_lines, line_of
 

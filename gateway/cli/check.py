@@ -11,7 +11,8 @@ from gateway.cli import DEFAULT_CONFIG
 from gateway.cli.columns import columns
 from gateway.config import Config, ConfigError, PortSettings, SensorSettings, load
 from gateway.driver import SerialDriver
-from gateway.schema import plain, settings_of, shown_duration, shown_size
+from gateway.measure import shown_duration, shown_size
+from gateway.schema import plain, settings_of
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
