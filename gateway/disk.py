@@ -4,8 +4,11 @@ Only `sync` and `sync_directory` promise that anything survives; what was writte
 synced may survive a power cut in any part and any order.
 """
 
+import fcntl
 import os
 from pathlib import Path
+
+LOCK = "lock"
 
 
 class Disk:
@@ -16,6 +19,15 @@ class Disk:
         self.written = 0
         """Bytes written since the start."""
         self._open: dict[str, int] = {}
+
+    def lock(self) -> bool:
+        """Return whether the directory is ours alone, from now until this process ends."""
+        self.names()
+        try:
+            fcntl.flock(self._fd(LOCK), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
     def names(self) -> list[str]:
         """Return the names of all files, creating the directory where it is missing."""
