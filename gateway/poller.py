@@ -45,8 +45,9 @@ log = logging.getLogger(__name__)
 class Link(Port, Protocol):
     """What the poller needs of a port beyond what a driver may do with it."""
 
-    why: str
-    """Why it is not open; empty while it is."""
+    @property
+    def why(self) -> str:
+        """Why it is not open; empty while it is."""
 
     @property
     def heard(self) -> int:
@@ -155,7 +156,7 @@ class LocalPoller(Poller):
     _running: asyncio.Future[Values] | None = None
 
     async def _turn(self) -> None:
-        if self._running is None:
+        if self._running is None or self._running.done():  # what came too late is too old
             loop = asyncio.get_running_loop()
             self._running = loop.run_in_executor(self.threads, self.driver.poll)
         done, _ = await asyncio.wait({self._running}, timeout=self.driver.timeout)

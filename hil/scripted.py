@@ -12,6 +12,8 @@ from gateway.frame import Frame, Framer
 from hil.device import Device
 from hil.line import Line
 
+_UNPLUGGED = "the simulated adapter is unplugged: replug() it"
+
 
 class ScriptedPort(Line):
     """The port that the poller and drivers with a dialogue speak to; frames are cut by `frame`.
@@ -34,6 +36,13 @@ class ScriptedPort(Line):
         self._framer = Framer(frame)
         self._news = asyncio.Event()
         self._used = False
+        self.heard = 0
+        """Bytes that have come to the client so far."""
+
+    @property
+    def why(self) -> str:
+        """Why it is not open; empty while it is."""
+        return _UNPLUGGED if self._used and not self.plugged else ""
 
     async def opened(self) -> None:
         """Return when the adapter is there."""
@@ -55,9 +64,9 @@ class ScriptedPort(Line):
             await self._wait()
         return frame
 
-    def reject(self) -> None:
-        """Give the last frame back: it was none; the search goes on one byte after its start."""
-        self._framer.reject()
+    def reject(self) -> bool:
+        """Give back the last frame: it was bad. False: it began inside the bad one before."""
+        return self._framer.reject()
 
     async def write(self, data: bytes) -> None:
         """Send `data`."""
@@ -73,13 +82,14 @@ class ScriptedPort(Line):
 
     def _check(self) -> None:
         if not self.plugged:
-            raise PortError("the simulated adapter is unplugged: replug() it")
+            raise PortError(_UNPLUGGED)
 
     async def _wait(self) -> None:
         self._news.clear()
         await self._news.wait()
 
     def _carry(self, data: bytes) -> bool:
+        self.heard += len(data)
         self._framer.feed(data)
         self._news.set()
         return True
