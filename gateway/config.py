@@ -205,7 +205,8 @@ class _Sensors:
         if "port" in values:
             values["port"] = self._port(path, values["port"])
         if "driver" in values:
-            values["driver"] = self._driver(path, values["driver"], table)
+            values["driver_name"] = values["driver"]
+            values["driver"] = self._driver(path, values["driver_name"], table)
         good = len(self._source.mistakes) == before
         return SensorSettings(name=name, **values) if good else None
 

@@ -408,6 +408,9 @@ def find(name: str) -> type[Driver]:
         raise DriverBroken(f"driver {name!r} cannot be loaded: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Driver)):
         raise DriverBroken(f"driver {name!r} cannot be loaded: its Driver is none of gateway's")
+    for declared in ("link", "model", "quantities"):
+        if not hasattr(found, declared):
+            raise DriverBroken(f"driver {name!r} cannot be loaded: it declares no {declared}")
     return found
 
 

@@ -56,6 +56,13 @@ class Setting:
             return "one of " + ", ".join(seen(choice) for choice in get_args(self.kind))
         return _KINDS[self.kind][0] if self.kind in _KINDS else "a value"
 
+    @property
+    def allowed(self) -> str:
+        """What a value is and its bounds, in words: `a whole number from 1 to 247`."""
+        ends = zip(("from", "to"), self._bounds, strict=True)
+        words = [f"{word} {plain(self.kind, end)}" for word, end in ends if end is not None]
+        return " ".join([self.expected, *words])
+
     def read(self, value: object) -> object:
         """Return a TOML value as the setting's type has it.
 
@@ -90,13 +97,13 @@ class Setting:
         raise ValueError(value)
 
     def _in_range(self, found: float, value: object) -> None:
-        low = self.low
-        high = _LONGEST if self.high is None and self.kind == Duration else self.high
-        if (low is None or low <= found) and (high is None or found <= high):
-            return
-        ends = (("from", low), ("to", high))
-        bounds = [f"{word} {plain(self.kind, end)}" for word, end in ends if end is not None]
-        raise ValueError(f"expected {self.expected} {' '.join(bounds)}, got {seen(value)}")
+        low, high = self._bounds
+        if (low is not None and found < low) or (high is not None and found > high):
+            raise ValueError(f"expected {self.allowed}, got {seen(value)}")
+
+    @property
+    def _bounds(self) -> tuple[float | None, float | None]:
+        return self.low, _LONGEST if self.high is None and self.kind == Duration else self.high
 
     def _hint(self, value: object) -> str:
         if self.kind == Duration:

@@ -192,7 +192,7 @@ class SiteSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PortSettings:
-    """A serial port; None leaves to the driver, or for DTR and RTS to the system, what to set."""
+    """A serial port with settings of its own; sensors name it as their `port`."""
 
     path: Path = required(
         "Device, best by a name that stays: by-id, or by-path for adapters without serial number.",
@@ -214,15 +214,20 @@ class PortSettings:
     stopbits: Literal[1, 2] | None = setting(
         None, "Stop bits; by default what the driver says.", example=1
     )
-    dtr: bool | None = setting(None, "State of the line DTR while open.", example=False)
-    rts: bool | None = setting(None, "State of the line RTS while open.", example=False)
+    dtr: bool | None = setting(
+        None, "State of the DTR line while open; by default the system's.", example=False
+    )
+    rts: bool | None = setting(
+        None, "State of the RTS line while open; by default the system's.", example=False
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SensorSettings:
-    """One sensor: its driver with the driver's own settings in it, its port and its rhythm."""
+    """One sensor, by the name that its readings bear."""
 
     name: str = field(metadata=NOT_WRITTEN)
+    driver_name: str = field(default="", metadata=NOT_WRITTEN)
     driver: Driver = required(
         "What it is; `bygate drivers` lists them.", example="sds011", read=_line
     )

@@ -1,1 +1,57 @@
 """The command line: one module for each command."""
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from gateway import __version__
+from gateway.config import ConfigError
+
+CONFIG = Path("/etc/bygate/config.toml")
+"""Where the configuration is unless `-c` says otherwise."""
+
+COMMANDS = {
+    "run": "the daemon",
+    "demo": "the whole gateway on this machine with simulated sensors and a broker of its own",
+    "check": "every mistake in config.toml at once, or what will run",
+    "drivers": "the drivers there are, or one driver's settings and quantities",
+    "decode": "batch files or standard input as JSON lines, for whoever receives them",
+    "replay": "recorded bytes through a driver: what comes out, or which fault",
+}
+"""Each is a module here, imported only when it runs: `arguments(parser)`, `run(args) -> int`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code: 0 fine, 1 fault found, 2 wrong usage or config."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks µ gets a ?, no traceback
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        code = _run(sys.argv[1:] if argv is None else argv)
+        print(end="", flush=True)  # a pipe closed by `| head` is noticed here, not at exit
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def _run(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="bygate", description="Edge gateway for city sensors.")
+    parser.add_argument("--version", action="version", version=f"bygate {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, line in COMMANDS.items():
+        command = commands.add_parser(name, help=line, description=line)
+        if [name] == list(argv[:1]):
+            module = import_module(f"gateway.cli.{name}")
+            module.arguments(command)
+            command.set_defaults(run=module.run)
+    args = parser.parse_args(argv)
+    return int(args.run(args))

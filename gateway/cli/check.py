@@ -1,0 +1,121 @@
+"""`bygate check`: every mistake in config.toml at once, or what will run."""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from gateway.cli import CONFIG
+from gateway.cli.columns import columns
+from gateway.config import Config, ConfigError, PortSettings, SensorSettings, load
+from gateway.driver import SerialDriver
+from gateway.schema import plain, settings_of, shown_duration, shown_size
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `bygate check`."""
+    parser.add_argument("-c", "--config", type=Path, default=CONFIG, metavar="FILE")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--example", action="store_true", help="print a config.toml to begin with, and check none"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the mistakes, or what will run."""
+    if args.example:
+        from gateway.cli.example import example
+
+        print(example(), end="")
+        return 0
+    try:
+        config = load(args.config)
+    except ConfigError as error:
+        _print_mistakes(error, as_json=args.json)
+        return 2
+    print(json.dumps(_as_json(config), indent=2) if args.json else _as_text(config))
+    return 0
+
+
+def _print_mistakes(error: ConfigError, *, as_json: bool) -> None:
+    if as_json:
+        mistakes = [asdict(mistake) for mistake in error.mistakes]
+        print(json.dumps({"ok": False, "mistakes": mistakes}, indent=2))
+    else:
+        print(error, file=sys.stderr)
+
+
+def _as_text(config: Config) -> str:
+    heads = ("SENSOR", "DRIVER", "LINK", "PORT", "INTERVAL", "QUANTITIES")
+    sensors = (
+        columns(heads, *map(_row, config.sensors.values()))
+        if config.sensors
+        else ("no sensors: what the buffer holds is delivered, nothing is measured")
+    )
+    return f"{sensors}\n\nbroker  {_broker(config)}\nbuffer  {_buffer(config)}"
+
+
+def _row(sensor: SensorSettings) -> tuple[str, ...]:
+    line = sensor.driver.link
+    if isinstance(sensor.driver, SerialDriver) and sensor.port:
+        line += f" {_line(sensor.driver, sensor.port)}"
+    port = str(sensor.port.path) if sensor.port else "-"
+    interval = shown_duration(sensor.interval) + (", durable" if sensor.durable else "")
+    return sensor.name, sensor.driver_name, line, port, interval, ", ".join(_quantities(sensor))
+
+
+def _line(driver: SerialDriver, port: PortSettings) -> str:
+    form = f"{port.bytesize or driver.bytesize}{port.parity or driver.parity}"
+    return f"{port.baudrate or driver.baudrate} {form}{port.stopbits or driver.stopbits}"
+
+
+def _quantities(sensor: SensorSettings) -> list[str]:
+    return [quantity.name for quantity in sensor.driver.quantities]
+
+
+def _broker(config: Config) -> str:
+    uplink = config.uplink
+    urls = ", then ".join(broker.url for broker in uplink.url)
+    login = f"login {uplink.username}" if uplink.username else "no login"
+    return f"{urls}; topics under {uplink.topic}; client {uplink.client_id}, {login}"
+
+
+def _buffer(config: Config) -> str:
+    buffer = config.buffer
+    rhythm = f"flushed every {shown_duration(buffer.flush_interval)}, "
+    rhythm += f"sealed every {shown_duration(buffer.seal_interval)}"
+    most = "the smaller of 512 MiB and half the partition"
+    most = most if buffer.max_size is None else shown_size(buffer.max_size)
+    free = shown_size(buffer.keep_free)
+    return f"{config.gateway.state_dir}; {rhythm}; at most {most}, {free} kept free"
+
+
+def _as_json(config: Config) -> dict[str, Any]:
+    return {
+        "ok": True,
+        "mistakes": [],
+        "gateway": _table(config.gateway),
+        "uplink": _table(config.uplink) | {"url": [broker.url for broker in config.uplink.url]},
+        "buffer": _table(config.buffer),
+        "sensors": [_sensor(sensor) for sensor in config.sensors.values()],
+    }
+
+
+def _table(settings: object) -> dict[str, Any]:
+    declared = settings_of(type(settings)).values()
+    return {each.name: plain(each.kind, getattr(settings, each.name)) for each in declared}
+
+
+def _sensor(sensor: SensorSettings) -> dict[str, Any]:
+    return {
+        "name": sensor.name,
+        "driver": sensor.driver_name,
+        "link": sensor.driver.link,
+        "port": _table(sensor.port) if sensor.port else None,
+        "interval": shown_duration(sensor.interval),
+        "durable": sensor.durable,
+        "settings": _table(sensor.driver),
+        "quantities": _quantities(sensor),
+    }

@@ -1,0 +1,64 @@
+"""config.example.toml, made from the settings themselves."""
+
+from collections.abc import Iterator
+
+from gateway.config import (
+    BufferSettings,
+    GatewaySettings,
+    PortSettings,
+    SensorSettings,
+    SiteSettings,
+    UplinkSettings,
+)
+from gateway.schema import Setting, settings_of
+
+_HEAD = """\
+# The settings of bygate: copy to /etc/bygate/config.toml, then `bygate check`.
+# What is commented out shows its default, or an example where it says so.
+# Durations and sizes carry their unit: "250ms", "60s", "10min", "1h", "1d"; "64 KiB", "512 MiB".
+"""
+_MORE = """\
+
+# A driver's own settings stand here too: `bygate drivers NAME` shows them.
+[sensors.air-yard]
+driver = "pms5003"
+port = "/dev/serial0"
+
+[sensors.mast]
+driver = "nmea0183"
+port = "usb-adapter"
+interval = "10s"
+
+[sensors.box]
+driver = "host"
+interval = "5min"
+"""
+_TABLES = {
+    "gateway": GatewaySettings,
+    "uplink": UplinkSettings,
+    "buffer": BufferSettings,
+    "site": SiteSettings,
+    "ports.usb-adapter": PortSettings,
+    "sensors.air-street": SensorSettings,
+}
+_WRITTEN = {"sensors.air-street": {"port"}}
+
+
+def example() -> str:
+    """Return every setting with its sentence, the optional ones commented out."""
+    tables = "".join(_table(name, kind) for name, kind in _TABLES.items())
+    return _HEAD + tables + _MORE
+
+
+def _table(name: str, kind: type) -> str:
+    lines = [line for setting in settings_of(kind).values() for line in _setting(name, setting)]
+    return "\n".join(["", f"# {kind.__doc__}", f"[{name}]", *lines, ""])
+
+
+def _setting(table: str, setting: Setting) -> Iterator[str]:
+    yield f"# {setting.doc}"
+    if setting.required or setting.name in _WRITTEN.get(table, ()):
+        yield f"{setting.name} = {setting.shown}"
+    else:
+        mark = "" if setting.example is None else "  # for example"
+        yield f"#{setting.name} = {setting.shown}{mark}"
