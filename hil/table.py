@@ -95,10 +95,7 @@ def print_summary(receiver: Receiver, sensors: Mapping[str, Any], taken: int, lo
 
 
 def _counted(receiver: Receiver) -> str:
-    per_reading = receiver.bytes_per_reading
-    return (
-        f"{receiver.batches} batches, {'?' if per_reading is None else per_reading} bytes/reading"
-    )
+    return f"{receiver.batches} batches, {receiver.bytes_per_reading or '?'} bytes a reading"
 
 
 def table(
