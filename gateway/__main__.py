@@ -1,7 +1,8 @@
-"""`python -m gateway`: the command line where the script `bygate` is not installed."""
+"""`python -m gateway` is `bygate`."""
 
 import sys
 
 from gateway.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

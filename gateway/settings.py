@@ -154,6 +154,11 @@ class UplinkSettings:
         low=1,
         high=65535,
     )
+    status_interval: Duration = setting(
+        duration("1h"),
+        "The status is published when a sensor's state changes, and as often as this.",
+        low=1,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
