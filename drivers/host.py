@@ -9,7 +9,7 @@
 import shutil
 from pathlib import Path
 
-from gateway.driver import LocalDriver
+from gateway.driver import LocalDriver, setting
 from gateway.reading import CPU_TEMPERATURE, DISK_FREE, MEMORY_FREE, Quantity, Value, Values
 
 LOAD = Quantity("host_load", "", 2, 0)
@@ -17,13 +17,11 @@ UNDER_VOLTAGE = Quantity("host_under_voltage")
 
 
 class Driver(LocalDriver):
-    """`disk`: a path on the file system whose free space is told. `root`: where / is, for tests."""
-
     model = "Linux, Raspberry Pi"
     quantities = (CPU_TEMPERATURE, MEMORY_FREE, DISK_FREE, LOAD, UNDER_VOLTAGE)
 
-    disk: str = "/"
-    root: str = "/"
+    disk: str = setting("/", "A path on the file system whose free space is told.")
+    root: str = setting("/", "Where / is: elsewhere in a container, and in tests.")
 
     def poll(self) -> Values:
         root = Path(self.root)

@@ -11,27 +11,27 @@ those of 10 m, to which 5000 is a distance like any other.
 import re
 from typing import Literal
 
-from gateway.driver import BadFrame, Frame, SerialDriver
+from gateway.driver import BadFrame, Frame, SerialDriver, setting
 from gateway.reading import CATALOGUE, DISTANCE, SNOW_DEPTH, WATER_LEVEL, Values
 
 READING = re.compile(rb"R(\d{3,4}) ?\r")
 
 
 class Driver(SerialDriver):
-    """Distance to what is below, or with `publish` how high that stands.
-
-    `no_echo`: the mm that the model reports when nothing echoed, 5000, 9999 or (XL) 7650.
-    `mounted_at`: the height in mm of the sensor above the zero of water_level or snow_depth.
-    """
-
     model = "MaxBotix HRXL-, HRLV-, XL-MaxSonar"
     quantities = (DISTANCE, WATER_LEVEL, SNOW_DEPTH)
     checked = False
     frame = Frame(start=b"R", end=b"\r", longest=32)
 
-    publish: Literal["distance", "water_level", "snow_depth"] = "distance"
-    no_echo: int = 5000
-    mounted_at: int = 0
+    publish: Literal["distance", "water_level", "snow_depth"] = setting(
+        "distance", "The distance to what is below, or how high that stands."
+    )
+    no_echo: int = setting(
+        5000, "The mm reported when nothing echoed: 5000, 9999 or (XL) 7650.", low=1, high=9999
+    )
+    mounted_at: int = setting(
+        0, "Height of the sensor in mm above the zero of water_level or snow_depth."
+    )
 
     def decode(self, frame: bytes) -> Values:
         found = READING.fullmatch(frame.replace(b"\xff", b""))

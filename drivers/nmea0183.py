@@ -15,7 +15,7 @@ from operator import xor
 from typing import Literal
 
 from gateway import reading as r
-from gateway.driver import BadChecksum, BadFrame, Frame, SerialDriver
+from gateway.driver import BadChecksum, BadFrame, Frame, SerialDriver, setting
 from gateway.reading import Quantity, Value, Values
 
 NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)")
@@ -39,13 +39,13 @@ SENTENCES: dict[str, tuple[int, tuple[str, ...], Places]] = {
 
 
 class Driver(SerialDriver):
-    """`wind`: R takes the wind relative to the instrument (MWV), T the true one (MWV, MDA)."""
-
     model = "NMEA 0183 GNSS receivers and weather stations"
     quantities = (*POSITION, r.SPEED, *TRUE_WIND, r.PRESSURE, *AIR)
     baudrate = 4800
     frame = Frame(start=b"$", end=b"\r\n", longest=255)
-    wind: Literal["R", "T"] = "R"
+    wind: Literal["R", "T"] = setting(
+        "R", "R takes the wind relative to the instrument (MWV), T the true one (MWV, MDA)."
+    )
 
     def decode(self, frame: bytes) -> Values | None:
         body, star, check = frame[1:-2].rpartition(b"*")

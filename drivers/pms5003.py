@@ -11,7 +11,15 @@ Values settle 30 s after the fan has started; a frame of zeros says that it has 
 
 from typing import Literal
 
-from gateway.driver import BadChecksum, BadFrame, DeviceRefused, Frame, Length, SerialDriver
+from gateway.driver import (
+    BadChecksum,
+    BadFrame,
+    DeviceRefused,
+    Frame,
+    Length,
+    SerialDriver,
+    setting,
+)
 from gateway.reading import (
     HUMIDITY,
     PARTICLES_0_3,
@@ -49,9 +57,9 @@ DIVISORS = dict.fromkeys(COUNTS, 100) | dict.fromkeys(AIR, 10)
 
 
 class Driver(SerialDriver):
-    """`model` is the type printed on the sensor: PMS5003T and PMS5003 differ in nothing else."""
-
-    model: Literal["PMS3003", "PMS5003", "PMS7003", "PMSA003", "PMS5003T", "PMS5003ST"] = "PMS5003"  # type: ignore[misc]  # a setting here
+    model: Literal["PMS3003", "PMS5003", "PMS7003", "PMSA003", "PMS5003T", "PMS5003ST"] = setting(  # type: ignore[misc]  # a setting here
+        "PMS5003", "The type printed on the sensor: frames of PMS5003T and PMS5003 look alike."
+    )
     quantities = (*PM, *COUNTS, *AIR, FORMALDEHYDE)
     frame = Frame(start=b"BM", length=Length(at=2, size=2, extra=4), longest=40)
 

@@ -11,18 +11,16 @@ import time
 from math import cos, exp, pi
 from random import Random
 
-from gateway.driver import LocalDriver
+from gateway.driver import Duration, LocalDriver, duration, setting
 from gateway.reading import HUMIDITY, PM2_5, PM10, PRESSURE, TEMPERATURE, WIND_SPEED, Values
 
 
 class Driver(LocalDriver):
-    """`period`: the seconds that a day takes. `seed`: another number is another place."""
-
     model = "simulated city air"
     quantities = (TEMPERATURE, HUMIDITY, PRESSURE, PM2_5, PM10, WIND_SPEED)
 
-    period: float = 86400.0
-    seed: int = 0
+    period: Duration = setting(duration("1d"), "How long a day takes.", low=1)
+    seed: int = setting(0, "Another number is another place.")
 
     def poll(self) -> Values:
         return self.at(time.time())

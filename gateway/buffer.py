@@ -273,8 +273,11 @@ class Buffer:
         """Yield the batches with after < sequence < before, oldest first."""
         return self._spool.waiting(after, before)
 
-    def payload(self, held: Held) -> bytes:
-        """Return the bytes of a batch; on the writer's thread. Raises OSError."""
+    def payload(self, held: Held) -> bytes | None:
+        """Return the bytes of a batch, None when it was evicted; on the writer's thread.
+
+        Raises OSError.
+        """
         return self._spool.payload(held)
 
     def acknowledge(self, sequence: int) -> None:
@@ -283,9 +286,12 @@ class Buffer:
 
     def set_aside(self, held: Held, reason: int) -> None:
         """Keep a batch that the broker refused, out of the way; on the writer's thread."""
+        payload = self._spool.payload(held)
+        if payload is None:
+            return
         name = f"{held.sequence}-{held.epoch}-0x{reason:02x}.batch"
         self._refused.names()
-        self._refused.write(name, 0, self._spool.payload(held))
+        self._refused.write(name, 0, payload)
         self._refused.sync(name)
         self._refused.sync_directory()
         self._refused.close(name)

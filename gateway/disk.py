@@ -4,8 +4,11 @@ Only `sync` and `sync_directory` promise that anything survives; what was writte
 synced may survive a power cut in any part and any order.
 """
 
+import fcntl
 import os
 from pathlib import Path
+
+LOCK = "lock"
 
 
 class Disk:
@@ -17,14 +20,29 @@ class Disk:
         """Bytes written since the start."""
         self._open: dict[str, int] = {}
 
+    def lock(self) -> bool:
+        """Return whether the directory is ours alone, from now until this process ends."""
+        self.names()
+        try:
+            fcntl.flock(self._fd(LOCK), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
     def names(self) -> list[str]:
         """Return the names of all files, creating the directory where it is missing."""
         self.directory.mkdir(parents=True, exist_ok=True)
         return sorted(entry.name for entry in os.scandir(self.directory) if entry.is_file())
 
     def read(self, name: str, offset: int = 0, length: int = -1) -> bytes:
-        """Return `length` bytes from `offset` on, fewer at the end; all of them for -1."""
-        fd = self._fd(name)
+        """Return `length` bytes from `offset` on, fewer at the end, none where it is missing.
+
+        All of them for -1.
+        """
+        try:
+            fd = self._fd(name, os.O_RDWR)
+        except FileNotFoundError:
+            return b""
         if length < 0:
             length = max(os.fstat(fd).st_size - offset, 0)
         return os.pread(fd, length, offset)
@@ -69,10 +87,9 @@ class Disk:
         for name in list(self._open):
             self.close(name)
 
-    def _fd(self, name: str) -> int:
+    def _fd(self, name: str, flags: int = os.O_RDWR | os.O_CREAT) -> int:
         if name not in self._open:
-            path = self.directory / name
-            self._open[name] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            self._open[name] = os.open(self.directory / name, flags | os.O_CLOEXEC, 0o640)
         return self._open[name]
 
     def room(self) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""What a dataclass field says of a setting: read a value by it, or show it as the user writes it.
+"""Settings as dataclass fields: declared, read by what the field says, shown as the user writes.
 
 Checking, the listing of `bygate drivers` and config.example.toml all come from the field alone.
 """
@@ -8,16 +8,57 @@ import math
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from gateway.driver import BYTES, SECONDS, Duration, Size, duration, size
+from gateway.measure import (
+    BYTES,
+    SECONDS,
+    Duration,
+    Size,
+    duration,
+    shown_duration,
+    shown_size,
+    size,
+)
 
+NOT_WRITTEN = {"written": False}
+"""Metadata of a field that the program fills in."""
+
+_T = TypeVar("_T")
 _LONGEST = 366 * 86400.0
 _SHOWN = 60
+
+
+def setting(
+    default: _T,
+    doc: str,
+    *,
+    example: object = None,
+    low: float | None = None,
+    high: float | None = None,
+    read: Callable[[object], object] | None = None,
+) -> _T:
+    """Declare a setting: its default and one sentence about it.
+
+    `example`, as the user would write it, stands in config.example.toml where the default says
+    nothing. `low` and `high` bound a number. `read` turns the TOML value into the setting's in
+    place of its type, and raises ValueError with what was expected and what was found.
+
+    >>> settle: Duration = setting(duration("30s"), "How long the fan runs before a reading.")
+    """
+    about = {"doc": doc, "example": example, "low": low, "high": high, "read": read}
+    return field(default=default, metadata=about)
+
+
+def required(  # Any: it stands for a value of whatever type its field has
+    doc: str, *, example: object, read: Callable[[object], object] | None = None
+) -> Any:  # noqa: ANN401
+    """Declare a setting that the user must write."""
+    return field(metadata={"doc": doc, "example": example, "read": read})
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,22 +169,18 @@ def settings_of(cls: type) -> dict[str, Setting]:
     """
     hints = get_type_hints(cls, include_extras=True)
     declared = {}
-    for field in fields(cls):
-        about = dict(field.metadata)
+    for each in fields(cls):
+        about = dict(each.metadata)
         if about == NOT_WRITTEN:
             continue
         custom = about.pop("read", None)
-        kind = _without_none(hints[field.name])
+        kind = _without_none(hints[each.name])
         if not custom and kind not in _KINDS and get_origin(kind) is not Literal:
-            raise TypeError(f"{field.name!r} has a type that no setting can have: {kind}")
-        made = field.default_factory
-        default = field.default if made is MISSING else made()
-        declared[field.name] = Setting(field.name, kind, default, custom=custom, **about)
+            raise TypeError(f"{each.name!r} has a type that no setting can have: {kind}")
+        made = each.default_factory
+        default = each.default if made is MISSING else made()
+        declared[each.name] = Setting(each.name, kind, default, custom=custom, **about)
     return declared
-
-
-NOT_WRITTEN = {"written": False}
-"""Metadata of a field that the program fills in."""
 
 
 def read_table(
@@ -208,22 +245,6 @@ def plain(kind: object, value: object) -> object:
     if isinstance(value, int | float) and kind == Size:
         return shown_size(int(value))
     return value
-
-
-def shown_duration(seconds: float) -> str:
-    """Return `60s`, `10min`, `1h`: the largest unit that leaves a whole number."""
-    for unit in ("d", "h", "min"):
-        if seconds > SECONDS["min"] and seconds % SECONDS[unit] == 0:
-            return f"{seconds / SECONDS[unit]:.0f}{unit}"
-    return f"{seconds:.12g}s" if seconds >= 1 or not seconds else f"{seconds * 1000:.12g}ms"
-
-
-def shown_size(count: int) -> str:
-    """Return `512 MiB`: the largest unit that leaves a whole number."""
-    for unit in ("TiB", "GiB", "MiB", "KiB", "GB", "MB", "kB"):
-        if count and count % BYTES[unit] == 0:
-            return f"{count // int(BYTES[unit])} {unit}"
-    return f"{count} B"
 
 
 def _near(word: str, words: Iterable[str]) -> str | None:

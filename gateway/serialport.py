@@ -15,7 +15,8 @@ from pathlib import Path
 
 import serial
 
-from gateway.driver import Framer, PortError, SerialDriver
+from gateway.driver import PortError, SerialDriver
+from gateway.frame import Framer
 from gateway.settings import PortSettings
 
 LONGEST_PAUSE = 15.0

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import TypedDict
 
 from gateway.buffer import Buffer
@@ -25,10 +26,14 @@ from gateway.uplink import Uplink
 SPREAD = 10.0
 """Seconds over which the first polls are spread, so that they do not all fall together for ever."""
 TICK = 1.0
-FAREWELL = 2.5
+FAREWELL = 2.0
 """Seconds that the last batches have, at the end; the buffer keeps what they do not suffice for."""
 
 log = logging.getLogger(__name__)
+
+
+class StateDirInUse(Exception):
+    """Another gateway works on the same directory; two would name different batches alike."""
 
 
 class _Common(TypedDict):
@@ -48,7 +53,7 @@ class Service:
         # have threads of their own: one that hangs must not hold up a sync.
         self._writer = ThreadPoolExecutor(1, "writer")
         self._threads = ThreadPoolExecutor(max(len(config.sensors), 1), "sensor")
-        disk = Disk(config.gateway.state_dir)
+        disk = _own(config.gateway.state_dir)
         self._buffer = Buffer(disk, config.buffer, config.gateway.id, self._clock.boot)
         self._urgent = asyncio.Event()
         self._pollers = [self._poller(sensor) for sensor in config.sensors.values()]
@@ -124,6 +129,17 @@ class Service:
 
     async def _on_writer(self, work: Callable[[], None]) -> None:
         await asyncio.get_running_loop().run_in_executor(self._writer, work)
+
+
+def _own(directory: Path) -> Disk:
+    disk = Disk(directory)
+    with suppress(OSError):  # what cannot be written is said in the status, and tried again
+        if not disk.lock():
+            raise StateDirInUse(
+                f"{directory}: another bygate uses it: stop that one (systemctl stop bygate), "
+                "or set [gateway] state_dir"
+            )
+    return disk
 
 
 def notify(state: str) -> None:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from gateway.driver import Driver, Duration, Size, duration, required, setting, size
-from gateway.schema import NOT_WRITTEN, seen
+from gateway.driver import Driver
+from gateway.measure import Duration, Size, duration, size
+from gateway.schema import NOT_WRITTEN, required, seen, setting
 
 
 def read_name(value: object) -> str:
@@ -152,6 +153,11 @@ class UplinkSettings:
         "Silence after which the broker is pinged; 20s costs 26 MB a month.",
         low=1,
         high=65535,
+    )
+    status_interval: Duration = setting(
+        duration("1h"),
+        "The status is published when a sensor's state changes, and as often as this.",
+        low=1,
     )
 
 

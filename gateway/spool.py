@@ -270,8 +270,10 @@ class Spool:
             yield held
             after = held.sequence
 
-    def payload(self, held: Held) -> bytes:
-        """Return the bytes of a batch, as they were sealed."""
+    def payload(self, held: Held) -> bytes | None:
+        """Return the bytes of a batch, as they were sealed; None when it was evicted meanwhile."""
+        if held.sequence not in self._held:
+            return None
         return self._disk.read(held.segment, held.offset, held.length)
 
     def acknowledge(self, sequence: int) -> None:

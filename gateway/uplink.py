@@ -37,7 +37,6 @@ WINDOW = 20
 ACK_WITHIN = 15.0
 """Seconds after which a missing PUBACK means that the link is dead."""
 CONNECT_WITHIN = 10.0
-STATUS_EVERY = 3600.0
 TCP_GIVES_UP_MS = 10_000
 """TCP_USER_TIMEOUT: a pulled cable is noticed after 10.7 s; with keepalive 60 alone, not in 60."""
 
@@ -237,7 +236,7 @@ class Uplink:
                 session = self._session = _Session(client, self._root, self._buffer, self._writer)
                 self.state.connected, self.state.why = True, None
                 log.info("uplink %s: connected", broker.url)
-                await session.run(status, self.state)
+                await session.run(status, self._settings.status_interval, self.state)
         except* (OSError, UplinkError) as group:
             failure = _first(group)
         finally:
@@ -274,17 +273,20 @@ class _Session:
         self._backlog = 0
         self._settled = asyncio.Event()
 
-    async def run(self, status: Status, state: UplinkState) -> None:
+    async def run(self, status: Status, every: float, state: UplinkState) -> None:
         """Deliver until the connection is lost; raises UplinkError, never returns."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._client.lost())
-            tasks.create_task(self._keep_status(status))
+            tasks.create_task(self._keep_status(status, every))
             while True:
                 await self._window.acquire()
                 held, lane = await self._next()
                 payload = await asyncio.get_running_loop().run_in_executor(
                     self._writer, self._buffer.payload, held
                 )
+                if payload is None:  # evicted meanwhile, and counted
+                    self._window.release()
+                    continue
                 if len(payload) + len(self._root) + 64 > self._client.largest_packet:
                     await self._set_aside(held, 0x95)
                     self._window.release()
@@ -333,15 +335,15 @@ class _Session:
             self._writer, self._buffer.set_aside, held, code
         )
 
-    async def _keep_status(self, status: Status) -> None:
-        """Publish the status when it changes, and once an hour."""
+    async def _keep_status(self, status: Status, every: float) -> None:
+        """Publish the status when it changes, and every so many seconds."""
         loop = asyncio.get_running_loop()
         while True:
             digest, published = status.digest(), loop.time()
             await self._publish_status(status, "online")
             # Asked once a second: an event from each thing that may change would tie it to them all
             while (  # noqa: ASYNC110
-                status.digest() == digest and loop.time() < published + STATUS_EVERY
+                status.digest() == digest and loop.time() < published + every
             ):
                 await asyncio.sleep(1)
 

@@ -9,25 +9,26 @@
 It speaks MQTT 5.0 and 3.1.1, QoS 0 and 1, retained messages, wills, wildcards, and TLS if given a
 context. What it does not do: check a name or a password, write anything to disk, keep a session
 after its connection (nothing waits for an absent client), QoS 2, shared subscriptions, subscription
-identifiers, topic aliases, enhanced authentication, or let messages expire. What it can refuse of
-that it refuses as the standard says; a malformed CONNECT is answered by closing only.
+identifiers, topic aliases, enhanced authentication, subscription options beyond the QoS, let
+messages expire, send anything twice, or heed the limits of the client. What it can refuse of that
+it refuses as the standard says; a malformed CONNECT is answered by closing only.
 """
 
 import asyncio
 import socket
 import ssl
 import struct
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache
 from types import TracebackType
-from typing import Literal, Self, TypeVar
+from typing import Literal, NamedTuple, Self, TypeVar
 
 from hil import mqtt
 from hil.mqtt import Connect, Cursor, Kind, Message, Reason, Refusal
 
+How = Literal["rst", "fin"]
 _T = TypeVar("_T")
 
 CONNECT_WITHIN = 10.0
@@ -36,9 +37,7 @@ CONNECT_WITHIN = 10.0
 LINGER = 0.5
 """Seconds that a client has to close its half after the broker closed its own."""
 
-_BACKLOG = 4 << 20  # bytes unsent, and messages unacknowledged, at which a subscriber is cut off
-_WAITING = 10_000
-_WINDOW = 1000
+_BACKLOG = 4 << 20  # bytes unsent at which a subscriber is cut off
 
 
 def _fault(default: _T, sentence: str) -> _T:
@@ -94,6 +93,12 @@ FAULTS = {
 }
 """Everything that can be made to go wrong: its name, and one sentence each."""
 
+_ABSENT = (  # and said to be so in CONNACK
+    "session_expiry_interval",
+    "subscription_identifier_available",
+    "shared_subscription_available",
+)
+_RESET = (socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close() sends RST
 _SOUND = Faults()
 _USUAL = Limits()
 
@@ -164,7 +169,7 @@ class Broker:
         self._retained: dict[str, Message] = {}
         self._changed = asyncio.Event()
         self._tasks = asyncio.TaskGroup()
-        self._server: asyncio.Server | None = None
+        self._open = False
         self.faults = faults
 
     async def __aenter__(self) -> Self:
@@ -212,6 +217,7 @@ class Broker:
 
     async def up(self) -> None:
         """Listen, on the same port as before."""
+        self._open = True
         self._server = await asyncio.start_server(
             self._accept,
             self.host,
@@ -223,18 +229,17 @@ class Broker:
 
     async def down(self) -> None:
         """Stop listening and close every connection; what is retained stays."""
-        server, self._server = self._server, None
-        if server:
-            server.close()
+        self._open = False
+        self._server.close()
         for link in tuple(self._links):
             link.end(Reason.SERVER_SHUTTING_DOWN)
         await self._until(lambda: not self._links)
-        if server:
-            with suppress(TimeoutError):  # from Python 3.12 on it waits for handshakes, too
-                async with asyncio.timeout(LINGER):
-                    await server.wait_closed()
+        # A TLS handshake under way is asyncio's own task; it ends by CONNECT_WITHIN at the latest.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER):
+                await self._server.wait_closed()
 
-    def drop(self, how: Literal["rst", "fin"] = "rst", client_id: str | None = None) -> None:
+    def drop(self, how: How = "rst", client_id: str | None = None) -> None:
         """Close every connection, or the one of this client, without a word."""
         for link in tuple(self._links):
             if client_id in (None, link.client_id):
@@ -261,63 +266,61 @@ class Broker:
             await self._changed.wait()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not self._open:
+            return writer.transport.abort()
         link = _Link(self, reader, writer)
         self._links.add(link)
         self._tasks.create_task(link.serve())
+        return None
 
     def _admit(self, link: "_Link") -> None:
-        """Count a client in; an older connection of the same name has to go (MQTT 5.0 §3.1.4)."""
+        """Count a client in; an older connection of its name has to go (MQTT 5.0 §3.1.4)."""
         if older := self._clients.get(link.client_id):
             older.end(Reason.SESSION_TAKEN_OVER)
         self._clients[link.client_id] = link
         self._changed.set()
 
     def _leave(self, link: "_Link") -> None:
-        """Count a client out, and publish its will."""
+        """Count a client out, and publish its will (MQTT 5.0 §3.1.2.5)."""
         if self._clients.get(link.client_id) is link:
             del self._clients[link.client_id]
-        if link.will:
-            self._route(link.will, link.client_id)
-        link.will = None
+        will, link.will = link.will, None
+        if will:
+            self._route(will)
         self._changed.set()
 
-    def _forget(self, link: "_Link") -> None:
-        """Let go of a connection whose socket is closed."""
-        self._links.discard(link)
-        self._changed.set()
-
-    def _record(self, message: Received) -> None:
-        """Remember a message and show it to whoever asked."""
+    def _record(self, message: Received) -> Faults:
+        """Remember a message, show it to whoever asked; return the faults of its answer."""
         self.received.append(message)
         self._changed.set()
         for see in self.on_publish:
             see(message)
-
-    def _answered(self, message: Received, code: int) -> None:
-        """Remember what a message was answered with."""
-        message.answer = code
-        self._changed.set()
-
-    def _afflict(self, topic: str) -> Faults:
-        """Return the faults that an acknowledgement on this topic suffers."""
         faults = self._faults
-        if faults is _SOUND or self._left == 0 or not matches(faults.ack_topics, topic):
+        if not message.qos or self._left == 0 or not matches(faults.ack_topics, message.topic):
             return _SOUND
         if self._left is not None:
             self._left -= 1
         return faults
 
-    def _route(self, message: Message, sender: str) -> int:
+    def _route(self, message: Message) -> int:
         """Retain a message if it says so, deliver it; return to how many clients."""
         if message.retain and message.payload:
             self._retained[message.topic] = message
         elif message.retain:
             self._retained.pop(message.topic, None)
-        return sum(link.offer(message, sender) for link in tuple(self._clients.values()))
+        return sum(link.offer(message) for link in tuple(self._clients.values()))
 
-    def _retained_for(self, pattern: str) -> list[Message]:
-        """Return the retained messages that a new subscription gets (MQTT 5.0 §3.3.1.3)."""
-        return [m for topic, m in self._retained.items() if matches(pattern, topic)]
+    def _show_retained(self, pattern: str, link: "_Link") -> None:
+        """Send what is retained to a new subscriber (MQTT 5.0 §3.3.1.3)."""
+        for topic, message in tuple(self._retained.items()):
+            if matches(pattern, topic):
+                link.offer(message, retain=True)
+
+
+class _Answer(NamedTuple):
+    message: Received
+    identifier: int
+    code: int
 
 
 class _Link:
@@ -338,52 +341,56 @@ class _Link:
         self._subscriptions: dict[str, int] = {}
         self._publishes = 0
         self._unanswered: set[int] = set()  # identifiers of the client's publishes
-        self._held: list[tuple[Received, int, int]] = []  # their answers, held back
-        self._identifier = 0
-        self._window = _WINDOW
-        self._sent: set[int] = set()  # identifiers of our publishes
-        self._queue: deque[tuple[Message, int, bool]] = deque()
+        self._held: list[_Answer] = []  # what ack_reversed holds back
+        self._identifier = 0  # of our own latest publish
         self._ended = False
         self._hears = asyncio.Event()
         self._patience: float | None = CONNECT_WITHIN
         self._timer = self._loop.call_later(CONNECT_WITHIN, self._watch)
         self.heed()
 
+    @property
+    def _mute(self) -> bool:
+        return self._ended or not self._hears.is_set()
+
     async def serve(self) -> None:
         """Talk with the client until either side has had enough."""
         try:
             with suppress(OSError, EOFError):
-                try:
-                    await self._converse()
-                except Refusal as refusal:
-                    self.end(refusal.code)
+                await self._converse()
                 await self._drain()
         finally:
-            self._timer.cancel()
-            self._broker._leave(self)
+            self._depart()
             self._transport.abort()
             with suppress(OSError):
                 await self._writer.wait_closed()
-            self._broker._forget(self)
+            self._broker._links.discard(self)
+            self._broker._changed.set()
 
     async def _converse(self) -> None:
-        await self._greet()
-        while not self._ended:
-            kind, flags, rest = await self._next()
-            if self._ended:
-                return
-            if kind != Kind.PUBLISH and flags != _FLAGS.get(kind, 0):
-                raise Refusal(Reason.MALFORMED_PACKET)
-            if kind not in _HANDLERS:
-                raise Refusal(Reason.PROTOCOL_ERROR)
-            _HANDLERS[kind](self, flags, Cursor(rest))
-            await self._writer.drain()
+        try:
+            await self._greet()
+            while not self._ended:
+                await self._turn()
+        except Refusal as refusal:
+            self.end(refusal.code)
 
-    async def _next(self) -> tuple[int, int, bytes]:
-        got = await mqtt.read_packet(self._reader, self._limits.maximum_packet_size)
+    async def _turn(self) -> None:
+        kind, flags, cursor = await self._next()
+        if self._ended:
+            return
+        if kind != Kind.PUBLISH and flags != _FLAGS.get(kind, 0):
+            raise Refusal(Reason.MALFORMED_PACKET)
+        if kind not in _HANDLERS:
+            raise Refusal(Reason.PROTOCOL_ERROR)
+        _HANDLERS[kind](self, flags, cursor)
+        await self._writer.drain()
+
+    async def _next(self) -> tuple[int, int, Cursor]:
+        kind, flags, rest = await mqtt.read_packet(self._reader, self._limits.maximum_packet_size)
         await self._hears.wait()
         self._heard = self._loop.time()
-        return got
+        return kind, flags, Cursor(rest)
 
     async def _drain(self) -> None:
         """Read to the client's end: bytes left unread would turn our last words into a reset."""
@@ -391,46 +398,42 @@ class _Link:
             pass
 
     async def _greet(self) -> None:
-        kind, _, rest = await self._next()
-        if kind != Kind.CONNECT:
+        kind, _, cursor = await self._next()
+        if self._ended or kind != Kind.CONNECT:
             return self.end()
-        connect = mqtt.read_connect(Cursor(rest))
+        connect = mqtt.read_connect(cursor)
         self._broker.connects += 1
+        self._broker._changed.set()
         if self._broker.faults.connack_withheld:
             self._patience = None
             return await self._drain()
-        if code := self._objection(connect):
+        if code := self._broker.faults.connect_code or self._objection(connect):
             self._send(mqtt.connack(connect.level, code, {}))
             return self.end()
         return self._welcome(connect)
 
     def _objection(self, connect: Connect) -> int:
-        """Return why this client is refused, or 0."""
+        """Return why this client is refused, or 0 (MQTT 5.0 §3.1.4)."""
         will = connect.will or Message("", b"")
+        nameless = not connect.client_id and not connect.clean and connect.level == 4
         objections = {
-            self._broker.faults.connect_code: True,
             Reason.UNSUPPORTED_PROTOCOL_VERSION: not connect.level,
             Reason.BAD_AUTHENTICATION_METHOD: "authentication_method" in connect.properties,
-            Reason.CLIENT_IDENTIFIER_NOT_VALID: not connect.client_id
-            and not connect.clean
-            and connect.level == 4,
+            Reason.CLIENT_IDENTIFIER_NOT_VALID: nameless,
             Reason.QOS_NOT_SUPPORTED: will.qos > self._limits.maximum_qos,
             Reason.RETAIN_NOT_SUPPORTED: will.retain and not self._limits.retain_available,
         }
-        return next((code for code, objects in objections.items() if code and objects), 0)
+        return next((code for code, applies in objections.items() if applies), 0)
 
     def _welcome(self, connect: Connect) -> None:
         announced = {k: v for k, v in asdict(self._limits).items() if v is not None}
+        announced |= dict.fromkeys(_ABSENT, 0)
         if not connect.client_id:
             announced["assigned_client_identifier"] = f"client-{self._broker.connects}"
-        announced["session_expiry_interval"] = 0
-        announced["subscription_identifier_available"] = 0
-        announced["shared_subscription_available"] = 0
+        self.client_id = connect.client_id or announced["assigned_client_identifier"]
         self._level = connect.level
         self._patience = 1.5 * connect.keepalive or None  # MQTT 5.0 §3.1.2.10
         self._watch()
-        self._window = min(_WINDOW, connect.properties.get("receive_maximum", _WINDOW))
-        self.client_id = connect.client_id or announced["assigned_client_identifier"]
         self._broker._admit(self)
         self.will = connect.will
         self._send(mqtt.connack(self._level, 0, announced))
@@ -445,32 +448,31 @@ class _Link:
         if self._broker.faults.ack_reversed <= len(self._held):
             self._release()
 
-    def end(self, code: int | None = None) -> None:
+    def end(self, code: int = 0) -> None:
         """Say why (MQTT 5.0 §3.14), close our half, and let the client close its own."""
         if self._ended:
             return
         if code and self._level == 5:
             self._send(mqtt.packet(Kind.DISCONNECT, bytes([code])))
-        self._finish()
+        self._depart()
         if self._transport.can_write_eof():
-            self._transport.write_eof()
+            with suppress(OSError):  # the client has just gone
+                self._transport.write_eof()
         else:
-            self._transport.close()
-        self._timer.cancel()
+            self._transport.close()  # TLS says its own goodbye
         self._timer = self._loop.call_later(LINGER, self._transport.abort)
 
-    def drop(self, how: Literal["rst", "fin"]) -> None:
+    def drop(self, how: How) -> None:
         """Close without a word."""
         if how == "fin":
             return self.end()
-        self._finish()
-        at_once = struct.pack("ii", 1, 0)
-        self._transport.get_extra_info("socket").setsockopt(
-            socket.SOL_SOCKET, socket.SO_LINGER, at_once
-        )
+        self._depart()
+        with suppress(OSError):  # it is closed already
+            self._transport.get_extra_info("socket").setsockopt(*_RESET)
         return self._transport.abort()
 
-    def _finish(self) -> None:
+    def _depart(self) -> None:
+        self._timer.cancel()
         self._ended = True
         self._hears.set()
         self._broker._leave(self)
@@ -487,104 +489,82 @@ class _Link:
             self._timer = self._loop.call_later(self._patience - silent, self._watch)
 
     def _send(self, packet: bytes) -> None:
-        if not self._ended and self._hears.is_set():
+        if not self._mute:
             self._writer.write(packet)
 
     def _on_publish(self, flags: int, cursor: Cursor) -> None:
-        topic, qos = mqtt.read_topic(cursor), flags >> 1 & 3
-        identifier = cursor.identifier() if qos else 0
-        properties = cursor.properties(self._level)
+        sent, identifier = mqtt.read_publish(cursor, flags, self._level)
+        self._insist(sent, identifier)
         message = Received(
-            topic,
-            cursor.rest(),
-            qos,
-            bool(flags & 1),
-            properties,
-            self.client_id,
-            bool(flags & 8),
-            self._heard,
+            *(sent.topic, sent.payload, sent.qos, sent.retain, sent.properties),
+            *(self.client_id, bool(flags & 8), self._heard),
         )
-        self._insist(message, identifier)
-        self._broker._record(message)
-        faults = self._broker._afflict(topic) if qos else _SOUND
-        self._answer(message, identifier, faults)
+        faults = self._broker._record(message)
+        code, reached = faults.ack_code, 0
+        if code is None or code < 0x80:
+            reached = self._broker._route(message)
+        self._publishes += 1
+        if self._publishes == self._broker.faults.drop_after:
+            self.drop(self._broker.faults.drop_how)
+        elif message.qos and not faults.ack_withheld:
+            natural = 0 if reached else Reason.NO_MATCHING_SUBSCRIBERS
+            self._answer(_Answer(message, identifier, natural if code is None else code), faults)
 
-    def _insist(self, message: Received, identifier: int) -> None:
+    def _insist(self, message: Message, identifier: int) -> None:
         """Refuse what the limits rule out (MQTT 5.0 §3.3.4, §3.2.2.3)."""
-        if message.qos == 3:
-            raise Refusal(Reason.MALFORMED_PACKET)
         if message.qos > self._limits.maximum_qos:
             raise Refusal(Reason.QOS_NOT_SUPPORTED)
         if message.retain and not self._limits.retain_available:
             raise Refusal(Reason.RETAIN_NOT_SUPPORTED)
-        if "topic_alias" in message.properties:
-            raise Refusal(Reason.TOPIC_ALIAS_INVALID)
-        if not message.topic or "subscription_identifier" in message.properties:
-            raise Refusal(Reason.PROTOCOL_ERROR)
         if message.qos:
             self._unanswered.add(identifier)
         if self._level == 5 and len(self._unanswered) > (self._limits.receive_maximum or 65535):
             raise Refusal(Reason.RECEIVE_MAXIMUM_EXCEEDED)
 
-    def _answer(self, message: Received, identifier: int, faults: Faults) -> None:
-        code, reached = faults.ack_code, 0
-        if code is None or code < 0x80:
-            reached = self._broker._route(message, self.client_id)
-        self._publishes += 1
-        if self._publishes == self._broker.faults.drop_after:
-            return self.drop(self._broker.faults.drop_how)
-        if not message.qos or faults.ack_withheld:
-            return None
-        if code is None:
-            code = 0 if reached or self._level == 4 else Reason.NO_MATCHING_SUBSCRIBERS
+    def _answer(self, answer: "_Answer", faults: Faults) -> None:
         if faults.ack_after:
-            self._loop.call_later(faults.ack_after, self._hold, message, identifier, code)
-            return None
-        return self._hold(message, identifier, code)
+            self._loop.call_later(faults.ack_after, self._hold, answer, faults.ack_reversed)
+        else:
+            self._hold(answer, faults.ack_reversed)
 
-    def _hold(self, message: Received, identifier: int, code: int) -> None:
-        self._held.append((message, identifier, code))
-        if len(self._held) >= self._broker.faults.ack_reversed:
-            self._release()
+    def _hold(self, answer: "_Answer", group: int) -> None:
+        if group <= 1:
+            return self._acknowledge(answer)
+        self._held.append(answer)
+        return self._release() if len(self._held) >= group else None
 
     def _release(self) -> None:
         """Send the answers that are held, the last one first."""
         while self._held:
-            message, identifier, code = self._held.pop()
-            if self._ended or not self._hears.is_set():
-                break
-            if code >= 0x80 and self._level == 4:
-                self.end()
-                break
-            self._unanswered.discard(identifier)
-            self._send(mqtt.puback(self._level, identifier, code))
-            self._broker._answered(message, code)
+            self._acknowledge(self._held.pop())
+
+    def _acknowledge(self, answer: "_Answer") -> None:
+        if self._mute:
+            return
+        if answer.code >= 0x80 and self._level == 4:
+            self.end()
+            return
+        self._unanswered.discard(answer.identifier)
+        self._send(mqtt.puback(self._level, answer.identifier, answer.code))
+        answer.message.answer = answer.code if self._level == 5 else 0
+        self._broker._changed.set()
 
     def _on_puback(self, flags: int, cursor: Cursor) -> None:
-        self._sent.discard(cursor.identifier())
-        while self._queue and len(self._sent) < self._window:
-            self._deliver(*self._queue.popleft())
+        cursor.identifier()  # nothing is sent twice, so nothing waits for it
 
     def _on_subscribe(self, flags: int, cursor: Cursor) -> None:
-        """Subscribe (MQTT 5.0 §3.8): options are QoS, no local 4, as published 8, handling 48."""
         identifier, properties = cursor.identifier(), cursor.properties(self._level)
         if "subscription_identifier" in properties or not cursor:
             raise Refusal(Reason.PROTOCOL_ERROR)
         wanted: list[tuple[str, int]] = []
         while cursor:
-            wanted.append((cursor.text(), cursor.u8()))
-        codes = [_filter_fault(f) or min(o & 3, self._limits.maximum_qos) for f, o in wanted]
+            wanted.append((cursor.text(), min(cursor.u8() & 3, self._limits.maximum_qos)))
+        codes = [_filter_fault(pattern) or qos for pattern, qos in wanted]
         self._send(mqtt.suback(self._level, Kind.SUBACK, identifier, codes))
-        for (pattern, options), code in zip(wanted, codes, strict=True):
-            if code < 0x80:
-                self._subscribe(pattern, options & ~3 | code)
-
-    def _subscribe(self, pattern: str, options: int) -> None:
-        handling = options >> 4 & 3
-        silent = handling == 2 or (handling == 1 and pattern in self._subscriptions)
-        self._subscriptions[pattern] = options
-        for message in [] if silent else self._broker._retained_for(pattern):
-            self._deliver(message, options & 3, True)
+        for pattern, qos in wanted:
+            if not _filter_fault(pattern):
+                self._subscriptions[pattern] = qos
+                self._broker._show_retained(pattern, self)
 
     def _on_unsubscribe(self, flags: int, cursor: Cursor) -> None:
         identifier, _ = cursor.identifier(), cursor.properties(self._level)
@@ -603,29 +583,18 @@ class _Link:
             self.will = None
         self.end()
 
-    def offer(self, message: Message, sender: str) -> bool:
-        """Deliver a message if this client subscribes to it; say so (MQTT 5.0 §3.3.4)."""
-        found = [o for f, o in self._subscriptions.items() if matches(f, message.topic)]
-        options = [o for o in found if not (o & 4 and sender == self.client_id)]
-        if options:
-            qos = min(message.qos, max(o & 3 for o in options))
-            self._deliver(message, qos, message.retain and any(o & 8 for o in options))
-        return bool(options)
-
-    def _deliver(self, message: Message, qos: int, retain: bool) -> None:
-        """Send a message, or keep it until the client has room (MQTT 5.0 §4.9)."""
-        if qos and len(self._sent) >= self._window:
-            self._queue.append((message, qos, retain))
-        else:
-            if qos:
-                self._sent.add(self._next_identifier())
+    def offer(self, message: Message, retain: bool = False) -> bool:
+        """Send a message if this client subscribes to it; say so (MQTT 5.0 §3.3.4)."""
+        granted = [
+            q for pattern, q in self._subscriptions.items() if matches(pattern, message.topic)
+        ]
+        if granted:
+            qos = min(message.qos, max(granted))
+            self._identifier = self._identifier % 65535 + 1
             self._send(mqtt.publish(self._level, message, qos, retain, self._identifier))
-        if len(self._queue) > _WAITING or self._transport.get_write_buffer_size() > _BACKLOG:
+        if self._transport.get_write_buffer_size() > _BACKLOG:
             self.end(Reason.QUOTA_EXCEEDED)
-
-    def _next_identifier(self) -> int:
-        self._identifier = self._identifier % 65535 + 1
-        return self._identifier if self._identifier not in self._sent else self._next_identifier()
+        return bool(granted)
 
 
 _FLAGS: dict[int, int] = {Kind.SUBSCRIBE: 2, Kind.UNSUBSCRIBE: 2}  # MQTT 5.0 §2.1.3

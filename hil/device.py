@@ -11,7 +11,7 @@ from random import Random
 from types import MappingProxyType
 from typing import ClassVar
 
-from gateway.driver import Frame
+from gateway.frame import Frame
 from gateway.reading import Quantity, Value, Values
 
 HISTORY = 100_000

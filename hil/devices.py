@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import ClassVar, Literal
 
-from gateway.driver import Frame
+from gateway.frame import Frame
 from gateway.reading import (
     ALTITUDE,
     DEW_POINT,

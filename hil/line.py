@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from random import Random
 
-from gateway.driver import Framer
+from gateway.frame import Framer
 from gateway.reading import Values
 from hil.device import HISTORY, NOTHING, Device
 from hil.faults import BABBLE_BYTES, BABBLE_PERIOD, known, spoiled

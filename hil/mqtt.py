@@ -69,14 +69,11 @@ _PROPERTIES = {  # MQTT 5.0 §2.2.2.2
     0x0B: ("subscription_identifier", "varint"),
     0x11: ("session_expiry_interval", "u32"),
     0x12: ("assigned_client_identifier", "text"),
-    0x13: ("server_keep_alive", "u16"),
     0x15: ("authentication_method", "text"),
     0x16: ("authentication_data", "binary"),
     0x17: ("request_problem_information", "u8"),
     0x18: ("will_delay_interval", "u32"),
     0x19: ("request_response_information", "u8"),
-    0x1A: ("response_information", "text"),
-    0x1C: ("server_reference", "text"),
     0x1F: ("reason_string", "text"),
     0x21: ("receive_maximum", "u16"),
     0x22: ("topic_alias_maximum", "u16"),
@@ -85,9 +82,16 @@ _PROPERTIES = {  # MQTT 5.0 §2.2.2.2
     0x25: ("retain_available", "u8"),
     0x26: ("user_property", "pair"),
     0x27: ("maximum_packet_size", "u32"),
-    0x28: ("wildcard_subscription_available", "u8"),
     0x29: ("subscription_identifier_available", "u8"),
     0x2A: ("shared_subscription_available", "u8"),
+}
+_OF_MESSAGES = {
+    "payload_format_indicator",
+    "message_expiry_interval",
+    "content_type",
+    "response_topic",
+    "correlation_data",
+    "user_property",
 }
 _IDENTIFIERS = {name: (identifier, form) for identifier, (name, form) in _PROPERTIES.items()}
 
@@ -138,7 +142,7 @@ class Cursor:
         """Return the next `size` bytes."""
         start, self._at = self._at, self._at + size
         if self._at > len(self._data):
-            raise Refusal(Reason.MALFORMED_PACKET)
+            _malformed()
         return self._data[start : self._at]
 
     def rest(self) -> bytes:
@@ -176,14 +180,17 @@ class Cursor:
         try:
             text = self.binary().decode()
         except UnicodeDecodeError:
-            raise Refusal(Reason.MALFORMED_PACKET) from None
-        if "\0" in text:
-            raise Refusal(Reason.MALFORMED_PACKET)
-        return text
+            _malformed()
+        return _malformed() if "\0" in text else text
 
     def pair(self) -> tuple[str, str]:
         """Return the next two strings."""
         return self.text(), self.text()
+
+    def topic(self) -> str:
+        """Return the next string, which names a topic and has no wildcards (MQTT 5.0 §4.7.1)."""
+        topic = self.text()
+        return _malformed() if "+" in topic or "#" in topic else topic
 
     def identifier(self) -> int:
         """Return the next packet identifier, which is never 0 (MQTT 5.0 §2.2.1)."""
@@ -242,16 +249,27 @@ def read_connect(cursor: Cursor) -> Connect:
 
 def _read_will(cursor: Cursor, flags: int, level: int) -> Message:
     properties = cursor.properties(level)
-    topic, payload = read_topic(cursor), cursor.binary()
-    return Message(topic, payload, flags >> 3 & 3, bool(flags & 0x20), properties)
+    properties.pop("will_delay_interval", None)  # the session ends at once, and so does the delay
+    topic, payload = cursor.topic(), cursor.binary()
+    return _message(Message(topic, payload, flags >> 3 & 3, bool(flags & 0x20), properties))
 
 
-def read_topic(cursor: Cursor) -> str:
-    """Read the name of a topic, which has no wildcards (MQTT 5.0 §4.7.1)."""
-    topic = cursor.text()
-    if "+" in topic or "#" in topic:
+def read_publish(cursor: Cursor, flags: int, level: int) -> tuple[Message, int]:
+    """Read a PUBLISH (MQTT 5.0 §3.3); return it and its identifier, or 0."""
+    topic, qos = cursor.topic(), flags >> 1 & 3
+    if qos == 3:
         raise Refusal(Reason.MALFORMED_PACKET)
-    return topic
+    identifier = cursor.identifier() if qos else 0
+    properties = cursor.properties(level)
+    if "topic_alias" in properties:
+        raise Refusal(Reason.TOPIC_ALIAS_INVALID)
+    return _message(Message(topic, cursor.rest(), qos, bool(flags & 1), properties)), identifier
+
+
+def _message(message: Message) -> Message:
+    if not message.topic or not message.properties.keys() <= _OF_MESSAGES:
+        raise Refusal(Reason.PROTOCOL_ERROR)
+    return message
 
 
 def varint(value: int) -> bytes:

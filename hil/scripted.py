@@ -7,7 +7,8 @@ polls takes seconds. What the operating system does to a port is seen with `hil.
 import asyncio
 from collections.abc import Iterable
 
-from gateway.driver import Frame, Framer, PortError
+from gateway.driver import PortError
+from gateway.frame import Frame, Framer
 from hil.device import Device
 from hil.line import Line
 

@@ -258,7 +258,9 @@ def asked(port: serial.Serial, size: int = 10) -> bytes:
 def test_every_device_is_heard_on_a_pty(name: str):
     device = DEVICES[name](period=0.01)
     data, line = on_pty(device, lambda port: port.read(100))
-    assert b"".join(sent.data for sent in line.sent).startswith(data)
+    # pyserial flushes while it opens, and with that, on a busy machine, the first frames
+    assert len(data) == 100
+    assert data in b"".join(sent.data for sent in line.sent)
     assert list(device.sent) == line.good
 
 

@@ -18,7 +18,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run until SIGTERM or SIGINT, then end the process."""
     from gateway.config import load
-    from gateway.service import Service
+    from gateway.service import Service, StateDirInUse
 
     config = load(args.config)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
@@ -26,7 +26,11 @@ def run(args: argparse.Namespace) -> int:
     async def serve() -> None:
         await Service(config).run()
 
-    asyncio.new_event_loop().run_until_complete(serve())
+    try:
+        asyncio.new_event_loop().run_until_complete(serve())
+    except StateDirInUse as error:
+        print(error, file=sys.stderr)
+        return 1
     logging.shutdown()
     # Threads that hang in open() or in the resolver cannot be ended; they must not hold up the stop
     sys.stdout.flush()

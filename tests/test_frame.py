@@ -1,6 +1,6 @@
 import pytest
 
-from gateway.driver import Frame, Framer, Length
+from gateway.frame import Frame, Framer, Length
 
 FIXED = Frame(start=b"\xaa\xc0", length=10)
 COUNTED = Frame(start=b"BM", length=Length(at=2, size=2, extra=4))

@@ -1,0 +1,106 @@
+"""A disk in memory on which the power can be cut: any subset of what was not synced survives."""
+
+import errno
+from random import Random
+
+PAGE = 4096
+
+
+class CrashDisk:
+    """Has the methods of `gateway.disk.Disk`; `crash` does what a power cut may do at worst.
+
+    Writes that were not synced survive page by page, or not at all; files that were created or
+    removed since the last `sync_directory` are there afterwards, or not.
+    """
+
+    directory = "memory"
+
+    def __init__(self) -> None:
+        self.written = 0
+        self.failing = 0
+        """How many of the next syncs fail."""
+        self.full = False
+        self._live: dict[str, bytearray] = {}
+        self._durable: dict[str, bytes] = {}
+        self._entries: set[str] = set()
+        self._unsynced: list[tuple[str, int, bytes | None]] = []
+        self._below: dict[str, CrashDisk] = {}
+
+    def names(self) -> list[str]:
+        return sorted(self._live)
+
+    def read(self, name: str, offset: int = 0, length: int = -1) -> bytes:
+        data = self._live.setdefault(name, bytearray())
+        return bytes(data[offset:] if length < 0 else data[offset : offset + length])
+
+    def write(self, name: str, offset: int, data: bytes) -> None:
+        if self.full and offset + len(data) > len(self._live.get(name, b"")):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        _put(self._live.setdefault(name, bytearray()), offset, data)
+        for at in range(offset - offset % PAGE, offset + len(data), PAGE):
+            start = max(at, offset)
+            page = data[start - offset : at + PAGE - offset]
+            self._unsynced.append((name, start, page))
+
+    def cut(self, name: str, length: int) -> None:
+        del self._live[name][length:]
+        self._unsynced.append((name, length, None))
+
+    def sync(self, name: str) -> None:
+        if self.failing:
+            # As Linux may: the error is told once, the pages count as clean, the bytes are gone
+            self.failing -= 1
+            self._unsynced = [write for write in self._unsynced if write[0] != name]
+            raise OSError(errno.EIO, "Input/output error")
+        self._apply(lambda write: write[0] == name)
+
+    def sync_directory(self) -> None:
+        self._entries = set(self._live)
+
+    def remove(self, name: str) -> None:
+        self._live.pop(name, None)
+
+    def close(self, name: str) -> None:
+        pass
+
+    def close_all(self) -> None:
+        pass
+
+    def room(self) -> tuple[int, int]:
+        return 1 << 40, 1 << 41
+
+    def below(self, name: str) -> "CrashDisk":
+        return self._below.setdefault(name, CrashDisk())
+
+    def crash(self, random: Random) -> None:
+        """Cut the power."""
+        self._apply(lambda _: random.random() < 0.5)
+        self._unsynced.clear()
+        settled = self._entries & set(self._live)
+        doubtful = (self._entries | set(self._live)) - settled
+        self._entries = settled | {name for name in sorted(doubtful) if random.random() < 0.5}
+        self._live = {name: bytearray(self._durable.get(name, b"")) for name in self._entries}
+        self._durable = {name: bytes(data) for name, data in self._live.items()}
+        for disk in self._below.values():
+            disk.crash(random)
+
+    def _apply(self, chosen) -> None:
+        left = []
+        for write in self._unsynced:
+            name, offset, data = write
+            if not chosen(write):
+                left.append(write)
+                continue
+            durable = bytearray(self._durable.get(name, b""))
+            if data is None:
+                del durable[offset:]
+            else:
+                _put(durable, offset, data)
+            self._durable[name] = bytes(durable)
+        self._unsynced = left
+
+
+def _put(into: bytearray, offset: int, data: bytes) -> None:
+    if len(into) < offset:
+        into.extend(bytes(offset - len(into)))
+    into[offset : offset + len(data)] = data

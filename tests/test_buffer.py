@@ -1,0 +1,227 @@
+from pathlib import Path
+
+import pytest
+
+from gateway.buffer import BATCH_READINGS, Buffer
+from gateway.disk import Disk
+from gateway.reading import TEMPERATURE, ClockState, Instant, Reading, Value
+from gateway.settings import BufferSettings
+from gateway.wire import Batch, decode
+
+SETTINGS = BufferSettings(flush_interval=10, seal_interval=60)
+
+
+def opened(directory: Path, epoch: int = 1, settings: BufferSettings = SETTINGS) -> Buffer:
+    buffer = Buffer(Disk(directory), settings, "trd-0042", boot=7, epoch=epoch)
+    buffer.tick(0.0)
+    return buffer
+
+
+def take(buffer: Buffer, *values: Value, at: int = 0, offset: int = 10**12, **how: bool) -> None:
+    for value in values:
+        instant = Instant(at + offset, at, ClockState.SYNCED)
+        buffer.append(Reading("river", TEMPERATURE, instant, value), **how)
+
+
+def batches(buffer: Buffer) -> list[Batch]:
+    return [decode(buffer.payload(held) or b"") for held in buffer.waiting()]
+
+
+def values(buffer: Buffer) -> list[Value]:
+    return [reading.value for batch in batches(buffer) for reading in batch.readings]
+
+
+def test_what_was_flushed_is_there_after_a_kill(tmp_path: Path):
+    killed = opened(tmp_path)
+    take(killed, 0.0, -0.0, False, None, "")
+    killed.tick(20.0)
+    assert list(map(repr, values(opened(tmp_path, epoch=2)))) == list(
+        map(repr, [0.0, -0.0, False, None, ""])
+    )
+
+
+def test_what_is_younger_than_the_flush_interval_is_not(tmp_path: Path):
+    killed = opened(tmp_path)
+    take(killed, 1.0)
+    killed.tick(20.0)
+    take(killed, 2.0)
+    killed.tick(29.0)
+    assert values(opened(tmp_path, epoch=2)) == [1.0]
+
+
+def test_a_durable_reading_is_flushed_at_once(tmp_path: Path):
+    killed = opened(tmp_path)
+    take(killed, 1.0)
+    killed.tick(20.0)
+    take(killed, 2.0, durable=True)
+    assert killed.urgent
+    killed.tick(20.1)
+    assert not killed.urgent
+    assert values(opened(tmp_path, epoch=2)) == [1.0, 2.0]
+
+
+def test_the_sequence_runs_on_and_the_first_batch_names_the_epoch_before(tmp_path: Path):
+    first = opened(tmp_path, epoch=11)
+    take(first, 1.0)
+    first.close()
+    second = opened(tmp_path, epoch=12)
+    for value in (2.0, 3.0):
+        take(second, value)
+        second.tick(0.0)
+        second.tick(60.0)
+    names = [(b.epoch, b.sequence, b.previous, b.oldest) for b in batches(second)]
+    assert names == [(11, 1, None, 1), (12, 2, (11, 1), 1), (12, 3, None, 1)]
+
+
+def test_an_acknowledged_batch_does_not_come_back(tmp_path: Path):
+    buffer = opened(tmp_path)
+    take(buffer, 1.0)
+    buffer.tick(0.0)
+    buffer.tick(60.0)
+    take(buffer, 2.0)
+    buffer.acknowledge(1)
+    buffer.close()
+    assert values(opened(tmp_path, epoch=2)) == [2.0]
+
+
+def test_without_the_ranges_everything_on_disk_is_sent_again(tmp_path: Path):
+    buffer = opened(tmp_path)
+    take(buffer, 1.0)
+    buffer.close()
+    buffer.acknowledge(1)
+    buffer.tick(1.0)
+    (tmp_path / "acked").write_bytes(b"\xff" * 4096)
+    again = opened(tmp_path, epoch=2)
+    assert [(b.epoch, b.sequence) for b in batches(again)] == [(1, 1)]
+
+
+def test_a_journal_without_its_spool_seals_under_the_names_already_given(tmp_path: Path):
+    buffer = opened(tmp_path)
+    take(buffer, 1.0)
+    buffer.tick(0.0)
+    buffer.tick(60.0)
+    for segment in tmp_path.glob("*.seg"):
+        segment.unlink()
+    again = opened(tmp_path, epoch=2)
+    assert [(b.epoch, b.sequence, b.boot) for b in batches(again)] == [(1, 1, 7)]
+    assert values(again) == [1.0]
+
+
+def test_finished_segments_go_but_never_the_newest(tmp_path: Path):
+    for epoch in range(1, 6):
+        buffer = opened(tmp_path, epoch)
+        take(buffer, float(epoch))
+        buffer.close()
+        buffer.acknowledge(epoch)
+        buffer.tick(1.0)
+    assert len(list(tmp_path.glob("*.seg"))) == 1
+    assert opened(tmp_path, epoch=9).last == 5
+
+
+def test_a_flipped_bit_costs_one_batch_which_is_set_aside(tmp_path: Path):
+    buffer = opened(tmp_path)
+    for value in (1.0, 2.0, 3.0):
+        take(buffer, value)
+        buffer.tick(0.0)
+        buffer.tick(60.0)
+    second = list(buffer.waiting())[1]
+    spoilt = bytearray((tmp_path / second.segment).read_bytes())
+    spoilt[second.offset + 5] ^= 1
+    (tmp_path / second.segment).write_bytes(spoilt)
+    (tmp_path / "journal").unlink()
+    again = opened(tmp_path, epoch=2)
+    assert values(again) == [1.0, 3.0]
+    assert [fault for fault in again.stats().faults if fault.endswith(".damaged")]
+
+
+@pytest.mark.parametrize("foreign", [b"", b"\0" * 5000, b"bgS1" * 100, b"bgJ1" + b"\xff" * 9000])
+def test_it_starts_whatever_it_finds(tmp_path: Path, foreign: bytes):
+    for name in ("journal", "acked", "00000007.seg", "00000009.seg", "notes.txt"):
+        (tmp_path / name).write_bytes(foreign)
+    buffer = opened(tmp_path)
+    take(buffer, 1.0)
+    buffer.close()
+    assert values(opened(tmp_path, epoch=2)) == [1.0]
+
+
+def test_a_step_of_the_clock_begins_a_new_batch(tmp_path: Path):
+    buffer = opened(tmp_path)
+    for offset in (10**12, 10**12 + 90, 10**12 + 3_600_000, 10**9):
+        take(buffer, 1.0, offset=offset)
+    buffer.close()
+    assert [len(batch.readings) for batch in batches(buffer)] == [2, 1, 1]
+
+
+def test_a_batch_holds_at_most_a_thousand_readings_and_64_kib(tmp_path: Path):
+    buffer = opened(tmp_path)
+    take(buffer, *range(2 * BATCH_READINGS))
+    take(buffer, *("x" * 256 for _ in range(BATCH_READINGS)))
+    buffer.close()
+    assert all(len(batch.readings) <= BATCH_READINGS for batch in batches(buffer))
+    assert len(values(buffer)) == 3 * BATCH_READINGS
+    assert len(batches(buffer)) > 3
+
+
+def test_a_full_journal_is_sealed(tmp_path: Path):
+    buffer = opened(tmp_path)
+    for second in range(100):
+        take(buffer, float(second), durable=True)
+        buffer.tick(second / 2)
+    assert values(opened(tmp_path, epoch=2)) == [float(second) for second in range(100)]
+    assert (tmp_path / "journal").stat().st_size == 64 * 4096
+
+
+def test_a_refused_batch_is_kept_aside_for_the_technician(tmp_path: Path):
+    buffer = opened(tmp_path)
+    take(buffer, 1.0)
+    buffer.close()
+    payload = buffer.payload(next(buffer.waiting()))
+    buffer.set_aside(next(buffer.waiting()), 0x99)
+    buffer.tick(1.0)
+    assert buffer.stats().refused == ["1-1-0x99.batch"]
+    assert (tmp_path / "refused" / "1-1-0x99.batch").read_bytes() == payload
+    again = opened(tmp_path, epoch=2)
+    assert values(again) == []
+    assert again.stats().refused == ["1-1-0x99.batch"]
+
+
+def test_over_its_size_the_oldest_go_and_are_counted_for_ever(tmp_path: Path):
+    small = BufferSettings(flush_interval=10, seal_interval=60, max_size=2 << 20)
+    buffer = opened(tmp_path, settings=small)
+    total = 0
+    while not buffer.stats().dropped:
+        take(buffer, *(f"{total + n:064}" * 4 for n in range(200)))
+        total += 200
+        buffer.tick(0.0)
+    buffer.close()
+    dropped = buffer.stats().dropped
+    assert len(values(buffer)) + dropped == total
+    assert buffer.stats().dropped_by == {"buffer full": dropped}
+    again = opened(tmp_path, epoch=2, settings=small)
+    assert again.stats().dropped == dropped
+    assert len(values(again)) + dropped == total
+
+
+def test_a_batch_that_was_evicted_meanwhile_has_no_payload_and_makes_no_file(tmp_path: Path):
+    small = BufferSettings(flush_interval=10, seal_interval=60, max_size=1 << 20)
+    buffer = opened(tmp_path, settings=small)
+    take(buffer, 1.0)
+    buffer.tick(0.0)
+    buffer.tick(60.0)
+    first = next(buffer.waiting())
+    while not buffer.stats().dropped:
+        take(buffer, *(f"{n:064}" * 4 for n in range(200)))
+        buffer.tick(0.0)
+    assert buffer.payload(first) is None
+    assert not (tmp_path / first.segment).exists()
+
+
+def test_the_counts_say_what_waits_where(tmp_path: Path):
+    buffer = opened(tmp_path)
+    take(buffer, 1.0, 2.0)
+    assert buffer.stats().waiting_readings == 2
+    buffer.tick(0.0)
+    assert (buffer.stats().waiting_batches, buffer.stats().waiting_readings) == (0, 2)
+    buffer.tick(60.0)
+    assert (buffer.stats().waiting_batches, buffer.stats().waiting_readings) == (1, 2)
+    assert buffer.stats().taken == 2

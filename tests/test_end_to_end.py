@@ -1,0 +1,329 @@
+"""The daemon as its own process, between real ptys and a broker."""
+
+import asyncio
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+
+import pytest
+from gateway_process import ROOT, batches, gateway, readings, sensor, values
+
+from gateway.reading import PM2_5, PM10, Quantity, Value
+from hil.broker import Broker, Faults
+from hil.devices import Maxbotix, Nmea0183, Pms5003, Sds011
+from hil.serialline import SerialLine
+
+
+def run(scenario: Coroutine) -> None:
+    asyncio.run(asyncio.wait_for(scenario, 150))
+
+
+def is_subsequence(part: list[Value], whole: list[Value]) -> bool:
+    rest = iter(whole)
+    return all(value in rest for value in part)
+
+
+async def answered(line: SerialLine, count: int) -> None:
+    """Return when the device has given so many good answers."""
+    more = asyncio.Event()
+    line.on_sent = lambda _: more.set()
+    while len(line.good) < count:
+        more.clear()
+        await more.wait()
+
+
+def sent(line: SerialLine, quantity: Quantity) -> list[Value]:
+    return [values[quantity] for values in line.good if quantity in values]
+
+
+@pytest.mark.parametrize("kind", [Sds011, Pms5003, Maxbotix, Nmea0183])
+def test_what_a_device_sends_arrives_to_the_last_digit(kind: type, tmp_path: Path):
+    async def scenario() -> None:
+        device = kind() if kind is Sds011 else kind(period=0.05)
+        async with Broker() as broker, SerialLine(device, tmp_path / "tty") as line:
+            sensors = sensor("it", kind.__name__.lower(), line.path)
+            async with gateway(tmp_path, broker.url, sensors) as daemon:
+                await broker.wait_for(lambda seen: len(batches(seen)) >= 3)
+                assert await daemon.stop() == 0
+            quantities = {r.quantity for r in readings(broker.received)}
+            assert quantities
+            for quantity in quantities:
+                arrived = values(broker.received, "it", quantity.name)
+                assert is_subsequence(arrived, sent(line, quantity))
+
+    run(scenario())
+
+
+def test_every_answer_of_a_polled_device_arrives(tmp_path: Path):
+    async def scenario() -> None:
+        async with Broker() as broker, SerialLine(Sds011(), tmp_path / "tty") as line:
+            async with gateway(tmp_path, broker.url, sensor("air", "sds011", line.path)) as daemon:
+                await broker.wait_for(lambda seen: len(batches(seen)) >= 3)
+                assert await daemon.stop() == 0
+            for quantity in (PM2_5, PM10):
+                assert values(broker.received, "air", quantity.name) == sent(line, quantity)
+
+    run(scenario())
+
+
+class Mosquitto:
+    """A real mosquitto and a subscriber that knows nothing of this project."""
+
+    def __init__(self, directory: Path) -> None:
+        self.port = free_port()
+        config = directory / "mosquitto.conf"
+        config.write_text(f"listener {self.port} 127.0.0.1\nallow_anonymous true\n")
+        self.url = f"mqtt://127.0.0.1:{self.port}"
+        self.config = config
+
+    async def __aenter__(self) -> "Mosquitto":
+        self.broker = await asyncio.create_subprocess_exec(
+            *("mosquitto", "-v", "-c", self.config), stderr=asyncio.subprocess.PIPE
+        )
+        async with asyncio.timeout(10):
+            while b"running" not in await self.broker.stderr.readline():
+                pass
+        self.subscriber = await asyncio.create_subprocess_exec(
+            *("mosquitto_sub", "-p", str(self.port), "-V", "5", "-q", "1"),
+            *("-t", "bygate/v1/#", "-F", "%r %t %x"),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(10):
+            while b"Received SUBSCRIBE" not in await self.broker.stderr.readline():
+                pass
+        return self
+
+    async def message(self) -> tuple[bool, str, bytes]:
+        async with asyncio.timeout(10):
+            retain, topic, payload = (await self.subscriber.stdout.readline()).split()
+        return retain == b"1", topic.decode(), bytes.fromhex(payload.decode())
+
+    async def __aexit__(self, *_: object) -> None:
+        for process in (self.subscriber, self.broker):
+            process.kill()
+            await process.communicate()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def ten_line_decoder() -> dict[str, object]:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "gateway/WIRE.md").read_text(), re.S)
+    names: dict[str, object] = {}
+    exec(next(block for block in blocks if "zlib" in block and "def " in block), names)
+    return names
+
+
+def test_a_real_mosquitto_hands_it_on_to_a_stranger_with_ten_lines(tmp_path: Path):
+    async def scenario() -> None:
+        async with Mosquitto(tmp_path) as broker, SerialLine(Sds011(), tmp_path / "tty") as line:
+            async with gateway(tmp_path, broker.url, sensor("air", "sds011", line.path)) as daemon:
+                topic = ""
+                while not topic.endswith("/batch/live"):
+                    _, topic, payload = await broker.message()
+                state = ""
+                assert await daemon.stop() == 0
+                while state != "offline":
+                    _, status, text = await broker.message()
+                    state = json.loads(text)["state"] if status.endswith("/status") else state
+            decoder = next(v for k, v in ten_line_decoder().items() if k.startswith("decode"))
+            rows = [row for row in decoder(payload) if "pm2_5" in row]
+            assert topic == "bygate/v1/trd-0042/batch/live"
+            assert [row[-1] for row in rows] == sent(line, PM2_5)[: len(rows)]
+
+    run(scenario())
+
+
+OUTSIDE = '''
+"""Says what is easily taken for nothing."""
+from gateway.driver import LocalDriver
+from gateway.reading import MOTION, OPEN, POWER, TEMPERATURE, Values
+
+class Driver(LocalDriver):
+    model = "Nothing"
+    quantities = (MOTION, OPEN, POWER, TEMPERATURE)
+
+    def poll(self) -> Values:
+        return {MOTION: False, OPEN: None, POWER: 0.0, TEMPERATURE: -0.0}
+'''
+
+
+@pytest.fixture
+def outside_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "nothing_says.py").write_text(OUTSIDE)
+    points = tmp_path / "nothing-1.dist-info"
+    points.mkdir()
+    (points / "METADATA").write_text("Metadata-Version: 2.1\nName: nothing\nVersion: 1\n")
+    (points / "entry_points.txt").write_text("[bygate.drivers]\nnothing = nothing_says:Driver\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return "nothing"
+
+
+def test_zero_minus_zero_and_false_arrive_as_what_they_are(tmp_path: Path, outside_driver: str):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            async with gateway(tmp_path, broker.url, sensor("it", outside_driver)) as daemon:
+                await broker.wait_for(lambda seen: len(batches(seen)) >= 1)
+                assert await daemon.stop() == 0
+            for quantity, said in {
+                "motion": "False",
+                "open": "None",
+                "power": "0.0",
+                "temperature": "-0.0",
+            }.items():
+                assert set(map(repr, values(broker.received, "it", quantity))) == {said}
+
+    run(scenario())
+
+
+def test_a_port_that_vanishes_and_returns_goes_on_where_it_was(tmp_path: Path):
+    async def scenario() -> None:
+        async with Broker() as broker, SerialLine(Sds011(), tmp_path / "tty") as line:
+            async with gateway(tmp_path, broker.url, sensor("air", "sds011", line.path)) as daemon:
+                await broker.wait_for(lambda seen: len(batches(seen)) >= 1)
+                line.unplug()
+                assert "adapter" in await daemon.says("air:")
+                line.replug()
+                await daemon.says("gives readings again")
+                known = len(line.good)
+                await broker.wait_for(
+                    lambda seen: len(values(seen, "air", "pm2_5")) > known, timeout=10
+                )
+                assert await daemon.stop() == 0
+            arrived = values(broker.received, "air", "pm2_5")
+            assert is_subsequence(arrived, sent(line, PM2_5))
+            assert len(arrived) >= len(line.good) - 1  # one may have been under way at the unplug
+
+    run(scenario())
+
+
+def test_what_is_missing_at_start_is_no_reason_to_stop(tmp_path: Path):
+    async def scenario() -> None:
+        async with SerialLine(Sds011(), tmp_path / "tty") as line:
+            port = free_port()
+            sensors = sensor("air", "sds011", line.path) + sensor(
+                "gone", "maxbotix", tmp_path / "no-such-tty"
+            )
+            async with gateway(tmp_path, f"mqtt://127.0.0.1:{port}", sensors) as daemon:
+                await daemon.says("nothing listens there")
+                await daemon.says("is the adapter plugged in?")
+                async with (
+                    Broker(port) as broker,
+                    SerialLine(Maxbotix(period=0.1), tmp_path / "no-such-tty"),
+                ):
+                    await broker.wait_for(lambda seen: values(seen, "gone", "distance"), timeout=30)
+                    assert await daemon.stop() == 0
+                    assert values(broker.received, "air", "pm2_5") == sent(line, PM2_5)
+
+    run(scenario())
+
+
+def test_a_broker_that_appears_after_a_minute_gets_everything(tmp_path: Path):
+    async def scenario() -> None:
+        async with SerialLine(Sds011(), tmp_path / "tty") as line:
+            port = free_port()
+            sensors = sensor("air", "sds011", line.path, interval="1s")
+            async with gateway(tmp_path, f"mqtt://127.0.0.1:{port}", sensors) as daemon:
+                await answered(line, 60)  # one a second
+                async with Broker(port) as broker:
+                    await broker.wait_for(
+                        lambda seen: len(values(seen, "air", "pm2_5")) >= 60, timeout=70
+                    )
+                    assert await daemon.stop() == 0
+                    assert values(broker.received, "air", "pm2_5") == sent(line, PM2_5)
+
+    run(scenario())
+
+
+def test_killed_and_started_again_it_delivers_what_was_flushed(tmp_path: Path):
+    async def scenario() -> None:
+        async with Broker() as broker, SerialLine(Sds011(), tmp_path / "tty") as line:
+            sensors = sensor("air", "sds011", line.path, durable=True)
+            broker.faults = Faults(ack_withheld=True)
+            async with gateway(tmp_path, broker.url, sensors) as daemon:
+                await broker.wait_for(lambda seen: len(batches(seen)) >= 1)
+                flushed = len(line.good) - 1  # the last may not have been flushed yet
+                daemon.process.kill()
+                await daemon.process.wait()
+            broker.faults = Faults()
+            async with gateway(tmp_path, broker.url, sensors) as daemon:
+                await broker.wait_for(lambda seen: len({b.epoch for b in batches(seen)}) == 2)
+                assert await daemon.stop() == 0
+            first, _second = sorted(
+                {b.epoch: b.sequence for b in batches(broker.received)}.items(),
+                key=lambda item: item[1],
+            )
+            begin = next(b for b in batches(broker.received) if b.previous)
+            last = max(b.sequence for b in batches(broker.received) if b.epoch == first[0])
+            assert begin.previous == (first[0], last)
+            arrived = values(broker.received, "air", "pm2_5")
+            assert arrived[:flushed] == sent(line, PM2_5)[:flushed]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "faults",
+    [Faults(), Faults(ack_withheld=True), Faults(deaf=True), Faults(connack_withheld=True)],
+)
+def test_it_stops_within_five_seconds_whatever_the_broker_does(
+    tmp_path: Path, faults: Faults, number: signal.Signals
+):
+    async def scenario() -> None:
+        async with Broker() as broker, SerialLine(Sds011(), tmp_path / "tty") as line:
+            broker.faults = faults
+            async with gateway(tmp_path, broker.url, sensor("air", "sds011", line.path)) as daemon:
+                await answered(line, 5)
+                assert await daemon.stop(number) == 0
+
+    run(scenario())
+
+
+def test_the_status_is_retained_and_the_will_says_offline(tmp_path: Path):
+    async def scenario() -> None:
+        topic = "bygate/v1/trd-0042/status"
+        async with Broker() as broker, gateway(tmp_path, broker.url) as daemon:
+            await broker.wait_for(lambda seen: topic in broker.retained)
+            assert json.loads(broker.retained[topic])["state"] == "online"
+            daemon.process.kill()
+            await broker.wait_for(lambda _: not broker.connections)
+            assert json.loads(broker.retained[topic])["state"] == "offline"
+
+    run(scenario())
+
+
+def test_a_second_daemon_on_the_same_directory_refuses(tmp_path: Path):
+    async def scenario() -> None:
+        async with Broker() as broker, gateway(tmp_path, broker.url) as first:
+            await first.says("connected")
+            async with gateway(tmp_path, broker.url) as second:
+                assert "another bygate uses it" in await second.says("state")
+                assert await second.process.wait() == 1
+            assert await first.stop() == 0
+
+    run(scenario())
+
+
+def test_every_mistake_is_told_at_once_and_nothing_is_started(tmp_path: Path):
+    config = tmp_path / "config.toml"
+    config.write_text('[gateway]\nidd = "x"\n[uplink]\nurl = "mqtt://h"\nkeepalive = 60\n')
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway", "run", "-c", config],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert f"{config}:2: gateway.idd: there is no such setting; did you mean 'id'?" in done.stderr
+    assert f"{config}:5: uplink.keepalive" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "state").exists()
