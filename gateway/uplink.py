@@ -186,8 +186,10 @@ class Uplink:
         buffer: Buffer,
         writer: Executor,
         wait: wait_base | None = None,
+        ack_within: float = ACK_WITHIN,
     ) -> None:
         self.state = UplinkState()
+        self._ack_within = ack_within
         self._settings, self._gateway = settings, gateway
         self._buffer, self._writer = buffer, writer
         self._wait = wait_random_exponential(0.5, max=60) if wait is None else wait
@@ -233,7 +235,9 @@ class Uplink:
         try:
             client = _Client(self._settings, self._gateway, broker, status.payload("offline"))
             async with client.session():
-                session = self._session = _Session(client, self._root, self._buffer, self._writer)
+                session = self._session = _Session(
+                    *(client, self._root, self._buffer, self._writer, self._ack_within)
+                )
                 self.state.connected, self.state.why = True, None
                 log.info("uplink %s: connected", broker.url)
                 await session.run(status, self._settings.status_interval, self.state)
@@ -262,11 +266,14 @@ class Uplink:
 class _Session:
     """One connection: its window, its two lanes, and what became of them."""
 
-    def __init__(self, client: _Client, root: str, buffer: Buffer, writer: Executor) -> None:
+    def __init__(
+        self, client: _Client, root: str, buffer: Buffer, writer: Executor, ack_within: float
+    ) -> None:
         self.news = asyncio.Event()
         self.delivered = 0
         self.refused = False
         self._client, self._root, self._buffer, self._writer = client, root, buffer, writer
+        self._ack_within = ack_within
         self._window = asyncio.Semaphore(1)
         self._size = 1
         self._since = self._live = buffer.last
@@ -307,7 +314,7 @@ class _Session:
             await self.news.wait()
 
     async def _settle(self, held: Held, ack: asyncio.Future[int], state: UplinkState) -> None:
-        code = await _within(ACK_WITHIN, ack)
+        code = await _within(self._ack_within, ack)
         if code in (SUCCESS, NOBODY_SUBSCRIBES):
             self._buffer.acknowledge(held.sequence)
             state.unheard += code == NOBODY_SUBSCRIBES
@@ -351,7 +358,7 @@ class _Session:
         ack = self._client.send(
             f"{self._root}/status", status.payload(state), retain=True, kind="application/json"
         )
-        code = await _within(ACK_WITHIN, ack)
+        code = await _within(self._ack_within, ack)
         if code >= 0x80:
             log.warning("the broker refuses the status: 0x%02x %s", code, _REASONS.get(code, ""))
 
