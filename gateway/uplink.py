@@ -245,7 +245,10 @@ class Uplink:
             failure = _first(group)
         finally:
             self.state.connected, self._session = False, None
-        if self._left:  # a task group prefers its child's error to a cancel that comes with it
+        task = asyncio.current_task()
+        if task and task.cancelling():  # a task group prefers its child's error to a cancel
+            raise asyncio.CancelledError
+        if self._left:
             return
         if session is None or not session.delivered or session.refused:
             raise UplinkError(str(failure)) from failure
