@@ -102,7 +102,7 @@ class _Client(aiomqtt.Client):
         try:
             await self.__aenter__()
             yield self
-        except aiomqtt.MqttError as error:
+        except (aiomqtt.MqttError, UnicodeError) as error:  # a..b is no name that DNS could have
             raise UplinkError(_remedy(error)) from error
         finally:
             self._client._sock_close()
@@ -407,11 +407,12 @@ _REASONS = {
 }
 
 
-def _remedy(error: aiomqtt.MqttError) -> str:
+def _remedy(error: Exception) -> str:
     said = str(error)
     remedies = {
         "Connection refused": "nothing listens there: check [uplink] url, and that the broker runs",
         "Name or service not known": "check the name in [uplink] url, and DNS",
+        "idna": "check the name in [uplink] url",
         "Temporary failure in name resolution": "no DNS: is there a network?",
         "Bad user name or password": "check [uplink] username and password_file",
         "Not authorized": "check [uplink] username and password_file, and the broker's ACL",
