@@ -290,7 +290,12 @@ class _Session:
             tasks.create_task(self._keep_status(status, every))
             while True:
                 await self._window.acquire()
-                held, lane = await self._next()
+                self.news.clear()
+                if (found := self._next()) is None:
+                    self._window.release()
+                    await self.news.wait()
+                    continue
+                held, lane = found
                 payload = await asyncio.get_running_loop().run_in_executor(
                     self._writer, self._buffer.payload, held
                 )
@@ -305,16 +310,14 @@ class _Session:
                 ack = self._client.send(topic, payload, kind=content_type(payload))
                 tasks.create_task(self._settle(held, ack, state))
 
-    async def _next(self) -> tuple[Held, str]:
-        while True:
-            self.news.clear()
-            if live := next(self._buffer.waiting(self._live), None):
-                self._live = live.sequence
-                return live, "live"
-            if old := next(self._buffer.waiting(self._backlog, self._since + 1), None):
-                self._backlog = old.sequence
-                return old, "backlog"
-            await self.news.wait()
+    def _next(self) -> tuple[Held, str] | None:
+        if live := next(self._buffer.waiting(self._live), None):
+            self._live = live.sequence
+            return live, "live"
+        if old := next(self._buffer.waiting(self._backlog, self._since + 1), None):
+            self._backlog = old.sequence
+            return old, "backlog"
+        return None
 
     async def _settle(self, held: Held, ack: asyncio.Future[int], state: UplinkState) -> None:
         code = await _within(self._ack_within, ack)
@@ -358,10 +361,10 @@ class _Session:
                 await asyncio.sleep(1)
 
     async def _publish_status(self, status: Status, state: str) -> None:
-        ack = self._client.send(
-            f"{self._root}/status", status.payload(state), retain=True, kind="application/json"
-        )
-        code = await _within(self._ack_within, ack)
+        topic, payload = f"{self._root}/status", status.payload(state)
+        async with self._window:  # a broker that takes one publish at once counts this one, too
+            ack = self._client.send(topic, payload, retain=True, kind="application/json")
+            code = await _within(self._ack_within, ack)
         if code >= 0x80:
             log.warning("the broker refuses the status: 0x%02x %s", code, _REASONS.get(code, ""))
 
