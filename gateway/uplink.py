@@ -302,7 +302,7 @@ class _Session:
                 if payload is None:  # evicted meanwhile, and counted
                     self._window.release()
                     continue
-                if len(payload) + len(self._root) + 64 > self._client.largest_packet:
+                if not self._fits(payload):
                     await self._set_aside(held, 0x95)
                     self._window.release()
                     continue
@@ -339,6 +339,9 @@ class _Session:
         self._window.release()
         self._settled.set()
 
+    def _fits(self, payload: bytes) -> bool:
+        return len(payload) + len(self._root) + 64 <= self._client.largest_packet
+
     async def _set_aside(self, held: Held, code: int) -> None:
         log.error(
             "batch %d set aside: 0x%02x %s, %d bytes",
@@ -362,6 +365,9 @@ class _Session:
 
     async def _publish_status(self, status: Status, state: str) -> None:
         topic, payload = f"{self._root}/status", status.payload(state)
+        if not self._fits(payload):
+            log.warning("the status is larger than the broker takes: %d bytes", len(payload))
+            return
         async with self._window:  # a broker that takes one publish at once counts this one, too
             ack = self._client.send(topic, payload, retain=True, kind="application/json")
             code = await _within(self._ack_within, ack)
