@@ -185,6 +185,7 @@ class Uplink:
         gateway: str,
         buffer: Buffer,
         writer: Executor,
+        *,
         wait: wait_base | None = None,
         ack_within: float = ACK_WITHIN,
     ) -> None:
