@@ -156,7 +156,7 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(site: Path):
     os.close(reader)
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, "check", "--example"],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env={"PYTHONPATH": str(ROOT)},  # buffered, whatever PYTHONUNBUFFERED says here
         stdout=writer,
         stderr=subprocess.PIPE,
         check=False,

@@ -350,10 +350,12 @@ def unreadable(path: Path) -> ConfigError:
     return caught.value
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_file_without_permission_names_what_helps(tmp_path: Path):
-    (tmp_path / "config.toml").touch(mode=0o000)
-    assert "no permission to read it; use sudo" in str(unreadable(tmp_path / "config.toml"))
+    file = tmp_path / "config.toml"
+    file.touch(mode=0o000)
+    if os.access(file, os.R_OK):
+        pytest.skip("root may read everything")
+    assert "no permission to read it; use sudo" in str(unreadable(file))
 
 
 def test_windows_line_ends_and_a_byte_order_mark_do_no_harm():
@@ -369,15 +371,15 @@ def test_settings_for_replay_are_checked_as_in_the_file():
 
 
 def test_mistakes_in_settings_for_replay_name_the_option():
-    texts = {"unit": "FE", "settle": "5", "swp": "true", "bits": "1\nx = 2", "factor": "true"}
+    texts = {"settle": "5", "swp": "true", "bits": "1", "unit": "1\nx = 2", "factor": "true"}
     with pytest.raises(ConfigError) as caught:
         settings_from_text(driver.find("buoy"), texts)
     assert sorted(str(caught.value).splitlines()) == [
-        "--set bits: expected one of 7, 8, got '1\\nx = 2'",
+        "--set bits: expected one of 7, 8, got '1'",
         "--set factor: expected a number, got true",
         "--set settle: expected a duration such as '60s', got '5'; did you mean '5s'?",
         "--set swp: there is no such setting; did you mean 'swap'?",
-        "--set unit: expected a whole number, got 'FE'",
+        "--set unit: expected a whole number, got '1\\nx = 2'",
     ]
 
 
@@ -414,8 +416,8 @@ def test_a_size_is_shown_as_it_is_read(count: int):
 VALUES = (
     "1",
     "'#'",
-    '"""\na = 1\n[b]\n"""""',
-    "'''\n]]\n'''",
+    '"""\na = "1\n[b]\n"""""',
+    "'''\n']]\n''''",
     "[\n1, # ]\n2\n]",
     '{ x = "}" }',
     '"\\"#"',

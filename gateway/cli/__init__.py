@@ -11,7 +11,7 @@ from pathlib import Path
 from gateway import __version__
 from gateway.config import ConfigError
 
-CONFIG = Path("/etc/bygate/config.toml")
+DEFAULT_CONFIG = Path("/etc/bygate/config.toml")
 """Where the configuration is unless `-c` says otherwise."""
 
 COMMANDS = {

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gateway.cli import CONFIG
+from gateway.cli import DEFAULT_CONFIG
 from gateway.cli.columns import columns
 from gateway.config import Config, ConfigError, PortSettings, SensorSettings, load
 from gateway.driver import SerialDriver
@@ -17,7 +17,7 @@ from gateway.schema import plain, settings_of
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `bygate check`."""
-    parser.add_argument("-c", "--config", type=Path, default=CONFIG, metavar="FILE")
+    parser.add_argument("-c", "--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--example", action="store_true", help="print a config.toml to begin with, and check none"
