@@ -180,7 +180,7 @@ def _setting(text: str) -> tuple[str, object]:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    ran = [importlib.import_module(f"hil.bench_{name}").main() for name in options.names]
+    ran = [importlib.import_module(f"hil.bench_{name}").main([]) for name in options.names]
     return max(code or 0 for code in ran)
 
 
