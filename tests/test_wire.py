@@ -1,5 +1,7 @@
 import random
+import zlib
 from dataclasses import replace
+from itertools import chain, repeat
 
 import msgpack
 import pytest
@@ -372,15 +374,39 @@ def test_bytes_behind_the_batch_are_a_wire_error():
 
 def test_payloads_back_to_back_are_decoded_one_by_one():
     many = wire.encode(batch(*(reading(1.0, at) for at in range(100))))
-    lengths = [len(each.readings) for each in wire.decode_all(EXAMPLE + many + many + EXAMPLE)]
+    lengths = [len(each.readings) for each in wire.decode_all([EXAMPLE + many + many + EXAMPLE])]
     assert lengths == [9, 100, 100, 9]
 
 
 def test_a_broken_payload_among_others_is_named_by_its_offset():
-    stream = wire.decode_all(EXAMPLE + b"\n" + EXAMPLE)
+    stream = wire.decode_all([EXAMPLE + b"\n" + EXAMPLE])
     assert next(stream) == wire.decode(EXAMPLE)
     with pytest.raises(wire.WireError, match="payload at byte 180: first byte 0x0a"):
         next(stream)
+
+
+@examples
+@given(batches, batches)
+def test_payloads_may_come_in_chunks_of_any_size(one, other):
+    stream = wire.encode(one) + wire.encode(other)
+    size = 1 + len(stream) // 7
+    chunks = [stream[at : at + size] for at in range(0, len(stream), size)]
+    found = [said(each.readings) for each in wire.decode_all(chunks)]
+    assert found == [said(each.readings) for each in wire.decode_all([stream])]
+
+
+def test_a_map_cut_off_in_a_whole_zlib_stream_is_told_before_more_bytes_come():
+    chunks = iter([zlib.compress(EXAMPLE[:-1]), b"never asked for"])
+    with pytest.raises(wire.WireError, match="payload at byte 0: a map is cut off after 179"):
+        list(wire.decode_all(chunks))
+    assert next(chunks) == b"never asked for"
+
+
+def test_a_zlib_stream_that_never_ends_is_given_up():
+    empty_block, chunk = b"\x00\x00\x00\xff\xff", 1 << 20
+    endless = chain([b"\x78\x9c"], repeat(empty_block * (chunk // 5)))
+    with pytest.raises(wire.WireError, match=r"a zlib stream is cut off after \d{7} bytes"):
+        list(wire.decode_all(endless))
 
 
 # Anything may arrive

@@ -7,12 +7,12 @@ import os
 import sys
 from pathlib import Path
 
-from gateway.cli import CONFIG
+from gateway.cli import DEFAULT_CONFIG
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("-c", "--config", type=Path, default=CONFIG, metavar="FILE")
+    parser.add_argument("-c", "--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE")
 
 
 def run(args: argparse.Namespace) -> int:
