@@ -101,6 +101,7 @@ class _Client(aiomqtt.Client):
         """Connect; close at the end without waiting, which on a half-open link takes for ever."""
         try:
             await self.__aenter__()
+            _heed_cancel()  # asyncio.wait_for prefers its result to it, before Python 3.12
             yield self
         except (aiomqtt.MqttError, UnicodeError) as error:  # a..b is no name that DNS could have
             raise UplinkError(_remedy(error)) from error
@@ -246,9 +247,7 @@ class Uplink:
             failure = _first(group)
         finally:
             self.state.connected, self._session = False, None
-        task = asyncio.current_task()
-        if task and task.cancelling():  # a task group prefers its child's error to a cancel
-            raise asyncio.CancelledError
+        _heed_cancel()  # a task group prefers its child's error to it
         if self._left:
             return
         if session is None or not session.delivered or session.refused:
@@ -393,6 +392,13 @@ async def _within(seconds: float, ack: asyncio.Future[int]) -> int:
             return await ack
     except TimeoutError:
         raise UplinkError(f"no acknowledgement within {seconds:g} s: the link is dead") from None
+
+
+def _heed_cancel() -> None:
+    """Raise the cancel that this task was sent, where something swallowed it."""
+    task = asyncio.current_task()
+    if task and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
