@@ -107,10 +107,6 @@ def both(messages: list[Received]) -> list[int]:
     return [decode(m.payload).sequence for m in messages if "/batch/" in m.topic]
 
 
-def unanswered(messages: list[Received]) -> int:
-    return sum(m.answer is None for m in messages)
-
-
 # Lanes and order
 
 
@@ -177,20 +173,26 @@ def most_under_way(broker: Broker) -> list[int]:
     return seen
 
 
-@pytest.mark.parametrize("maximum", [1, 2, 5, None])
-def test_the_window_grows_from_one_to_what_the_broker_takes_and_no_further(maximum, tmp_path):
+def unanswered(messages: list[Received]) -> int:
+    return sum(message.answer is None and "/batch/" in message.topic for message in messages)
+
+
+@pytest.mark.parametrize(("maximum", "window"), [(1, 1), (2, 1), (5, 4), (None, 20)])
+def test_the_window_grows_from_one_and_leaves_a_place_to_the_status(maximum, window, tmp_path):
     async def scenario() -> None:
         async with Broker(limits=Limits(receive_maximum=maximum)) as broker:
             seen = most_under_way(broker)
             broker.faults = Faults(ack_after=0.02)
             box = Box(tmp_path, address(broker))
-            await box.seal(100)
+            await box.seal(80 * window)
             async with delivering(box):
+                await broker.wait_for(10)
+                box.status.size = 1  # it is published while the window is full
                 await box.empty()
-            assert broker.connects == 1
-            assert seen[0] == 1
-            assert max(seen) == (maximum or 20)
-            assert both(broker.received) == list(range(1, 101))
+            assert broker.connects == 1  # a broker whose maximum is exceeded hangs up
+            assert max(seen) == window
+            assert both(broker.received) == list(range(1, 80 * window + 1))
+            assert len(broker.received) == 80 * window + 2
 
     run(scenario())
 
@@ -633,6 +635,22 @@ def test_a_cancel_ends_it_at_once_at_any_moment(delay, faults, tmp_path):
                 await asyncio.sleep(delay)
                 task.cancel()
                 assert (await asyncio.wait({task}, timeout=0.5))[0]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("rounds", range(24))
+def test_a_cancel_while_the_connection_is_made_is_not_lost(rounds, tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            async with delivering(box) as task:
+                while not broker.connections:  # noqa: ASYNC110
+                    await asyncio.sleep(0)
+                for _ in range(rounds):  # of the loop: in one of them the CONNACK is read
+                    await asyncio.sleep(0)
+                task.cancel()
+                assert (await asyncio.wait({task}, timeout=2))[0]
 
     run(scenario())
 
