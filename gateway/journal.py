@@ -54,7 +54,6 @@ class Journal:
 
     def recover(self) -> tuple[list[Flushed], int]:
         """Return every intact frame, and how many begin like one but are damaged or torn."""
-        self._disk.settle(NAME)
         data = self._disk.read(NAME)
         if len(data) < SLOT * SLOTS:
             self._disk.write(NAME, len(data), bytes(SLOT * SLOTS - len(data)))
