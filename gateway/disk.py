@@ -95,8 +95,8 @@ class Disk:
             os.close(fd)
 
     def close_all(self) -> None:
-        """Let go of every file."""
-        for name in list(self._open):
+        """Let go of every file but the lock, which is held until the process ends."""
+        for name in self._open.keys() - {LOCK}:
             self.close(name)
 
     def _fd(self, name: str, flags: int = os.O_RDWR | os.O_CREAT) -> int:
