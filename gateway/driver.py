@@ -8,8 +8,9 @@ faults and was dead after one of them; as a declared frame with a pure `decode` 
 
 import importlib
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import entry_points
 from typing import ClassVar, Literal, Protocol, dataclass_transform
 
@@ -42,6 +43,7 @@ __all__ = [
     "duration",
     "find",
     "names",
+    "outcome",
     "outcomes",
     "required",
     "setting",
@@ -170,24 +172,27 @@ class Outcome:
     why: str = ""
 
 
-def outcomes(driver: SerialDriver, data: bytes) -> Iterator[Outcome]:
+def outcomes(
+    driver: SerialDriver, data: bytes, decode: Callable[[bytes], Values | None] | None = None
+) -> Iterator[Outcome]:
     """Yield what becomes of each frame in `data`, in order; nothing when there is no frame.
 
     A bad frame is told of once: while the search goes on inside it, one byte later each time, only
     what is good is told. So half a frame and a good one read bad, ok. An exception that is not a
-    sensor's error is a mistake in the driver and passes.
+    sensor's error is a mistake in the driver and passes. `decode` may stand in for the driver's.
     """
     framer = Framer(driver.frame)
     framer.feed(data)
     while (frame := framer.next()) is not None:
-        outcome = _outcome(driver, frame)
-        if outcome.name not in (BadFrame.outcome, BadChecksum.outcome) or framer.reject():
-            yield outcome
+        found = outcome(frame, partial(decode or driver.decode, frame))
+        if found.name not in (BadFrame.outcome, BadChecksum.outcome) or framer.reject():
+            yield found
 
 
-def _outcome(driver: SerialDriver, frame: bytes) -> Outcome:
+def outcome(frame: bytes, read: Callable[[], Values | None]) -> Outcome:
+    """Return what becomes of one frame that `read` makes values of."""
     try:
-        values = driver.decode(frame)
+        values = read()
     except SensorError as error:
         return Outcome(error.outcome, frame, why=str(error))
     return Outcome("not mine" if values is None else "ok", frame, values)

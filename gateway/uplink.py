@@ -102,7 +102,7 @@ class _Client(aiomqtt.Client):
         try:
             await self.__aenter__()
             yield self
-        except aiomqtt.MqttError as error:
+        except (aiomqtt.MqttError, UnicodeError) as error:  # a..b is no name that DNS could have
             raise UplinkError(_remedy(error)) from error
         finally:
             self._client._sock_close()
@@ -186,8 +186,10 @@ class Uplink:
         buffer: Buffer,
         writer: Executor,
         wait: wait_base | None = None,
+        ack_within: float = ACK_WITHIN,
     ) -> None:
         self.state = UplinkState()
+        self._ack_within = ack_within
         self._settings, self._gateway = settings, gateway
         self._buffer, self._writer = buffer, writer
         self._wait = wait_random_exponential(0.5, max=60) if wait is None else wait
@@ -233,7 +235,9 @@ class Uplink:
         try:
             client = _Client(self._settings, self._gateway, broker, status.payload("offline"))
             async with client.session():
-                session = self._session = _Session(client, self._root, self._buffer, self._writer)
+                session = self._session = _Session(
+                    *(client, self._root, self._buffer, self._writer, self._ack_within)
+                )
                 self.state.connected, self.state.why = True, None
                 log.info("uplink %s: connected", broker.url)
                 await session.run(status, self._settings.status_interval, self.state)
@@ -241,7 +245,10 @@ class Uplink:
             failure = _first(group)
         finally:
             self.state.connected, self._session = False, None
-        if self._left:  # a task group prefers its child's error to a cancel that comes with it
+        task = asyncio.current_task()
+        if task and task.cancelling():  # a task group prefers its child's error to a cancel
+            raise asyncio.CancelledError
+        if self._left:
             return
         if session is None or not session.delivered or session.refused:
             raise UplinkError(str(failure)) from failure
@@ -262,11 +269,14 @@ class Uplink:
 class _Session:
     """One connection: its window, its two lanes, and what became of them."""
 
-    def __init__(self, client: _Client, root: str, buffer: Buffer, writer: Executor) -> None:
+    def __init__(
+        self, client: _Client, root: str, buffer: Buffer, writer: Executor, ack_within: float
+    ) -> None:
         self.news = asyncio.Event()
         self.delivered = 0
         self.refused = False
         self._client, self._root, self._buffer, self._writer = client, root, buffer, writer
+        self._ack_within = ack_within
         self._window = asyncio.Semaphore(1)
         self._size = 1
         self._since = self._live = buffer.last
@@ -281,14 +291,19 @@ class _Session:
             self._status = tasks.create_task(self._keep_status(status, every))
             while True:
                 await self._window.acquire()
-                held, lane = await self._next()
+                self.news.clear()
+                if (found := self._next()) is None:
+                    self._window.release()
+                    await self.news.wait()
+                    continue
+                held, lane = found
                 payload = await asyncio.get_running_loop().run_in_executor(
                     self._writer, self._buffer.payload, held
                 )
                 if payload is None:  # evicted meanwhile, and counted
                     self._window.release()
                     continue
-                if len(payload) + len(self._root) + 64 > self._client.largest_packet:
+                if not self._fits(payload):
                     await self._set_aside(held, 0x95)
                     self._window.release()
                     continue
@@ -296,19 +311,17 @@ class _Session:
                 ack = self._client.send(topic, payload, kind=content_type(payload))
                 tasks.create_task(self._settle(held, ack, state))
 
-    async def _next(self) -> tuple[Held, str]:
-        while True:
-            self.news.clear()
-            if live := next(self._buffer.waiting(self._live), None):
-                self._live = live.sequence
-                return live, "live"
-            if old := next(self._buffer.waiting(self._backlog, self._since + 1), None):
-                self._backlog = old.sequence
-                return old, "backlog"
-            await self.news.wait()
+    def _next(self) -> tuple[Held, str] | None:
+        if live := next(self._buffer.waiting(self._live), None):
+            self._live = live.sequence
+            return live, "live"
+        if old := next(self._buffer.waiting(self._backlog, self._since + 1), None):
+            self._backlog = old.sequence
+            return old, "backlog"
+        return None
 
     async def _settle(self, held: Held, ack: asyncio.Future[int], state: UplinkState) -> None:
-        code = await _within(ACK_WITHIN, ack)
+        code = await _within(self._ack_within, ack)
         if code in (SUCCESS, NOBODY_SUBSCRIBES):
             self._buffer.acknowledge(held.sequence)
             state.unheard += code == NOBODY_SUBSCRIBES
@@ -326,6 +339,9 @@ class _Session:
             self._window.release()
         self._window.release()
         self._settled.set()
+
+    def _fits(self, payload: bytes) -> bool:
+        return len(payload) + len(self._root) + 64 <= self._client.largest_packet
 
     async def _set_aside(self, held: Held, code: int) -> None:
         log.error(
@@ -349,10 +365,13 @@ class _Session:
                 await asyncio.sleep(1)
 
     async def _publish_status(self, status: Status, state: str) -> None:
-        ack = self._client.send(
-            f"{self._root}/status", status.payload(state), retain=True, kind="application/json"
-        )
-        code = await _within(ACK_WITHIN, ack)
+        topic, payload = f"{self._root}/status", status.payload(state)
+        if not self._fits(payload):
+            log.warning("the status is larger than the broker takes: %d bytes", len(payload))
+            return
+        async with self._window:  # a broker that takes one publish at once counts this one, too
+            ack = self._client.send(topic, payload, retain=True, kind="application/json")
+            code = await _within(self._ack_within, ack)
         if code >= 0x80:
             log.warning("the broker refuses the status: 0x%02x %s", code, _REASONS.get(code, ""))
 
@@ -400,11 +419,12 @@ _REASONS = {
 }
 
 
-def _remedy(error: aiomqtt.MqttError) -> str:
+def _remedy(error: Exception) -> str:
     said = str(error)
     remedies = {
         "Connection refused": "nothing listens there: check [uplink] url, and that the broker runs",
         "Name or service not known": "check the name in [uplink] url, and DNS",
+        "idna": "check the name in [uplink] url",
         "Temporary failure in name resolution": "no DNS: is there a network?",
         "Bad user name or password": "check [uplink] username and password_file",
         "Not authorized": "check [uplink] username and password_file, and the broker's ACL",

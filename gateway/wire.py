@@ -7,14 +7,23 @@ A payload is one msgpack map, or its zlib stream where that is shorter:
 `gateway/WIRE.md` describes it to whoever receives it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from math import copysign, isfinite
 from operator import attrgetter
 from typing import Any, TypeVar, cast
 
-from gateway.payload import MAX_INFLATED, MAX_SIZE, WireError, content_type, pack, seen, unpack
+from gateway.payload import (
+    MAX_INFLATED,
+    MAX_SIZE,
+    CutOff,
+    WireError,
+    content_type,
+    pack,
+    seen,
+    unpack,
+)
 from gateway.reading import CATALOGUE, Instant, Quantity, Reading, Value
 
 __all__ = [
@@ -48,6 +57,7 @@ MAX_TEXT = 256
 MAX_DECIMALS = 22
 """The largest k: 10^22 is the last power of ten that a float64 holds exactly."""
 
+_LONGEST = 2 * MAX_INFLATED  # even a zlib stream has no more bytes
 _EXACT = 1 << 53  # a float64 holds every integer below
 _QUALITY = ".q"
 _SCALARS = frozenset((int, float, bool, str, type(None)))
@@ -248,8 +258,8 @@ class SizeBound:
         if key not in self._series:
             self._series.add(key)
             sensor, name, unit = map(_length, key)
-            # 4 array heads, 4 string heads, 2 k, first time and step, ".q" and its empty unit
-            self.size += 4 * 5 + 4 * 5 + 2 + 2 * 9 + 3 + sensor + 2 * name + unit
+            # 4 array heads, 4 string heads, 2 k, the step, ".q" and its empty unit
+            self.size += 4 * 5 + 4 * 5 + 2 + 9 + 3 + sensor + 2 * name + unit
         value = reading.value
         longest = 3 + min(_length(value), MAX_TEXT) if isinstance(value, str) else 9
         self.size += 9 + longest + 3  # its time, its value, its quality
@@ -274,20 +284,25 @@ def decode(payload: bytes) -> Batch:
     return _batch(fields)
 
 
-def decode_all(data: bytes) -> Iterator[Batch]:
-    """Yield the batches of payloads that stand back to back, maps and zlib streams mixed.
+def decode_all(chunks: Iterable[bytes]) -> Iterator[Batch]:
+    """Yield the batches of payloads that stand back to back, each as soon as it is whole.
 
-    Raises WireError, with the offset of the payload, at the first one that is not valid.
+    Maps and zlib streams may be mixed, and chunks end anywhere; hardly more than a payload and a
+    chunk is held. Raises WireError, with the offset of the payload, at the first invalid one.
     """
-    start = 0
-    while start < len(data):
-        try:
-            fields, used = unpack(memoryview(data)[start:])
-            batch = _batch(fields)
-        except WireError as error:
-            raise WireError(f"payload at byte {start}: {error}") from error
-        yield batch
-        start += used
+    held, at, offset = b"", 0, 0
+    for chunk in chain(chunks, (b"",)):
+        held, at = held[at:] + chunk, 0
+        while at < len(held):
+            try:
+                fields, used = unpack(memoryview(held)[at:])
+                batch = _batch(fields)
+            except WireError as error:
+                if isinstance(error, CutOff) and chunk and len(held) - at <= _LONGEST:
+                    break
+                raise WireError(f"payload at byte {offset}: {error}") from error
+            yield batch
+            at, offset = at + used, offset + used
 
 
 def _batch(fields: dict[str, Any]) -> Batch:

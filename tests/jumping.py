@@ -16,7 +16,7 @@ START_MS = 1_763_900_000_000
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    loop = looptime.new_event_loop(start=0)
+    loop = looptime.new_event_loop(start=0, noop_cycles=10)
     with contextlib.closing(loop):
         return loop.run_until_complete(main)
 

@@ -24,6 +24,7 @@ from gateway.driver import (
     outcomes,
 )
 from gateway.reading import CATALOGUE, Quantity, Value
+from gateway.schema import settings_of
 
 CAPTURES = Path(__file__).parent / "captures"
 README = Path(__file__).parent.parent / "drivers" / "README.md"
@@ -218,8 +219,8 @@ def test_a_driver_is_frozen_and_each_setting_has_a_default(name: str):
 
 @pytest.mark.parametrize("name", DRIVERS)
 def test_each_setting_is_described(name: str):
-    for field in dataclasses.fields(made(name)):
-        assert field.metadata.get("doc") or f"`{field.name}`" in (find(name).__doc__ or "")
+    for setting in settings_of(find(name)).values():
+        assert setting.doc.endswith(".")
 
 
 @pytest.mark.parametrize("name", DRIVERS)
