@@ -58,7 +58,7 @@ def unpack(data: memoryview) -> tuple[dict[str, Any], int]:
     plain, used = _open(data)
     try:
         fields = msgpack.unpackb(plain, object_pairs_hook=_without_doubles)
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+    except ValueError as error:
         raise WireError(f"broken msgpack: {error}") from error
     if not isinstance(fields, dict):
         raise WireError(f"{seen(fields)} where a map belongs")
@@ -115,7 +115,8 @@ def _inflate(data: memoryview) -> tuple[bytes, int]:
 def _map_length(data: memoryview) -> int:
     """Return the length of the msgpack object at the head of `data`, which may be cut off.
 
-    Only what is complete is unpacked: a list of 2^32 that a few bytes announce is never allocated.
+    Raises WireError when it is cut off: a list of 2^32 that a few bytes announce would otherwise be
+    allocated before the rest of it is missed.
     """
     scan = msgpack.Unpacker()
     size = min(len(data), MAX_INFLATED)

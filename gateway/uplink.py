@@ -289,12 +289,13 @@ class _Session:
         self._since = self._live = buffer.last
         self._backlog = 0
         self._settled = asyncio.Event()
+        self._status: asyncio.Task[None] | None = None
 
     async def run(self, status: Status, every: float, state: UplinkState) -> None:
         """Deliver until the connection is lost; raises UplinkError, never returns."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._client.lost())
-            tasks.create_task(self._keep_status(status, every))
+            self._status = tasks.create_task(self._keep_status(status, every))
             while True:
                 await self._window.acquire()
                 self.news.clear()
@@ -389,6 +390,8 @@ class _Session:
 
     async def say_goodbye(self, status: Status) -> None:
         """Publish that this gateway is offline, and disconnect so that the will does not fire."""
+        if self._status:
+            self._status.cancel()  # an "online" behind the "offline" would stay there
         await self._publish_status(status, "offline")
         await self._client.say_goodbye()
 

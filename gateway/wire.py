@@ -258,8 +258,8 @@ class SizeBound:
         if key not in self._series:
             self._series.add(key)
             sensor, name, unit = map(_length, key)
-            # 4 array heads, 4 string heads, 2 k, first time and step, ".q" and its empty unit
-            self.size += 4 * 5 + 4 * 5 + 2 + 2 * 9 + 3 + sensor + 2 * name + unit
+            # 4 array heads, 4 string heads, 2 k, the step, ".q" and its empty unit
+            self.size += 4 * 5 + 4 * 5 + 2 + 9 + 3 + sensor + 2 * name + unit
         value = reading.value
         longest = 3 + min(_length(value), MAX_TEXT) if isinstance(value, str) else 9
         self.size += 9 + longest + 3  # its time, its value, its quality

@@ -185,8 +185,9 @@ class Show:
             if not _waits(status):
                 break
             config = self._configured(f"drain-{number}.toml", sensors=False)
+            self.receiver.status = {}
             async with Daemon(config) as daemon:
-                await self._delivered(taken, daemon)
+                await self._drained(taken, daemon)
                 status = await self._stopped(daemon)
         return Summary(taken, self.receiver, first["sensors"])
 
@@ -194,18 +195,19 @@ class Show:
         """Stop a daemon, and return the last that it said of itself."""
         await daemon.stop()
         status = self.receiver.status
-        if status["state"] != "offline":
+        if status.get("state") != "offline":
             raise DaemonError(f"the daemon ended without a last status; it said:\n{daemon.said()}")
         return status
 
-    async def _delivered(self, readings: int, daemon: Daemon) -> None:
-        """Return when so many have come, or it is taking too long."""
-        until = asyncio.get_running_loop().time() + DRAINS_WITHIN
-        while self.receiver.delivered < readings and asyncio.get_running_loop().time() < until:
+    async def _drained(self, readings: int, daemon: Daemon) -> None:
+        """Return when the daemon is there and so many have come, or it is taking too long."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + DRAINS_WITHIN
+        while loop.time() < until:
             daemon.check()
+            if self.receiver.status and self.receiver.delivered >= readings:
+                break
             await asyncio.sleep(0.1)
-        # The status of the one before is no word of this one's
-        self.receiver.status["state"] = "draining"
 
 
 def _waits(status: dict[str, Any]) -> bool:

@@ -1,7 +1,7 @@
 import random
 import zlib
 from dataclasses import replace
-from itertools import chain, repeat
+from itertools import accumulate, chain, repeat
 
 import msgpack
 import pytest
@@ -330,14 +330,14 @@ def test_a_field_that_breaks_a_rule_is_a_wire_error(changes):
         wire.decode(example(**changes))
 
 
-ONE, TWO = ["x", "", 1, 74], ["x", "", 1, 74, 1]
+ONE, TWO, THREE = ["x", "", 1, 74], ["x", "", 1, 74, 1], ["x", "", 1, 74, 1, 1]
 
 
 @pytest.mark.parametrize(
     "block",
     [
         ["a", [0]], [7, [0], ONE], ["a", [0], "x"], ["a", [0], ["x", "", 1]],
-        ["a", [0], [7, "", 1, 1]], ["a", [0], ["x", None, 1, 1]], ["a", [0, 1], TWO, ONE],
+        ["a", [0], [7, "", 1, 1]], ["a", [0], ["x", None, 1, 1]], ["a", [0, 1], TWO, ONE, THREE],
         ["a", [], ONE], ["a", [0.0], ONE], ["a", [True], ONE], ["a", 0, ONE], ["a", [0, 1], ONE],
         ["a", [0], TWO], ["a", [0, 1, 1, 1], TWO],
         ["a", [-1], ONE], ["a", [9, -1], TWO], ["a", [9, 1, -2], TWO], ["a", [1 << 53], ONE],
@@ -355,10 +355,16 @@ def test_a_block_that_breaks_a_rule_is_a_wire_error(block):
         wire.decode(example(n=count, d=[block]))
 
 
-def test_a_list_of_columns_never_has_more_values_than_n_says():
-    columns = [["x", "", 0, *[1] * 60_000]] * 60
-    with pytest.raises(wire.WireError, match="d holds 3600000 values or more, n says 5"):
-        wire.decode(pack(dict(unpack(memoryview(EXAMPLE))[0], n=5, d=[["a", [0, 1], *columns]])))
+def test_reading_ends_at_the_first_block_that_goes_beyond_n():
+    columns = [["x", "", 0, *[1] * 1000]] * 60
+    with pytest.raises(wire.WireError, match="d holds 60000 values or more, n says 5"):
+        wire.decode(example(n=5, d=[["a", [0, 1], *columns], "not even a block"]))
+
+
+def test_more_values_than_a_reader_takes_are_not_decoded():
+    column = ["x", "", 0, *[1] * (wire.MAX_VALUES + 1)]
+    with pytest.raises(wire.WireError, match="n is 262145, more than 262144"):
+        wire.decode(example(n=wire.MAX_VALUES + 1, d=[["a", [0, 1], column]]))
 
 
 def test_more_values_than_a_reader_takes_are_not_encoded():
@@ -393,6 +399,13 @@ def test_payloads_may_come_in_chunks_of_any_size(one, other):
     chunks = [stream[at : at + size] for at in range(0, len(stream), size)]
     found = [said(each.readings) for each in wire.decode_all(chunks)]
     assert found == [said(each.readings) for each in wire.decode_all([stream])]
+
+
+def test_the_offset_of_a_broken_payload_counts_from_the_first_chunk():
+    stream = EXAMPLE * 3 + b"\n"
+    chunks = [stream[at : at + 100] for at in range(0, len(stream), 100)]
+    with pytest.raises(wire.WireError, match="payload at byte 540: first byte 0x0a"):
+        list(wire.decode_all(chunks))
 
 
 def test_a_map_cut_off_in_a_whole_zlib_stream_is_told_before_more_bytes_come():
@@ -487,19 +500,35 @@ def bound_of(sent):
 @given(batches)
 @examples
 def test_no_batch_is_larger_than_its_bound(sent):
-    assert len(msgpack.packb(wire._fields(sent)[1])) <= bound_of(sent)
+    assert within_bound(sent)
 
 
-def test_a_batch_of_the_longest_of_everything_is_within_its_bound():
-    ends = [(-(1 << 63), 0, 255), ((1 << 64) - 1, 1 << 40, 0), ("å" * 999, 1 << 41, 255)]
-    sent = [
-        reading(value, at + i, Quantity("q" * i, "u" * i), "s" * 300, quality)
-        for i in range(100)
-        for value, at, quality in ends
-    ]
-    header = {"epoch": (1 << 32) - 1, "sequence": (1 << 64) - 1, "dropped": (1 << 64) - 1}
-    full = batch(*sent, **header, previous=((1 << 32) - 1, (1 << 64) - 1), gateway="g" * 999)
-    assert len(msgpack.packb(wire._fields(full)[1])) <= bound_of(full)
+def within_bound(sent):
+    return len(msgpack.packb(wire._fields(sent)[1])) <= bound_of(sent)
+
+
+def test_the_longest_times_numbers_and_qualities_are_within_the_bound():
+    at = accumulate([0] * 50 + [1 << 40] + [1 << 41] * 50, initial=0)
+    long = [(1 << 64) - 1, -(1 << 63)]
+    sent = [reading(long[i % 2], ms, quality=i % 2 * 255) for i, ms in enumerate(at)]
+    assert within_bound(batch(*sent))
+
+
+def test_the_longest_strings_are_within_the_bound():
+    assert within_bound(batch(*(reading("å" * 128, at) for at in range(100))))
+
+
+def test_the_longest_names_are_within_the_bound():
+    units = [Quantity("å" * 300, "€" * i) for i in range(50)]
+    assert within_bound(
+        batch(*(reading(0, i, each, "s" * 70_000, 1) for i, each in enumerate(units)))
+    )
+
+
+def test_the_longest_header_is_within_the_bound():
+    short, long = (1 << 32) - 1, (1 << 64) - 1
+    header = {"epoch": short, "boot": short, "sequence": long, "oldest": long, "dropped": long}
+    assert within_bound(batch(**header, previous=(short, long), gateway="g" * 999))
 
 
 def test_a_thousand_ordinary_readings_of_a_hundred_series_fit_into_the_default_size():
