@@ -98,6 +98,7 @@ class Service:
             self._uplink.wake()
             await self._uplink.farewell(self._health, FAREWELL)
             uplink.cancel()
+        await self._on_writer(self._buffer.close)  # what was acknowledged last is written down
         log.info(
             "stopped: %d batches wait for the next start", self._buffer.stats().waiting_batches
         )

@@ -166,6 +166,7 @@ class Spool:
                 self._forget(held.sequence)
 
     def _recover_segment(self, name: str) -> None:
+        self._disk.settle(name)
         data = self._disk.read(name)
         segment = _Segment(name, len(data))
         self._segments.append(segment)

@@ -101,6 +101,7 @@ class _Client(aiomqtt.Client):
         """Connect; close at the end without waiting, which on a half-open link takes for ever."""
         try:
             await self.__aenter__()
+            _heed_cancel()  # asyncio.wait_for prefers its result to it, before Python 3.12
             yield self
         except (aiomqtt.MqttError, UnicodeError) as error:  # a..b is no name that DNS could have
             raise UplinkError(_remedy(error)) from error
@@ -133,9 +134,14 @@ class _Client(aiomqtt.Client):
         await asyncio.wait({self._disconnected})
 
     @property
+    def at_once(self) -> int:
+        """How many publishes the broker takes before it has acknowledged the first."""
+        return getattr(self._connack, "ReceiveMaximum", 1 << 16)
+
+    @property
     def window(self) -> int:
-        """How many batches the broker takes at once."""
-        return min(WINDOW, getattr(self._connack, "ReceiveMaximum", WINDOW))
+        """How many batches may be under way, which leaves a place to the status."""
+        return min(WINDOW, max(self.at_once - 1, 1))
 
     @property
     def largest_packet(self) -> int:
@@ -185,6 +191,7 @@ class Uplink:
         gateway: str,
         buffer: Buffer,
         writer: Executor,
+        *,
         wait: wait_base | None = None,
         ack_within: float = ACK_WITHIN,
     ) -> None:
@@ -245,9 +252,7 @@ class Uplink:
             failure = _first(group)
         finally:
             self.state.connected, self._session = False, None
-        task = asyncio.current_task()
-        if task and task.cancelling():  # a task group prefers its child's error to a cancel
-            raise asyncio.CancelledError
+        _heed_cancel()  # a task group prefers its child's error to it
         if self._left:
             return
         if session is None or not session.delivered or session.refused:
@@ -278,6 +283,8 @@ class _Session:
         self._client, self._root, self._buffer, self._writer = client, root, buffer, writer
         self._ack_within = ack_within
         self._window = asyncio.Semaphore(1)
+        # The broker counts the status, too; one that takes a single publish has it take turns
+        self._place_of_status = self._window if client.at_once == 1 else asyncio.Semaphore(1)
         self._size = 1
         self._since = self._live = buffer.last
         self._backlog = 0
@@ -369,7 +376,7 @@ class _Session:
         if not self._fits(payload):
             log.warning("the status is larger than the broker takes: %d bytes", len(payload))
             return
-        async with self._window:  # a broker that takes one publish at once counts this one, too
+        async with self._place_of_status:
             ack = self._client.send(topic, payload, retain=True, kind="application/json")
             code = await _within(self._ack_within, ack)
         if code >= 0x80:
@@ -395,6 +402,13 @@ async def _within(seconds: float, ack: asyncio.Future[int]) -> int:
             return await ack
     except TimeoutError:
         raise UplinkError(f"no acknowledgement within {seconds:g} s: the link is dead") from None
+
+
+def _heed_cancel() -> None:
+    """Raise the cancel that this task was sent, where something swallowed it."""
+    task = asyncio.current_task()
+    if task and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

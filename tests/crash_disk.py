@@ -54,6 +54,11 @@ class CrashDisk:
             raise OSError(errno.EIO, "Input/output error")
         self._apply(lambda write: write[0] == name)
 
+    def settle(self, name: str) -> None:
+        if name in self._live:
+            self._apply(lambda write: write[0] == name)
+            self._live[name] = bytearray(self._durable.get(name, b""))
+
     def sync_directory(self) -> None:
         self._entries = set(self._live)
 

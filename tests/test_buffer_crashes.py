@@ -1,5 +1,6 @@
 """The protocol of journal and spool, driven at random and cut off at random."""
 
+import os
 from random import Random
 
 from crash_disk import CrashDisk
@@ -13,6 +14,7 @@ from gateway.settings import BufferSettings
 from gateway.wire import decode
 
 FLUSH, SEAL = 10.0, 60.0
+LENGTH = 5000 if os.environ.get("BYGATE_TESTS") == "long" else 120
 
 
 class PowerCuts(RuleBasedStateMachine):
@@ -108,6 +110,12 @@ class PowerCuts(RuleBasedStateMachine):
         self.start()
 
     @rule()
+    def kill_and_start(self) -> None:
+        """What was written is still shown by the system, but need not be on the device."""
+        self.disk.failing = 0
+        self.start()
+
+    @rule()
     def stop_and_start(self) -> None:
         self.disk.failing = 0
         self.buffer.close()
@@ -123,5 +131,5 @@ class PowerCuts(RuleBasedStateMachine):
         assert self.buffer.stats().dropped == 0
 
 
-PowerCuts.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+PowerCuts.TestCase.settings = settings(max_examples=LENGTH, stateful_step_count=50, deadline=None)
 TestPowerCuts = PowerCuts.TestCase

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -16,11 +17,12 @@ from gateway.cli.decode import _lines
 
 ROOT = Path(__file__).parent.parent
 BYGATE = [sys.executable, "-c", "from gateway.cli import main; raise SystemExit(main())"]
+BUFFERED = {"PYTHONPATH": str(ROOT)}  # whatever PYTHONUNBUFFERED says here
 
 
 def decode(payloads: bytes, *files: str | Path) -> subprocess.CompletedProcess[bytes]:
     command = [*BYGATE, "decode", *files]
-    return subprocess.run(command, input=payloads, capture_output=True, check=False, cwd=ROOT)
+    return subprocess.run(command, input=payloads, capture_output=True, check=False, env=BUFFERED)
 
 
 def rows(printed: str | bytes) -> list[dict[str, Any]]:
@@ -126,21 +128,24 @@ def test_a_file_that_cannot_be_read_is_wrong_usage(tmp_path: Path, file: str, ca
 def test_a_batch_is_printed_before_the_next_one_comes():
     command = [*BYGATE, "decode"]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=BUFFERED
     ) as running:
         assert running.stdin
         assert running.stdout
+        deadline = Timer(20, running.kill)
+        deadline.start()
         running.stdin.write(EXAMPLE + EXAMPLE[:50])
         running.stdin.flush()
-        assert values(b"".join(running.stdout.readline() for _ in range(9)))[-1] == 1239
+        assert values(b"".join(running.stdout.readline() for _ in range(9)))[-1:] == [1239]
         running.stdin.write(EXAMPLE[50:])
         assert len(running.communicate()[0].splitlines()) == 9
+        deadline.cancel()
 
 
 def test_a_reader_that_goes_away_ends_it_quietly(payloads: Path):
     reader, writer = os.pipe()
     os.close(reader)
     command = [*BYGATE, "decode", payloads]
-    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False, cwd=ROOT)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False, env=BUFFERED)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, b"")

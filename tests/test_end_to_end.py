@@ -246,7 +246,7 @@ def test_killed_and_started_again_it_delivers_what_was_flushed(tmp_path: Path):
     async def scenario() -> None:
         async with Broker() as broker, SerialLine(Sds011(), tmp_path / "tty") as line:
             sensors = sensor("air", "sds011", line.path, durable=True)
-            broker.faults = Faults(ack_withheld=True)
+            broker.faults = Faults(ack_withheld=True, ack_topics="bygate/v1/+/batch/#")
             async with gateway(tmp_path, broker.url, sensors) as daemon:
                 await broker.wait_for(lambda seen: len(batches(seen)) >= 1)
                 flushed = len(line.good) - 1  # the last may not have been flushed yet

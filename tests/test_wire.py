@@ -401,6 +401,13 @@ def test_payloads_may_come_in_chunks_of_any_size(one, other):
     assert found == [said(each.readings) for each in wire.decode_all([stream])]
 
 
+def test_the_offset_of_a_broken_payload_counts_from_the_first_chunk():
+    stream = EXAMPLE * 3 + b"\n"
+    chunks = [stream[at : at + 100] for at in range(0, len(stream), 100)]
+    with pytest.raises(wire.WireError, match="payload at byte 540: first byte 0x0a"):
+        list(wire.decode_all(chunks))
+
+
 def test_a_map_cut_off_in_a_whole_zlib_stream_is_told_before_more_bytes_come():
     chunks = iter([zlib.compress(EXAMPLE[:-1]), b"never asked for"])
     with pytest.raises(wire.WireError, match="payload at byte 0: a map is cut off after 179"):

@@ -1,0 +1,134 @@
+"""How the daemon ends: soon, in good order, whatever hangs, and so that the next one goes on."""
+
+import asyncio
+import signal
+import time
+from collections import Counter
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gateway_process import gateway, sensor
+
+from gateway.wire import decode
+from hil.broker import Broker, Faults, Received
+from hil.devices import Sds011
+from hil.serialline import SerialLine
+
+HANGS = '''
+"""Never answers, as a file system that is gone."""
+import time
+from gateway.driver import LocalDriver
+from gateway.reading import COUNT, Values
+
+class Driver(LocalDriver):
+    model = "Stuck"
+    quantities = (COUNT,)
+    timeout = 0.2
+
+    def poll(self) -> Values:
+        time.sleep(1000)
+        return {}
+'''
+
+
+@pytest.fixture
+def stuck_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "stuck_driver.py").write_text(HANGS)
+    points = tmp_path / "stuck-1.dist-info"
+    points.mkdir()
+    (points / "METADATA").write_text("Metadata-Version: 2.1\nName: stuck\nVersion: 1\n")
+    (points / "entry_points.txt").write_text("[bygate.drivers]\nstuck = stuck_driver:Driver\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return "stuck"
+
+
+def run(scenario: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(scenario, 60))
+
+
+def names(messages: list[Received]) -> Counter[tuple[int, int]]:
+    batches = [decode(message.payload) for message in messages if "/batch/" in message.topic]
+    return Counter((batch.epoch, batch.sequence) for batch in batches)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mqtt://192.0.2.1:1883",  # TEST-NET-1: no answer, or no route
+        "mqtt://no-such-host.invalid:1883",
+        "mqtt://127.0.0.1:1",
+    ],
+)
+def test_it_stops_while_no_broker_can_be_reached(url: str, tmp_path: Path):
+    async def scenario() -> None:
+        async with SerialLine(Sds011(), tmp_path / "tty") as line:
+            heard = asyncio.Event()
+            line.on_sent = lambda _: heard.set()
+            async with gateway(tmp_path, url, sensor("air", "sds011", line.path)) as daemon:
+                await heard.wait()
+                assert await daemon.stop() == 0
+
+    run(scenario())
+
+
+def test_it_stops_although_a_thread_hangs(stuck_driver: str, tmp_path: Path):
+    async def scenario() -> None:
+        sensors = sensor("it", stuck_driver)
+        async with Broker() as broker, gateway(tmp_path, broker.url, sensors) as daemon:
+            await daemon.says("no answer within")
+            assert await daemon.stop() == 0
+
+    run(scenario())
+
+
+def test_a_second_signal_changes_nothing(tmp_path: Path):
+    async def scenario() -> None:
+        async with Broker() as broker, SerialLine(Sds011(), tmp_path / "tty") as line:
+            sensors = sensor("air", "sds011", line.path)
+            async with gateway(tmp_path, broker.url, sensors) as daemon:
+                await broker.wait_for(names)
+                broker.faults = Faults(ack_withheld=True)
+                daemon.process.send_signal(signal.SIGTERM)
+                await asyncio.sleep(0.3)  # in its farewell
+                assert await daemon.stop() == 0
+                assert "batches wait for the next start" in await daemon.says("stopped")
+
+    run(scenario())
+
+
+def test_what_was_delivered_in_the_farewell_is_not_delivered_again(tmp_path: Path):
+    async def scenario() -> None:
+        async with Broker() as broker, SerialLine(Sds011(), tmp_path / "tty") as line:
+            sensors = sensor("air", "sds011", line.path)
+            for starts in (1, 2, 3):
+                known = len(line.good)
+                async with gateway(tmp_path, broker.url, sensors, seal_interval="1h") as daemon:
+                    await daemon.says("connected")
+                    while len(line.good) < known + 2:  # noqa: ASYNC110
+                        await asyncio.sleep(0.01)
+                    assert await daemon.stop() == 0
+                    assert await daemon.says("stopped: 0 batches wait")
+                assert len({epoch for epoch, _ in names(broker.received)}) == starts
+            assert set(names(broker.received).values()) == {1}
+
+    run(scenario())
+
+
+def test_the_directory_is_its_own_until_the_very_end(tmp_path: Path):
+    async def scenario() -> None:
+        async with Broker() as broker, SerialLine(Sds011(), tmp_path / "tty") as line:
+            sensors = sensor("air", "sds011", line.path)
+            async with gateway(tmp_path, broker.url, sensors) as first:
+                await broker.wait_for(names)
+                broker.faults = Faults(ack_withheld=True)
+                began = time.monotonic()
+                first.process.send_signal(signal.SIGTERM)
+                await asyncio.sleep(0.3)
+                async with gateway(tmp_path, broker.url, sensors) as second:
+                    assert "another bygate uses it" in await second.says("state")
+                assert first.process.returncode is None, time.monotonic() - began
+                await first.process.wait()
+
+    run(scenario())

@@ -1,0 +1,691 @@
+import asyncio
+import contextlib
+import gc
+import json
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import aiomqtt
+import pytest
+from tenacity import wait_fixed
+from tenacity.wait import wait_base
+
+from gateway.buffer import Buffer
+from gateway.disk import Disk
+from gateway.reading import COUNT, Instant, Reading
+from gateway.settings import Broker as Address
+from gateway.settings import BufferSettings, UplinkSettings
+from gateway.uplink import Uplink
+from gateway.wire import decode
+from hil.broker import Broker, Faults, Limits, Received
+
+BATCHES = "bygate/v1/+/batch/#"
+
+
+class Status:
+    """The status of a gateway that is fine."""
+
+    size = 0
+
+    def payload(self, state: str) -> bytes:
+        return json.dumps({"state": state, "more": "x" * self.size}).encode()
+
+    def digest(self) -> object:
+        return self.size
+
+
+class Box:
+    """A buffer and its uplink; each `seal` makes a batch of one reading that counts up."""
+
+    def __init__(self, directory: Path, *brokers: Address, **arguments: Any) -> None:
+        self.directory = directory
+        settings = BufferSettings(flush_interval=0, seal_interval=0, keep_free=0)
+        self.buffer = Buffer(Disk(directory), settings, "trd-0042", 1)
+        self.writer = ThreadPoolExecutor(1)
+        self.status = Status()
+        options = {"wait": wait_fixed(0.02), **arguments}
+        settings = UplinkSettings(url=brokers, **options.pop("settings", {}))
+        self.uplink = Uplink(settings, "trd-0042", self.buffer, self.writer, **options)
+        self.state = self.uplink.state
+        self.sealed = 0
+
+    async def seal(self, count: int = 1, value: Any = None) -> None:
+        for _ in range(count):
+            at = Instant(1_763_900_000_000 + self.sealed, self.sealed, 2)
+            self.buffer.append(Reading("it", COUNT, at, self.sealed if value is None else value))
+            self.sealed += 1
+            tick = partial(self.buffer.tick, 0.0)
+            await asyncio.get_running_loop().run_in_executor(self.writer, tick)
+        self.uplink.wake()
+
+    async def empty(self) -> None:
+        await until(lambda: self.buffer.stats().waiting_batches == 0)
+
+    @property
+    def refused(self) -> list[str]:
+        return sorted(path.name for path in (self.directory / "refused").iterdir())
+
+
+def address(broker: Broker) -> Address:
+    return Address(broker.host, broker.port, tls=False)
+
+
+@contextlib.asynccontextmanager
+async def delivering(box: Box) -> AsyncIterator[asyncio.Task[None]]:
+    task = asyncio.create_task(box.uplink.run(box.status))
+    try:
+        yield task
+    finally:
+        task.cancel()
+        done, _ = await asyncio.wait({task}, timeout=5)
+        box.writer.shutdown()
+        assert done
+        assert task.cancelled() or task.exception() is None, task.exception()
+
+
+async def until(holds: Callable[[], object], within: float = 10) -> None:
+    async with asyncio.timeout(within):
+        while not holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+def run(scenario: Coroutine[Any, Any, None], within: float = 30) -> None:
+    asyncio.run(asyncio.wait_for(scenario, within))
+
+
+def lane(messages: list[Received], name: str) -> list[int]:
+    """Return the sequences of a lane, as they came."""
+    return [decode(m.payload).sequence for m in messages if m.topic.endswith(f"batch/{name}")]
+
+
+def both(messages: list[Received]) -> list[int]:
+    return [decode(m.payload).sequence for m in messages if "/batch/" in m.topic]
+
+
+# Lanes and order
+
+
+def test_what_was_sealed_before_the_connection_is_backlog_and_what_comes_after_is_live(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            await box.seal(5)
+            async with delivering(box):
+                await box.empty()
+                await box.seal(3)
+                await box.empty()
+            assert lane(broker.received, "backlog") == [1, 2, 3, 4, 5]
+            assert lane(broker.received, "live") == [6, 7, 8]
+            batches = [m for m in broker.received if "/batch/" in m.topic]
+            assert {m.topic for m in batches} == {
+                "bygate/v1/trd-0042/batch/live",
+                "bygate/v1/trd-0042/batch/backlog",
+            }
+            assert {m.properties["content_type"] for m in batches} == {"application/msgpack"}
+
+    run(scenario())
+
+
+def test_live_batches_overtake_the_backlog_and_each_lane_is_in_order(tmp_path):
+    async def scenario() -> None:
+        async with Broker(limits=Limits(receive_maximum=2)) as broker:
+            broker.faults = Faults(ack_after=0.01)
+            box = Box(tmp_path, address(broker))
+            await box.seal(60)
+            async with delivering(box):
+                await broker.wait_for(10)
+                await box.seal(3)
+                await box.empty()
+            assert lane(broker.received, "live") == [61, 62, 63]
+            assert lane(broker.received, "backlog") == list(range(1, 61))
+            assert both(broker.received).index(63) < 40
+
+    run(scenario())
+
+
+def test_acknowledgements_out_of_order_lose_nothing(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            async with delivering(box):
+                await box.seal(30)
+                await box.empty()
+                broker.faults = Faults(ack_reversed=4, ack_topics=BATCHES)
+                await box.seal(40)
+                await box.empty()
+            assert both(broker.received) == list(range(1, 71))
+
+    run(scenario())
+
+
+# The window
+
+
+def most_under_way(broker: Broker) -> list[int]:
+    """Return a list that grows by how many batches are unanswered, at each publish."""
+    seen: list[int] = []
+    broker.on_publish.append(lambda _: seen.append(unanswered(broker.received)))
+    return seen
+
+
+def unanswered(messages: list[Received]) -> int:
+    return sum(message.answer is None and "/batch/" in message.topic for message in messages)
+
+
+@pytest.mark.parametrize(("maximum", "window"), [(1, 1), (2, 1), (5, 4), (None, 20)])
+def test_the_window_grows_from_one_and_leaves_a_place_to_the_status(maximum, window, tmp_path):
+    async def scenario() -> None:
+        async with Broker(limits=Limits(receive_maximum=maximum)) as broker:
+            seen = most_under_way(broker)
+            broker.faults = Faults(ack_after=0.02)
+            box = Box(tmp_path, address(broker))
+            await box.seal(80 * window)
+            async with delivering(box):
+                await broker.wait_for(10)
+                box.status.size = 1  # it is published while the window is full
+                await box.empty()
+            assert broker.connects == 1  # a broker whose maximum is exceeded hangs up
+            assert max(seen) == window
+            assert both(broker.received) == list(range(1, 80 * window + 1))
+            assert len(broker.received) == 80 * window + 2
+
+    run(scenario())
+
+
+def test_a_connection_begins_with_one_batch_until_that_is_acknowledged(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            broker.faults = Faults(ack_withheld=True, ack_topics=BATCHES)
+            box = Box(tmp_path, address(broker))
+            await box.seal(10)
+            async with delivering(box):
+                await broker.wait_for(both)
+                await asyncio.sleep(0.1)
+                assert both(broker.received) == [1]
+
+    run(scenario())
+
+
+# Acknowledgements
+
+
+def test_withheld_acknowledgements_mean_a_dead_link_and_a_new_connection(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            broker.faults = Faults(ack_withheld=True, ack_topics=BATCHES)
+            box = Box(tmp_path, address(broker), ack_within=0.1)
+            await box.seal(5)
+            async with delivering(box):
+                await until(lambda: broker.connects >= 3)
+                await until(lambda: "no acknowledgement within 0.1 s" in (box.state.why or ""))
+                assert box.buffer.stats().waiting_batches == 5
+                broker.faults = Faults()
+                await box.empty()
+            assert set(both(broker.received)) == {1, 2, 3, 4, 5}
+
+    run(scenario())
+
+
+def test_a_batch_that_nobody_subscribes_to_is_delivered_and_counted(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            async with delivering(box):
+                await box.seal(3)
+                await box.empty()
+                assert box.state.unheard == 3
+                async with aiomqtt.Client(broker.host, broker.port) as client:
+                    await client.subscribe(BATCHES, qos=1)
+                    await box.seal(2)
+                    await box.empty()
+            assert box.state.unheard == 3
+            assert box.state.last_ack_ms is not None
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("code", [0x80, 0x83, 0x87, 0x97])
+def test_a_refusal_that_is_not_the_batchs_fault_keeps_everything(code, tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            broker.faults = Faults(ack_code=code, ack_topics=BATCHES)
+            box = Box(tmp_path, address(broker))
+            await box.seal(5)
+            async with delivering(box):
+                await until(lambda: f"0x{code:02x}" in (box.state.why or ""))
+                await until(lambda: broker.connects >= 3)
+                assert box.buffer.stats().waiting_batches == 5
+                broker.faults = Faults()
+                await box.empty()
+            assert not box.buffer.stats().refused
+            answered = [m for m in broker.received if m.answer in (0x00, 0x10)]
+            assert set(both(answered)) == {1, 2, 3, 4, 5}
+
+    run(scenario())
+
+
+def test_a_refusal_says_what_to_look_at(tmp_path):
+    async def scenario() -> None:
+        async with Broker(faults=Faults(ack_code=0x87)) as broker:
+            box = Box(tmp_path, address(broker))
+            await box.seal()
+            async with delivering(box):
+                await until(lambda: "has this gateway the right to publish" in str(box.state.why))
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("code", [0x90, 0x99])
+def test_a_batch_that_would_be_refused_for_ever_is_set_aside_and_the_rest_flows(code, tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            broker.faults = Faults(ack_code=code, ack_next=1, ack_topics=BATCHES)
+            box = Box(tmp_path, address(broker))
+            await box.seal(6)
+            async with delivering(box):
+                await box.empty()
+            assert box.refused == [f"1-{box.buffer.epoch}-0x{code:02x}.batch"]
+            kept = (tmp_path / "refused" / box.refused[0]).read_bytes()
+            assert decode(kept).sequence == 1
+            assert both(broker.received) == [1, 2, 3, 4, 5, 6]
+            assert broker.connects == 1
+
+    run(scenario())
+
+
+def test_a_batch_larger_than_the_broker_takes_is_never_sent_but_set_aside(tmp_path):
+    async def scenario() -> None:
+        async with Broker(limits=Limits(maximum_packet_size=2000)) as broker:
+            box = Box(tmp_path, address(broker))
+            await box.seal()
+            for _ in range(30):
+                at = Instant(1_763_900_000_000, 0, 2)
+                text = random.randbytes(100).hex()
+                box.buffer.append(Reading("it", COUNT, at, text))
+            await box.seal()
+            await box.seal(3)
+            async with delivering(box):
+                await box.empty()
+            assert broker.connects == 1
+            assert [name[-10:] for name in box.refused] == ["0x95.batch"]
+            assert both(broker.received) == [1, 3, 4, 5]
+
+    run(scenario())
+
+
+def test_a_status_larger_than_the_broker_takes_does_not_stop_the_batches(tmp_path, caplog):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            async with delivering(box):
+                await broker.wait_for(1)
+                broker.limits = Limits(maximum_packet_size=2000)
+                broker.drop()
+                await until(lambda: broker.connects == 2 and box.state.connected)
+                box.status.size = 5000
+                await until(lambda: "larger than the broker takes" in caplog.text)
+                await box.seal(3)
+                await asyncio.wait_for(box.empty(), 3)
+
+    run(scenario())
+
+
+# Losing the connection
+
+
+@pytest.mark.parametrize("how", ["rst", "fin"])
+@pytest.mark.parametrize("after", [1, 2, 7])
+def test_a_connection_that_breaks_again_and_again_loses_nothing(how, after, tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            await box.seal(10)
+            broker.faults = Faults(drop_after=after, drop_how=how)
+            async with delivering(box):
+                await until(lambda: broker.connects >= 2)
+                broker.faults = Faults()
+                await box.seal(10)
+                await box.empty()
+            same_name_same_bytes(broker.received)
+            assert set(both(broker.received)) == set(range(1, 21))
+
+    run(scenario())
+
+
+def same_name_same_bytes(messages: list[Received]) -> None:
+    names: dict[tuple[int, int], bytes] = {}
+    for message in messages:
+        if "/batch/" in message.topic:
+            batch = decode(message.payload)
+            assert names.setdefault((batch.epoch, batch.sequence), message.payload) == (
+                message.payload
+            )
+    assert not any(message.duplicate for message in messages)  # none from a client of old
+
+
+def test_a_storm_of_faults_loses_nothing_and_repeats_only_under_the_same_name(tmp_path):
+    async def scenario() -> None:
+        rng = random.Random(5)
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker), ack_within=0.3)
+            async with delivering(box):
+                for number in range(12):
+                    await box.seal(25)
+                    await broker.wait_for(len(broker.received) + rng.randrange(1, 12))
+                    match number % 3:
+                        case 0:
+                            broker.drop(rng.choice(("rst", "fin")))
+                        case 1:
+                            broker.faults = Faults(ack_withheld=True, ack_next=3)
+                        case 2:
+                            await broker.down()
+                            await broker.up()
+                await box.empty()
+            same_name_same_bytes(broker.received)
+            sequences = both(broker.received)
+            assert set(sequences) == set(range(1, 301))
+
+    run(scenario(), 60)
+
+
+def test_a_half_open_link_is_given_up_and_made_anew(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker), ack_within=0.2)
+            async with delivering(box):
+                await broker.wait_for(1)
+                broker.faults = Faults(deaf=True)
+                await box.seal(3)
+                await until(lambda: "the link is dead" in (box.state.why or ""))
+                broker.faults = Faults()
+                await box.empty()
+
+    run(scenario())
+
+
+def test_a_broker_that_says_goodbye_is_found_again(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            async with delivering(box):
+                await broker.wait_for(1)
+                await broker.down()
+                await until(lambda: "Connection refused" in (box.state.why or ""))
+                await box.seal(2)
+                await broker.up()
+                await box.empty()
+            assert lane(broker.received, "backlog") == [1, 2]
+
+    run(scenario())
+
+
+def test_brokers_are_tried_in_turn(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as one, Broker() as other:
+            await one.down()
+            box = Box(tmp_path, address(one), address(other))
+            await box.seal(3)
+            async with delivering(box):
+                await box.empty()
+                assert box.state.broker == other.url
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_a_broker_that_drops_everyone_is_not_stormed(after, tmp_path):
+    async def scenario() -> None:
+        async with Broker(faults=Faults(drop_after=after)) as broker:
+            box = Box(tmp_path, address(broker), wait=None)
+            await box.seal(100)
+            async with delivering(box):
+                await asyncio.sleep(3)
+            assert 1 <= broker.connects <= 14
+
+    run(scenario())
+
+
+def test_thirty_connections_leave_no_descriptors_and_no_tasks(tmp_path):
+    def left() -> tuple[int, int]:
+        gc.collect()
+        return len(list(Path("/proc/self/fd").iterdir())), len(asyncio.all_tasks())
+
+    async def scenario() -> None:
+        async with Broker(faults=Faults(ack_code=0x87)) as broker:
+            box = Box(tmp_path, address(broker))
+            await box.seal()
+            async with delivering(box):
+                await until(lambda: broker.connects >= 5)
+                await broker.down()
+                await until(lambda: not box.state.connected)
+                before = left()
+                await broker.up()
+                await until(lambda: broker.connects >= 35, 20)
+                await broker.down()
+                await until(lambda: not box.state.connected)
+                await until(lambda: left() <= before, 3)
+
+    run(scenario())
+
+
+# Connecting
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        (0x86, "check [uplink] username and password_file"),
+        (0x87, "and the broker's ACL"),
+        (0x88, "Server unavailable"),
+    ],
+)
+def test_a_refused_connection_says_what_to_check(code, remedy, tmp_path):
+    async def scenario() -> None:
+        async with Broker(faults=Faults(connect_code=code)) as broker:
+            box = Box(tmp_path, address(broker))
+            await box.seal()
+            async with delivering(box):
+                await until(lambda: remedy in (box.state.why or ""))
+                broker.faults = Faults()
+                await box.empty()
+                assert box.state.why is None
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 70, "no-such-host.invalid", "-"])
+def test_a_name_that_cannot_be_resolved_is_no_end(host, tmp_path):
+    async def scenario() -> None:
+        box = Box(tmp_path, Address(host, 1883, tls=False))
+        async with delivering(box) as task:
+            await until(lambda: box.state.why or task.done())
+            assert not task.done()
+
+    run(scenario())
+
+
+def test_the_password_is_read_anew_at_each_connection(tmp_path):
+    async def scenario() -> None:
+        secret = tmp_path / "password"
+        async with Broker() as broker:
+            login = {"username": "trd-0042", "password_file": secret}
+            box = Box(tmp_path / "state", address(broker), settings=login)
+            async with delivering(box):
+                await until(lambda: str(secret) in (box.state.why or ""))
+                secret.write_text("one\n")
+                await broker.wait_for(1)
+                assert box.state.connected
+
+    run(scenario())
+
+
+# Status
+
+
+def state_of(broker: Broker) -> str:
+    return json.loads(broker.retained.get("bygate/v1/trd-0042/status", b"{}")).get("state", "")
+
+
+def test_the_retained_status_is_online_and_the_will_says_offline(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            async with delivering(box):
+                await until(lambda: state_of(broker) == "online")
+                broker.faults = Faults(connect_code=0x88)
+                broker.drop()
+                await until(lambda: state_of(broker) == "offline")
+                broker.faults = Faults()
+                await until(lambda: state_of(broker) == "online")
+
+    run(scenario())
+
+
+def test_the_status_is_published_again_when_it_changes(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            async with delivering(box):
+                await broker.wait_for(1)
+                box.status.size = 1
+                await broker.wait_for(2, 3)
+
+    run(scenario())
+
+
+def test_a_broker_that_refuses_the_status_gets_the_batches(tmp_path, caplog):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            broker.faults = Faults(ack_code=0x87, ack_topics="bygate/v1/+/status")
+            box = Box(tmp_path, address(broker))
+            async with delivering(box):
+                await box.seal(3)
+                await box.empty()
+            assert broker.connects == 1
+
+    run(scenario())
+    assert "refuses the status" in caplog.text
+
+
+# The end
+
+
+def test_a_farewell_delivers_what_waits_and_says_offline(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            async with delivering(box) as task:
+                await until(lambda: state_of(broker) == "online")
+                await box.seal(20)
+                await box.uplink.farewell(box.status, 2)
+                assert both(broker.received) == list(range(1, 21))
+                assert state_of(broker) == "offline"
+                await until(lambda: not broker.connections)
+                await asyncio.wait_for(task, 1)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [Faults(deaf=True), Faults(ack_withheld=True), Faults(ack_code=0x87), Faults(drop_after=1)],
+)
+def test_a_farewell_on_a_bad_link_takes_no_longer_than_it_may(faults, tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            async with delivering(box) as task:
+                await until(lambda: state_of(broker) == "online")
+                broker.faults = faults
+                await box.seal(20)
+                began = time.monotonic()
+                await box.uplink.farewell(box.status, 0.3)
+                task.cancel()
+                await asyncio.wait({task}, timeout=2)
+                assert time.monotonic() - began < 2
+                assert task.done()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("delay", [0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.3])
+@pytest.mark.parametrize(
+    "faults",
+    [
+        Faults(),
+        Faults(connack_withheld=True),
+        Faults(ack_withheld=True),
+        Faults(drop_after=2),
+        Faults(ack_code=0x87),
+        Faults(deaf=True),
+    ],
+    ids=["sound", "no connack", "no ack", "drops", "refuses", "deaf"],
+)
+def test_a_cancel_ends_it_at_once_at_any_moment(delay, faults, tmp_path):
+    async def scenario() -> None:
+        async with Broker(faults=faults) as broker:
+            box = Box(tmp_path, address(broker), wait=wait_fixed(0.01))
+            await box.seal(5)
+            async with delivering(box) as task:
+                await asyncio.sleep(delay)
+                task.cancel()
+                assert (await asyncio.wait({task}, timeout=0.5))[0]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("rounds", range(24))
+def test_a_cancel_while_the_connection_is_made_is_not_lost(rounds, tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            async with delivering(box) as task:
+                while not broker.connections:  # noqa: ASYNC110
+                    await asyncio.sleep(0)
+                for _ in range(rounds):  # of the loop: in one of them the CONNACK is read
+                    await asyncio.sleep(0)
+                task.cancel()
+                assert (await asyncio.wait({task}, timeout=2))[0]
+
+    run(scenario())
+
+
+def test_a_cancel_that_comes_together_with_an_error_is_not_lost(tmp_path):
+    class Both(Status):
+        def digest(self) -> object:
+            ends.cancel()
+            raise OSError("in the same moment")
+
+    ends: Any = None
+
+    async def scenario() -> None:
+        nonlocal ends
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            box.status = Both()
+            async with delivering(box) as ends:
+                assert (await asyncio.wait({ends}, timeout=2))[0]
+            assert broker.connects == 1
+
+    run(scenario())
+
+
+def test_retries_wait_as_long_as_they_are_told(tmp_path):
+    class Never(wait_base):
+        def __call__(self, retry_state: Any) -> float:
+            return 3600
+
+    async def scenario() -> None:
+        async with Broker(faults=Faults(connect_code=0x88)) as broker:
+            box = Box(tmp_path, address(broker), wait=Never())
+            async with delivering(box):
+                await until(lambda: box.state.why)
+                await asyncio.sleep(0.1)
+            assert broker.connects == 1
+
+    run(scenario())
