@@ -2,7 +2,6 @@ import asyncio
 import logging
 import math
 import threading
-import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
@@ -110,24 +109,6 @@ class Slow(Sds011):
     def unasked(self) -> bytes:
         self.period = 0.0
         return super().unasked()
-
-
-def test_a_busy_loop_does_not_make_the_rhythm_drift():
-    async def main() -> None:
-        poller = poller_of(ScriptedPort(Sds011(), sds011.Driver.frame), sds011.Driver(), 0.05)
-        began = jumping.now()
-        await jumping.for_seconds(1.2, poller.run(), hog())
-        late = [at - began - 0.05 * turn for turn, at in enumerate(poller.sink.times(PM10))]
-        assert len(late) > 15
-        assert min(late[-5:]) < 0.05
-
-    asyncio.run(main())
-
-
-async def hog() -> None:
-    while True:
-        time.sleep(0.02)  # noqa: ASYNC251  # each turn begins late
-        await asyncio.sleep(0)
 
 
 def test_the_first_poll_may_be_put_off():
