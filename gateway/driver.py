@@ -8,13 +8,14 @@ faults and was dead after one of them; as a declared frame with a pure `decode` 
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import entry_points
 from typing import ClassVar, Literal, Protocol, dataclass_transform
 
 import drivers
+from gateway.advertisement import Advertisement
 from gateway.frame import Frame, Framer, Length
 from gateway.measure import Duration, Size, duration, size
 from gateway.reading import Quantity, Values
@@ -23,20 +24,27 @@ from gateway.schema import required, setting
 __all__ = [
     "DRIVER_FAULTS",
     "ENTRY_POINTS",
+    "Advertisement",
+    "AdvertisementDriver",
     "BadChecksum",
     "BadFrame",
+    "BleDriver",
     "DeviceRefused",
     "Driver",
     "DriverBroken",
     "Duration",
     "Frame",
     "Framer",
+    "GattClient",
+    "GattDriver",
     "Length",
     "LocalDriver",
+    "NoAdapter",
     "NoReply",
     "Outcome",
     "Port",
     "PortError",
+    "Replayed",
     "SensorError",
     "SerialDriver",
     "Size",
@@ -84,10 +92,22 @@ class DeviceRefused(SensorError):
     outcome = "refused"
 
 
+class Replayed(SensorError):
+    """What came bears a counter that has been heard before, or a smaller one."""
+
+    outcome = "replayed"
+
+
 class PortError(Exception):
     """A port cannot be opened, or was lost; the text says what was seen, why, and what mends it."""
 
     outcome = "no port"
+
+
+class NoAdapter(PortError):
+    """No Bluetooth adapter can be used now; the text says why, and what mends it."""
+
+    outcome = "no adapter"
 
 
 class Port(Protocol):
@@ -196,6 +216,89 @@ def outcome(frame: bytes, read: Callable[[], Values | None]) -> Outcome:
     except SensorError as error:
         return Outcome(error.outcome, frame, why=str(error))
     return Outcome("not mine" if values is None else "ok", frame, values)
+
+
+class BleDriver(Driver):
+    """What both kinds of BLE sensor have: how their advertisements are known among all others.
+
+    The sensor's address stands beside `driver` in config.toml; no driver needs to declare it.
+    """
+
+    companies: ClassVar[tuple[int, ...]] = ()
+    """Company identifiers of its manufacturer data (Bluetooth Assigned Numbers, 7)."""
+    services: ClassVar[tuple[str, ...]] = ()
+    """UUIDs, as "fcd2" or in full, of the service data or the services that it advertises."""
+
+    @classmethod
+    def hears(cls, advertisement: Advertisement) -> bool:
+        """Whether the advertisement may come from such a device, by companies and services."""
+        return any(advertisement.manufacturer(each) is not None for each in cls.companies) or any(
+            advertisement.offers(each) for each in cls.services
+        )
+
+
+class AdvertisementDriver(BleDriver):
+    """A BLE sensor that tells its values in its advertisements."""
+
+    link: ClassVar[str] = "ble"
+
+    def decode(self, advertisement: Advertisement) -> Values | None:
+        """Return the values in one advertisement, None when it is not about what this one reads.
+
+        Raises BadFrame, BadChecksum or DeviceRefused, and nothing else, whatever the bytes.
+        """
+        raise DeviceRefused(f"{type(self).__module__} decodes no advertisements")
+
+    def counter(self, advertisement: Advertisement) -> int | None:
+        """Return the counter that must grow from one advertisement to the next, if it has one.
+
+        Asked only of what `decode` made values of. The gateway keeps the last and raises Replayed.
+        """
+        return None
+
+
+class GattClient(Protocol):
+    """What a driver may do with a connected BLE device; the caller sets the deadline.
+
+    Characteristics are named by UUID, as "2a6e" or in full. Where the device has none of the name,
+    where it refuses, each raises DeviceRefused.
+    """
+
+    def has(self, characteristic: str) -> bool:
+        """Whether the device has the characteristic."""
+
+    async def read(self, characteristic: str) -> bytes:
+        """Return the value of the characteristic."""
+
+    async def write(self, characteristic: str, data: bytes) -> None:
+        """Write the value of the characteristic, and wait till the device has taken it."""
+
+    async def request(self, characteristic: str, data: bytes, answer: str) -> bytes:
+        """Write `data`, return the next value that `answer` notifies."""
+
+
+class GattDriver(BleDriver):
+    """A BLE sensor that is connected to and read, once in each interval."""
+
+    link: ClassVar[str] = "gatt"
+    characteristics: ClassVar[tuple[str, ...]] = ()
+    """UUIDs of what is read, as "2a6e" or in full; a device need not have all of them."""
+    timeout: ClassVar[float] = 20.0
+    """Seconds in which a connected device is read, dialogue included."""
+
+    def decode(self, values: Mapping[str, bytes]) -> Values | None:
+        """Return the values in what was read; `values` has `characteristics` for its keys.
+
+        Raises BadFrame, BadChecksum or DeviceRefused, and nothing else, whatever the bytes.
+        """
+        raise DeviceRefused(f"{type(self).__module__} neither decodes values nor polls")
+
+    async def poll(self, client: GattClient) -> Values | None:
+        """Read the sensor once; overridden where that takes more than reading characteristics."""
+        found = [each for each in self.characteristics if client.has(each)]
+        if not found:
+            raise DeviceRefused(f"the device has none of {', '.join(self.characteristics)}")
+        return self.decode({each: await client.read(each) for each in found})
 
 
 class LocalDriver(Driver):

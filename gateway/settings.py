@@ -56,6 +56,22 @@ def _degrees(value: object, bound: int) -> float:
     raise ValueError(value)
 
 
+def _address(value: object) -> str:
+    if isinstance(value, str) and re.fullmatch(r"[0-9A-Fa-f]{2}([:-]?[0-9A-Fa-f]{2}){5}", value):
+        digits = re.sub("[:-]", "", value.upper())
+        return ":".join(digits[at : at + 2] for at in range(0, 12, 2))
+    expected = "a Bluetooth address such as 'CC:B8:33:4C:88:4F'"
+    raise ValueError(f"expected {expected}, got {seen(value)}")
+
+
+def _adapters(value: object) -> tuple[str, ...]:
+    names = value if isinstance(value, list) and value else [value]
+    for name in names:
+        if not (isinstance(name, str) and re.fullmatch(r"hci[0-9]{1,3}", name)):
+            raise ValueError(f"expected an adapter such as 'hci0', got {seen(name)}")
+    return tuple(dict.fromkeys(names))
+
+
 @dataclass(frozen=True, slots=True)
 class Broker:
     """Where a broker listens."""
@@ -181,6 +197,21 @@ class BufferSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BluetoothSettings:
+    """The radio that BLE sensors are heard with."""
+
+    adapter: tuple[str, ...] = setting(
+        ("hci0",),
+        "Bluetooth adapters to listen with; one alone may stand without a list.",
+        read=_adapters,
+    )
+    scanning: Literal["active", "passive"] = setting(
+        "active",
+        "Passive asks no device for more; where BlueZ cannot (no --experimental), it is active.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SiteSettings:
     """Where the box hangs, for whoever reads the data."""
 
@@ -242,6 +273,12 @@ class SensorSettings:
         "Path of its serial port, or a name from [ports].",
         example="/dev/serial/by-path/platform-xhci-usb-0:1.3:1.0-port0",
         read=_line,
+    )
+    address: str | None = setting(
+        None,
+        "Bluetooth address of a BLE sensor; `bygate scan` finds it.",
+        example="CC:B8:33:4C:88:4F",
+        read=_address,
     )
     interval: Duration = setting(duration("60s"), "One reading is taken in each.", low=0.1)
     durable: bool = setting(False, "Each reading is flushed to disk at once.")

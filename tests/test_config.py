@@ -268,7 +268,7 @@ def test_a_required_setting_of_a_driver_is_asked_for_with_an_example():
 
 def test_a_local_driver_takes_no_port():
     found = mistake(BASE + '[sensors.a]\ndriver = "attic"\nport = "/dev/x"\n')
-    assert found == "7: sensors.a.port: its driver reads the gateway itself and has no port"
+    assert found == "7: sensors.a.port: a local driver has no port"
 
 
 def test_a_port_that_is_not_there_gets_its_near_match():

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from gateway.config import (
+    BluetoothSettings,
     BufferSettings,
     GatewaySettings,
     PortSettings,
@@ -29,6 +30,10 @@ driver = "nmea0183"
 port = "usb-adapter"
 interval = "10s"
 
+[sensors.hall]
+driver = "ruuvi"
+address = "CC:B8:33:4C:88:4F"
+
 [sensors.box]
 driver = "host"
 interval = "5min"
@@ -37,6 +42,7 @@ _TABLES = {
     "gateway": GatewaySettings,
     "uplink": UplinkSettings,
     "buffer": BufferSettings,
+    "bluetooth": BluetoothSettings,
     "site": SiteSettings,
     "ports.usb-adapter": PortSettings,
     "sensors.air-street": SensorSettings,
