@@ -18,7 +18,8 @@ from gateway.config import Config, SensorSettings
 from gateway.disk import Disk
 from gateway.driver import LocalDriver, SerialDriver
 from gateway.health import Health
-from gateway.poller import Listener, LocalPoller, Poller, SerialPoller
+from gateway.listener import Listener, SerialListener
+from gateway.poller import LocalPoller, Poller, SerialPoller
 from gateway.reading import Reading
 from gateway.serialport import SerialPort
 from gateway.uplink import Uplink
@@ -73,7 +74,7 @@ class Service:
             case LocalDriver() as driver:
                 return LocalPoller(driver=driver, threads=self._threads, **common)
             case SerialDriver() as driver if sensor.port:
-                kind = SerialPoller if driver.polled else Listener
+                kind = SerialPoller if driver.polled else SerialListener
                 port = SerialPort(sensor.port, driver, self._threads)
                 return kind(driver=driver, port=port, **common)
         raise TypeError(f"{sensor.name}: no link serves a {type(sensor.driver).__name__}")

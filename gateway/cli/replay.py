@@ -22,7 +22,8 @@ from gateway.driver import (
     outcomes,
 )
 from gateway.frame import Framer
-from gateway.poller import DRIVER_ERROR, NOT_A_NUMBER, OK, judge
+from gateway.judge import NOT_A_NUMBER, judge
+from gateway.poller import DRIVER_ERROR, OK
 from gateway.reading import Values
 from gateway.schema import nearest, seen
 
