@@ -119,7 +119,9 @@ class FakeBlueZ:
 
     async def begin(self, name: str, at: str = "", times: int | None = None) -> None:
         """Let a fault begin: everywhere, or `at` an adapter or address; for so many `times`."""
-        self._faults.begin(known(name), at, times)
+        at_each = self._chosen(at) if known(name) in (*DEAF, "blocked") else [at]
+        for place in at_each:  # each adapter has its own remedy
+            self._faults.begin(name, place, times)
         if name == "D-Bus gone":
             await self._stop(gently=False)
             await self._bus.kill()

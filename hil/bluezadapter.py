@@ -107,10 +107,12 @@ class Adapter:
 
     def _set_powered(self, on: bool) -> None:
         if on and self._stack.faults.met("blocked", self._name):
-            raise refused("Blocked", "Blocked through rfkill")
+            raise refused("Failed", "Blocked through rfkill")
         self.power(on)
 
     def _set_filter(self, call: Call) -> None:
+        if not self.shown["Powered"]:
+            raise refused(*NOT_READY)
         self._filters[call.client] = _plain(call.body[0])
         if call.client in self.sessions:
             self.sessions[call.client] = self._filters[call.client]

@@ -15,9 +15,9 @@ FAULTS: Mapping[str, str] = {
     "BlueZ gone": "bluetoothd has ended, its name is free; cured, it starts and knows nobody",
     "D-Bus gone": "dbus-daemon is killed, every connection ends; cured, both are started again",
     "scan refused": "StartDiscovery is answered with InProgress",
-    "deaf until powered off and on": "scanning succeeds and hears nothing; so do the next two",
-    "deaf until BlueZ is restarted": "powering off and on does not help",
-    "deaf until power cut": "restarting BlueZ does not help either, only pulling the adapter",
+    "deaf until power cycle": "scans succeed and hear nothing until Powered was off and on",
+    "deaf until BlueZ restarts": "a power cycle does not help either",
+    "deaf until power cut": "a restart of BlueZ does not help either, only pulling the adapter",
     "adverts stop": "a device sends no more: nothing is heard, Connect finds nobody",
     "steady adverts suppressed": "of adverts that repeat 1 of 20 is told, as by BlueZ after 5.87,"
     " unless a scan asked for DuplicateData",
