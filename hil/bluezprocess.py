@@ -83,4 +83,4 @@ class BlueZProcess:
     async def _end(self, how: signal.Signals) -> None:
         with suppress(ProcessLookupError):
             self._process.send_signal(how)
-        await self._process.wait()
+        await self._process.communicate()  # waits for the end of its pipes too

@@ -109,7 +109,7 @@ class PrivateBus:
         if process:
             with suppress(ProcessLookupError):
                 process.send_signal(signal.SIGKILL)
-            await process.wait()
+            await process.communicate()  # waits for the end of its pipe too
             self.path.unlink(missing_ok=True)
 
     def _tidy(self) -> None:

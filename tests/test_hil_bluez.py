@@ -690,6 +690,7 @@ async def test_the_bus_dies_with_whoever_started_it():
             break
         writer.close()
         await asyncio.sleep(0.01)
+    await bluez.__aexit__(None, None, None)
     shutil.rmtree(socket.parent)
 
 
