@@ -101,19 +101,12 @@ class Driver(d.AdvertisementDriver):
     def _plain(self, info: bytes, address: bytes, body: bytes) -> bytes:
         if not info[0] & 1:
             if self.key:
-                raise d.DeviceRefused(
-                    "is not encrypted, though it has a `key`: is this the sensor?"
-                )
+                raise d.DeviceRefused("is not encrypted, though there is a `key`")
             return body
-        if not (self.key and address):
-            raise d.DeviceRefused("is encrypted: its `key` is needed, and its address")
         if len(body) < 8:
             raise d.BadFrame(f"{len(body)} bytes, fewer than counter and check have")
         nonce = address + b"\xd2\xfc" + info + body[-8:-4]
-        plain = self.key.decrypted(nonce, body[:-8] + body[-4:])
-        if plain is None:
-            raise d.BadChecksum("the check does not fit: is `key` that of this device?")
-        return plain
+        return d.decrypted(self.key, nonce if address else None, body[:-8] + body[-4:])
 
 
 def _objects(data: bytes) -> Iterator[tuple[Quantity, Value]]:

@@ -51,6 +51,7 @@ __all__ = [
     "SerialDriver",
     "Size",
     "check_address",
+    "decrypted",
     "duration",
     "find",
     "heard",
@@ -265,6 +266,21 @@ def check_address(advertisement: Advertisement, own: bytes) -> None:
     """Raise BadFrame if an advertisement's data name another address than what it was sent from."""
     if own != (advertisement.address_bytes or own):
         raise BadFrame(f"says that its address is {own.hex(':').upper()}")
+
+
+def decrypted(key: Key | None, nonce: bytes | None, sealed: bytes) -> bytes:
+    """Return what AES-CCM sealed; raises what it means that there is no key, or that it is wrong.
+
+    The nonce is None where the address that is a part of it is not known.
+    """
+    if key is None:
+        raise DeviceRefused("is encrypted: set its `key`")
+    if nonce is None:
+        raise DeviceRefused("is encrypted with its address, which is not known")
+    plain = key.decrypted(nonce, sealed)
+    if plain is None:
+        raise BadChecksum("its check does not fit: is `key` that of this device?")
+    return plain
 
 
 def heard(
