@@ -31,9 +31,9 @@ def full_uuid(uuid: str) -> str:
 class Advertisement:
     """One advertisement, or what is new in it.
 
-    `address` is as in "CC:B8:33:4C:88:4F". `manufacturer_data` is keyed by company identifier, its
-    bytes begin after that; `service_data` is keyed by UUIDs in full, and so are `service_uuids`.
-    `rssi` is in dBm.
+    `address` is as in "CC:B8:33:4C:88:4F", or empty where it is not known. `manufacturer_data` is
+    keyed by company identifier, its bytes begin after that; `service_data` is keyed by UUIDs in
+    full, and so are `service_uuids`. `rssi` is in dBm.
     """
 
     address: str
@@ -41,6 +41,11 @@ class Advertisement:
     service_data: Mapping[str, bytes] = field(default_factory=dict)
     service_uuids: tuple[str, ...] = ()
     rssi: int | None = None
+
+    @property
+    def address_bytes(self) -> bytes:
+        """The address as it is written, without the colons."""
+        return bytes.fromhex(self.address.replace(":", ""))
 
     def manufacturer(self, company: int) -> bytes | None:
         """Return the manufacturer data of a company, None where there is none."""

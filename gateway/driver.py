@@ -8,7 +8,7 @@ faults and was dead after one of them; as a declared frame with a pure `decode` 
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import entry_points
@@ -17,6 +17,7 @@ from typing import ClassVar, Literal, Protocol, dataclass_transform
 import drivers
 from gateway.advertisement import Advertisement
 from gateway.frame import Frame, Framer, Length
+from gateway.key import Key
 from gateway.measure import Duration, Size, duration, size
 from gateway.reading import Quantity, Values
 from gateway.schema import required, setting
@@ -37,6 +38,7 @@ __all__ = [
     "Framer",
     "GattClient",
     "GattDriver",
+    "Key",
     "Length",
     "LocalDriver",
     "NoAdapter",
@@ -48,8 +50,11 @@ __all__ = [
     "SensorError",
     "SerialDriver",
     "Size",
+    "check_address",
+    "decrypted",
     "duration",
     "find",
+    "heard",
     "names",
     "outcome",
     "outcomes",
@@ -255,6 +260,52 @@ class AdvertisementDriver(BleDriver):
         Asked only of what `decode` made values of. The gateway keeps the last and raises Replayed.
         """
         return None
+
+
+def check_address(advertisement: Advertisement, own: bytes) -> None:
+    """Raise BadFrame if an advertisement's data name another address than what it was sent from."""
+    if own != (advertisement.address_bytes or own):
+        raise BadFrame(f"says that its address is {own.hex(':').upper()}")
+
+
+def decrypted(key: Key | None, nonce: bytes | None, sealed: bytes) -> bytes:
+    """Return what AES-CCM sealed; raises what it means that there is no key, or that it is wrong.
+
+    The nonce is None where the address that is a part of it is not known.
+    """
+    if key is None:
+        raise DeviceRefused("is encrypted: set its `key`")
+    if nonce is None:
+        raise DeviceRefused("is encrypted with its address, which is not known")
+    plain = key.decrypted(nonce, sealed)
+    if plain is None:
+        raise BadChecksum("its check does not fit: is `key` that of this device?")
+    return plain
+
+
+def heard(
+    driver: AdvertisementDriver,
+    advertisements: Iterable[Advertisement],
+    decode: Callable[[Advertisement], Values | None] | None = None,
+) -> Iterator[Outcome]:
+    """Yield what becomes of each advertisement of one device, its counter checked.
+
+    As `outcomes` for what comes from a port.
+    """
+    last: int | None = None
+
+    def read(advertisement: Advertisement) -> Values | None:
+        nonlocal last
+        values = (decode or driver.decode)(advertisement)
+        counter = None if values is None else driver.counter(advertisement)
+        if counter is not None:
+            if last is not None and counter <= last:
+                raise Replayed(f"counter {counter} after {last}")
+            last = counter
+        return values
+
+    for advertisement in advertisements:
+        yield outcome(b"", partial(read, advertisement))
 
 
 class GattClient(Protocol):
