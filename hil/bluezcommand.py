@@ -156,7 +156,14 @@ def spec(words: list[str]) -> dict[str, Any]:
 
 
 def put(bluez: FakeBlueZ, scene: Scene) -> None:
-    """Put all of a scene on the air."""
+    """Put all of a scene on the air. Raises ValueError if it has what nobody knows."""
+    try:
+        _put(bluez, scene)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"this cannot be put on the air: {error}") from None
+
+
+def _put(bluez: FakeBlueZ, scene: Scene) -> None:
     unknown = set(scene) - {"advertiser", "peripheral", "crowd"}
     if unknown:
         raise ValueError(f"there is no {unknown.pop()!r}: advertiser, peripheral, or crowd")

@@ -46,8 +46,7 @@ class PrivateBus:
         self._process: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> Self:
-        if self._own:
-            Path(self._own).mkdir(mode=0o700)
+        self._prepare()
         try:
             await self.start()
         except BaseException:
@@ -114,6 +113,10 @@ class PrivateBus:
                 process.send_signal(signal.SIGKILL)
             await process.communicate()  # waits for the end of its pipe too
             self.path.unlink(missing_ok=True)
+
+    def _prepare(self) -> None:
+        if self._own:
+            Path(self._own).mkdir(mode=0o700)
 
     def _tidy(self) -> None:
         for suffix in (".conf", ".log"):

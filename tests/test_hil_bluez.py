@@ -22,6 +22,7 @@ from bleak.exc import (
 from dbus_fast import BusType, Message, Variant
 from dbus_fast.aio import MessageBus
 
+from hil import __main__ as command
 from hil import bluezcommand
 from hil.bluez import FakeBlueZ
 from hil.bluezfaults import FAULTS
@@ -688,6 +689,20 @@ def test_a_scene_is_read_from_toml(tmp_path):
     assert bluezcommand.load(file) == {
         "advertiser": [{"address": TAG, "manufacturer": {"0x0499": "05"}}]
     }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--advertise", TAG, "0499=05"], "'0499=05' is none of"),
+        (["--advertise", TAG, "colour=red"], "unexpected keyword argument 'colour'"),
+        (["--advertise", TAG, "manufacturer:0499=zz"], "non-hexadecimal"),
+        (["--file", "nowhere.toml"], "No such file"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_told_in_a_line(arguments, said, capsys):
+    assert command.main(["bluez", *arguments]) in (1, 2)
+    assert said in capsys.readouterr().err
 
 
 @on_bus
