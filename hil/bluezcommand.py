@@ -143,7 +143,8 @@ def spec(words: list[str]) -> dict[str, Any]:
     for word in words[1:]:
         name, equals, value = word.partition("=")
         kind, _, key = name.partition(":")
-        if not equals or (kind in ("manufacturer", "service")) != bool(key):
+        kinds = ("manufacturer", "service") if key else ("every", "rssi", "name")
+        if not equals or kind not in kinds:
             raise argparse.ArgumentTypeError(
                 f"{word!r} is none of manufacturer:0499=HEX, service:fcd2=HEX, every=S, rssi=N,"
                 " name=TEXT"

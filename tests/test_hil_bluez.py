@@ -649,6 +649,7 @@ async def test_it_runs_as_a_process_and_does_as_it_is_told():
         ("dance", "what is 'dance'"),
         ('put {"phones": 3}', "advertiser, peripheral, or crowd"),
         ("put {", "Expecting"),
+        ('put {"advertiser": [{"addres": "CC:B8"}]}', "unexpected keyword argument 'addres'"),
     ],
 )
 @on_bus
@@ -695,7 +696,6 @@ def test_a_scene_is_read_from_toml(tmp_path):
     ("arguments", "said"),
     [
         (["--advertise", TAG, "0499=05"], "'0499=05' is none of"),
-        (["--advertise", TAG, "colour=red"], "unexpected keyword argument 'colour'"),
         (["--advertise", TAG, "manufacturer:0499=zz"], "non-hexadecimal"),
         (["--file", "nowhere.toml"], "No such file"),
     ],
