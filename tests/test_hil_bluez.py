@@ -649,7 +649,7 @@ async def test_it_runs_as_a_process_and_does_as_it_is_told():
         ("dance", "what is 'dance'"),
         ('put {"phones": 3}', "advertiser, peripheral, or crowd"),
         ("put {", "Expecting"),
-        ('put {"advertiser": [{"addres": "CC:B8"}]}', "unexpected keyword argument 'addres'"),
+        ('put {"advertiser": [{"addres": "CC:B8"}]}', "missing 1 required positional"),
     ],
 )
 @on_bus
