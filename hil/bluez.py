@@ -125,8 +125,8 @@ class FakeBlueZ:
         if name == "D-Bus gone":
             await self._stop(gently=False)
             await self._bus.kill()
-        elif name == "BlueZ gone":
-            await self._stop()
+        elif name in ("BlueZ gone", "BlueZ crashed"):
+            await self._stop(orderly=name == "BlueZ gone")
         elif name == "no adapter":
             self._pull(at)
         elif name in ("powered off", "blocked"):
@@ -137,7 +137,7 @@ class FakeBlueZ:
         self._faults.cure(known(name), at)
         if name == "D-Bus gone":
             await self._bus.start()
-        if name in ("D-Bus gone", "BlueZ gone"):
+        if name in ("D-Bus gone", "BlueZ gone", "BlueZ crashed"):
             await self._start()
         elif name == "no adapter":
             self._plug(at)
@@ -146,13 +146,13 @@ class FakeBlueZ:
 
     async def restart(self) -> None:
         """End BlueZ and start it again: the bus name is lost and owned, all objects are new."""
-        await self.begin("BlueZ gone")
-        await self.cure("BlueZ gone")
+        async with self.fault("BlueZ gone"):
+            pass
 
     async def power_cut(self, at: str = "") -> None:
         """Pull the adapter and plug it in: all that was wrong with its hearing is gone."""
-        await self.begin("no adapter", at)
-        await self.cure("no adapter", at)
+        async with self.fault("no adapter", at):
+            pass
 
     def _pull(self, at: str) -> None:
         for name in self._chosen(at):
@@ -191,12 +191,15 @@ class FakeBlueZ:
                 self._faults.cure(deaf, name)
             self._add(name)
 
-    async def _stop(self, *, gently: bool = True) -> None:
-        wire, self._wire = self._wire, None
+    async def _stop(self, *, orderly: bool = False, gently: bool = True) -> None:
         self._powered |= {name: held.shown["Powered"] for name, held in self.adapters.items()}
         self._stack.cancel()
+        for adapter in self.adapters.values() if orderly else ():
+            adapter.power(False)
+            self._objects.remove(adapter.path)
         self.adapters.clear()
         self._objects.forget_all()
+        wire, self._wire = self._wire, None
         if wire:
             await wire.close(gently=gently)
 

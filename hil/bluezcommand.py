@@ -143,7 +143,8 @@ def spec(words: list[str]) -> dict[str, Any]:
     for word in words[1:]:
         name, equals, value = word.partition("=")
         kind, _, key = name.partition(":")
-        if not equals or (kind in ("manufacturer", "service")) != bool(key):
+        kinds = ("manufacturer", "service") if key else ("every", "rssi", "name")
+        if not equals or kind not in kinds:
             raise argparse.ArgumentTypeError(
                 f"{word!r} is none of manufacturer:0499=HEX, service:fcd2=HEX, every=S, rssi=N,"
                 " name=TEXT"
@@ -156,7 +157,14 @@ def spec(words: list[str]) -> dict[str, Any]:
 
 
 def put(bluez: FakeBlueZ, scene: Scene) -> None:
-    """Put all of a scene on the air."""
+    """Put all of a scene on the air. Raises ValueError if it has what nobody knows."""
+    try:
+        _put(bluez, scene)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"this cannot be put on the air: {error}") from None
+
+
+def _put(bluez: FakeBlueZ, scene: Scene) -> None:
     unknown = set(scene) - {"advertiser", "peripheral", "crowd"}
     if unknown:
         raise ValueError(f"there is no {unknown.pop()!r}: advertiser, peripheral, or crowd")

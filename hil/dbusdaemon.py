@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import secrets
 import shutil
 import signal
 import tempfile
@@ -40,11 +41,12 @@ class PrivateBus:
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
-        self._folder = None if path else tempfile.mkdtemp(prefix="bygate-hil-")
-        self.path = Path(path or f"{self._folder}/bus")
+        self._own = None if path else f"{tempfile.gettempdir()}/bygate-hil-{secrets.token_hex(4)}"
+        self.path = Path(path or f"{self._own}/bus")
         self._process: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> Self:
+        self._prepare()
         try:
             await self.start()
         except BaseException:
@@ -112,8 +114,12 @@ class PrivateBus:
             await process.communicate()  # waits for the end of its pipe too
             self.path.unlink(missing_ok=True)
 
+    def _prepare(self) -> None:
+        if self._own:
+            Path(self._own).mkdir(mode=0o700)
+
     def _tidy(self) -> None:
         for suffix in (".conf", ".log"):
             self.path.with_suffix(suffix).unlink(missing_ok=True)
-        if self._folder:
-            Path(self._folder).rmdir()
+        if self._own:
+            Path(self._own).rmdir()

@@ -55,6 +55,7 @@ class Objects:
         self._send = send
         self._signatures = signatures
         self._nodes: dict[str, _Node] = {}
+        self._beneath: dict[str, list[str]] = {}
 
     def add(
         self,
@@ -65,19 +66,24 @@ class Objects:
     ) -> None:
         """Make an object: `methods` by interface and member, `sets` by the property's name."""
         self._nodes[path] = _Node(interfaces, methods, sets or {})
+        self._beneath.setdefault(path.rpartition("/")[0], []).append(path)
         self._signal("/", f"{OBJECTS}.InterfacesAdded", "oa{sa{sv}}", path, self._shown(path))
 
     def remove(self, path: str) -> None:
         """Remove an object and all beneath it, the deepest first."""
-        below = [known for known in self._nodes if known.startswith(f"{path}/")]
-        for gone in sorted([*below, path], reverse=True):
-            node = self._nodes.pop(gone)
-            names = list(node.interfaces)
-            self._signal("/", f"{OBJECTS}.InterfacesRemoved", "oas", gone, names)
+        for child in tuple(self._beneath.get(path, ())):
+            self.remove(child)
+        parent = path.rpartition("/")[0]
+        self._beneath[parent].remove(path)
+        if not self._beneath[parent]:
+            del self._beneath[parent]
+        names = list(self._nodes.pop(path).interfaces)
+        self._signal("/", f"{OBJECTS}.InterfacesRemoved", "oas", path, names)
 
     def forget_all(self) -> None:
         """Be without objects, and tell nobody: the service has ended."""
         self._nodes.clear()
+        self._beneath.clear()
 
     def __contains__(self, path: str) -> bool:
         return path in self._nodes
