@@ -2,10 +2,12 @@
 
 import asyncio
 import functools
+import gc
 import os
 import shutil
 import time
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +36,19 @@ def on_air(test):
         asyncio.run(limited())
 
     return run
+
+
+async def until(true):
+    """Return when a condition holds; the test's own deadline ends a wait in vain."""
+    while not true():  # noqa: ASYNC110 - nothing tells of it
+        await asyncio.sleep(0.01)
+
+
+def resources():
+    """Return how many descriptors, tasks and objects there are."""
+    gc.collect()
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
+    return descriptors, len(asyncio.all_tasks()), len(gc.get_objects())
 
 
 class Ears:

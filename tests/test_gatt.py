@@ -1,7 +1,6 @@
 """Connections to BLE devices against a simulated BlueZ: every fault by name ends in one outcome."""
 
 import asyncio
-import os
 import time
 from contextlib import asynccontextmanager
 
@@ -15,7 +14,7 @@ from gateway.gatt import GattDevice
 from gateway.poller import GattPoller
 from gateway.reading import HUMIDITY, TEMPERATURE, Values
 from hil.radio import Characteristic
-from tests.radio_scene import METER, NEEDS_DBUS, on_air, scene
+from tests.radio_scene import METER, NEEDS_DBUS, on_air, resources, scene, until
 
 pytestmark = NEEDS_DBUS
 
@@ -68,8 +67,7 @@ async def polled(driver=None, services=SERVICES, interval=0.3):
 async def counted(poller, outcome, more=1):
     """Return the seconds until an outcome has been counted so many times more."""
     began, target = time.monotonic(), poller.state.outcomes[outcome] + more
-    while poller.state.outcomes[outcome] < target:
-        await asyncio.sleep(0.01)
+    await until(lambda: poller.state.outcomes[outcome] >= target)
     return time.monotonic() - began
 
 
@@ -80,9 +78,7 @@ async def test_a_device_is_connected_to_read_and_let_go_of():
         values = {q.name: r.value for q, r in poller.state.last.items()}
         assert values == {"temperature": 20.0, "humidity": 50.0}
         await counted(poller, "ok")
-        async with asyncio.timeout(1):
-            while bluez.adapters["hci0"].devices[METER].shown["Connected"]:
-                await asyncio.sleep(0.01)
+        await until(lambda: not bluez.adapters["hci0"].devices[METER].shown["Connected"])
 
 
 @on_air
@@ -164,11 +160,10 @@ async def test_a_fault_thirty_times_leaves_no_descriptor_and_no_task(name, monke
     monkeypatch.setattr(gatt, "TRIES", 1)
     async with polled(interval=0.1) as (bluez, poller, _):
         await counted(poller, "ok", 2)
-        before = len(os.listdir("/proc/self/fd")), len(asyncio.all_tasks())
+        before = resources()
         async with bluez.fault(name):
             await counted(poller, FAULTS[name][0], 30)
         await counted(poller, "ok", 2)
-        await asyncio.sleep(0.1)
-        after = len(os.listdir("/proc/self/fd")), len(asyncio.all_tasks())
-    assert after[0] <= before[0] + 3
+        after = resources()
+    assert after[0] <= before[0] + 3  # the connection of a read that goes on
     assert after[1] <= before[1] + 3
