@@ -42,9 +42,13 @@ def path_of(adapter: str) -> str:
 
 
 class Bluez:
-    """What is known of BlueZ: whether it runs, and which of `adapters` are there and powered."""
+    """What is known of BlueZ: whether it runs, and which of `adapters` are there and powered.
 
-    def __init__(self, adapters: Sequence[str]) -> None:
+    `gone` is called when it has ended.
+    """
+
+    def __init__(self, adapters: Sequence[str], gone: Callable[[], None]) -> None:
+        self._gone = gone
         self._adapters = {path_of(name): name for name in adapters}
         self._bus: MessageBus | None = None
         self._lost_bus = "the system bus is not reached yet"
@@ -189,6 +193,8 @@ class Bluez:
         match message.member, message.body:
             case "NameOwnerChanged", [name, _, owner] if name == BLUEZ:
                 self._runs, self._powered = bool(owner), {}
+                if not owner:
+                    self._gone()
                 self._break(*self._adapters.values())
             case "InterfacesAdded", [path, interfaces] if path in self._adapters:
                 if ADAPTER in interfaces:
