@@ -44,7 +44,6 @@ WHOLE = (r.CO2, r.TVOC_PPB, r.BATTERY)
 class Driver(GattDriver):
     model = "Bluetooth Environmental Sensing Service"
     quantities = tuple(dict.fromkeys(field[0] for field in FIELDS.values()))
-    checked = False
     services = ("181a",)
     characteristics = tuple(FIELDS)
 

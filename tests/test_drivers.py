@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import io
 import random
+import re
 import tokenize
 import tomllib
 from collections.abc import Iterable, Iterator
@@ -25,6 +26,7 @@ from gateway.cli import replay_ble
 from gateway.cli.columns import folded
 from gateway.driver import (
     Advertisement,
+    AdvertisementDriver,
     BleDriver,
     Driver,
     GattDriver,
@@ -97,10 +99,11 @@ def listed(given: str | list[str]) -> list[str]:
 
 
 def replayed(name: str, capture: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        {"outcome": one.name} if one.values is None else named(one.values)
-        for one in told(made(name, **capture.get("settings", {})), capture)
-    ]
+    return shown(told(made(name, **capture.get("settings", {})), capture))
+
+
+def shown(found: Iterable[Outcome]) -> list[dict[str, Any]]:
+    return [{"outcome": one.name} if one.values is None else named(one.values) for one in found]
 
 
 def told(driver: Any, capture: dict[str, Any]) -> Iterable[Outcome]:
@@ -450,10 +453,22 @@ def test_the_readmes_example_is_a_driver():
     assert code == (README.parent / "sds011.py").read_text()
 
 
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
+
+
 def test_the_readmes_capture_means_what_it_says():
-    text = README.read_text().partition("```toml\n")[2].partition("```")[0]
-    (capture,) = tomllib.loads(text)["capture"]
+    (capture,) = tomllib.loads(blocks("toml")[0])["capture"]
     assert replayed("maxbotix", capture) == capture["frames"]
+
+
+@pytest.mark.parametrize(("number", "base"), [(0, AdvertisementDriver), (1, GattDriver)])
+def test_the_readmes_bluetooth_drivers_decode_its_captures(number: int, base: type[Driver]):
+    space: dict[str, Any] = {"__name__": "guide"}
+    exec(blocks("python")[1 + number], space)
+    driver, capture = space["Driver"](), tomllib.loads(blocks("toml")[1])["capture"][number]
+    assert isinstance(driver, base)
+    assert shown(told(driver, capture)) == capture["frames"]
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def _one(driver: Mapping[str, Any]) -> str:
     if "broken" in driver:
         return str(driver["broken"])
     check = "frames carry a checksum" if driver["checked"] else "frames carry no checksum"
-    facts = [driver["link"], driver["line"], None if driver["link"] == "local" else check]
+    facts = [driver["link"], driver["line"], check if driver["line"] else None]
     units = {each["name"]: each["unit"] or "-" for each in driver["quantities"]}
     quantities = [(name, units[name.partition(" ")[0]]) for name in folded([*units])]
     settings = [
