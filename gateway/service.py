@@ -10,19 +10,22 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from gateway.buffer import Buffer
 from gateway.clock import Clock
 from gateway.config import Config, SensorSettings
 from gateway.disk import Disk
-from gateway.driver import LocalDriver, SerialDriver
+from gateway.driver import AdvertisementDriver, BleDriver, GattDriver, LocalDriver, SerialDriver
 from gateway.health import Health
-from gateway.listener import Listener, SerialListener
-from gateway.poller import LocalPoller, Poller, SerialPoller
+from gateway.listener import AdvertisementListener, Listener, SerialListener
+from gateway.poller import GattPoller, LocalPoller, Poller, SerialPoller
 from gateway.reading import Reading
 from gateway.serialport import SerialPort
 from gateway.uplink import Uplink
+
+if TYPE_CHECKING:
+    from gateway.ble import Radio
 
 SPREAD = 10.0
 """Seconds over which the first polls are spread, so that they do not all fall together for ever."""
@@ -57,6 +60,7 @@ class Service:
         disk = _own(config.gateway.state_dir)
         self._buffer = Buffer(disk, config.buffer, config.gateway.id, self._clock.boot)
         self._urgent = asyncio.Event()
+        self._radio = _radio(config)
         self._pollers = [self._poller(sensor) for sensor in config.sensors.values()]
         self._uplink = Uplink(config.uplink, config.gateway.id, self._buffer, self._writer)
         self._health = Health(
@@ -77,7 +81,22 @@ class Service:
                 kind = SerialPoller if driver.polled else SerialListener
                 port = SerialPort(sensor.port, driver, self._threads)
                 return kind(driver=driver, port=port, **common)
+            case BleDriver() as driver if sensor.address and self._radio:
+                return self._ble_poller(driver, sensor.address, self._radio, common)
         raise TypeError(f"{sensor.name}: no link serves a {type(sensor.driver).__name__}")
+
+    def _ble_poller(
+        self, driver: BleDriver, address: str, radio: "Radio", common: _Common
+    ) -> Poller:
+        if isinstance(driver, GattDriver):
+            from gateway.gatt import GattDevice  # noqa: PLC0415 - as _radio
+
+            return GattPoller(driver=driver, port=GattDevice(address, radio), **common)
+        if isinstance(driver, AdvertisementDriver):
+            listener = AdvertisementListener(driver=driver, air=radio, **common)
+            radio.listen(address, listener.hear)
+            return listener
+        raise TypeError(f"{common['name']}: neither advertises nor is connected to")
 
     def _sink(self, reading: Reading, *, durable: bool) -> None:
         self._buffer.append(reading, durable=durable)
@@ -109,6 +128,8 @@ class Service:
         asked = [poller for poller in self._pollers if not isinstance(poller, Listener)]
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._keep_buffer(), name="buffer")
+            if self._radio:
+                tasks.create_task(self._radio.run(), name="radio")
             for poller in self._pollers:
                 place = asked.index(poller) / len(asked) if poller in asked else 0.0
                 delay = place * min(poller.interval, SPREAD)
@@ -131,6 +152,20 @@ class Service:
 
     async def _on_writer(self, work: Callable[[], None]) -> None:
         await asyncio.get_running_loop().run_in_executor(self._writer, work)
+
+
+def _radio(config: Config) -> "Radio | None":
+    """Return the radio, None when no sensor needs it: bleak is imported for those that do."""
+    if not any(isinstance(sensor.driver, BleDriver) for sensor in config.sensors.values()):
+        return None
+    from gateway.ble import Radio  # noqa: PLC0415 - bleak costs 10 MB
+
+    runtime = os.environ.get("RUNTIME_DIRECTORY")
+    return Radio(
+        config.bluetooth.adapter,
+        passive=config.bluetooth.scanning == "passive",
+        restart=Path(runtime, "restart-bluetooth") if runtime else None,
+    )
 
 
 def _own(directory: Path) -> Disk:

@@ -379,7 +379,7 @@ def test_a_stream_whose_port_is_pulled_goes_on_when_it_is_back():
     poller, taken, _ = polled(299, Pms5003(), pms5003.Driver(), meanwhile=plug)
     assert poller.state.outcomes["ok"] == 30 + 68
     assert poller.state.outcomes["no port"] == 1 + 2  # when it went, at 120 and at 180 s
-    assert taken.times(PM10) == [1, 60, 231, 240]
+    assert taken.times(PM10) == [1, 60, 231.5, 240]
 
 
 # The gateway's own drivers
