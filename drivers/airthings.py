@@ -25,7 +25,6 @@ RADON = (r.RADON, r.RADON_LONG_TERM)
 class Driver(GattDriver):
     model = "Airthings Wave Plus, Wave Radon, Wave Mini"
     quantities = (r.TEMPERATURE, r.HUMIDITY, r.PRESSURE, *RADON, r.CO2, r.TVOC_PPB)
-    checked = False
     companies = (0x0334,)
     characteristics = (WAVE_PLUS, WAVE_RADON, WAVE_MINI)
 

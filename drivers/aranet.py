@@ -40,7 +40,6 @@ FORMS: dict[int, tuple[tuple[Quantity, int, int, int], ...]] = {
 class Driver(AdvertisementDriver):
     model = "Aranet4, Aranet2, Aranet Radiation, Aranet Radon Plus"
     quantities = (CO2, TEMPERATURE, HUMIDITY, PRESSURE, RADON, DOSE, DOSE_RATE, BATTERY)
-    checked = False
     companies = (0x0702,)
 
     def decode(self, advertisement: Advertisement) -> Values | None:

@@ -68,7 +68,6 @@ DECLARED = frozenset([*KINDS, *NUMBERED, UNKNOWN])
 class Driver(d.AdvertisementDriver):
     model = "BTHome version 2, such as Shelly BLU"
     quantities = (*KINDS, UNKNOWN, *NUMBERED)
-    checked = False  # only what is encrypted is
     services = ("fcd2",)
 
     key: d.Key | None = d.setting(None, "Its encryption key; what comes without is then refused.")

@@ -1,4 +1,4 @@
-"""Environmental Sensing Service 0x181A and battery level, over GATT (Bluetooth SIG's supplement).
+"""Environmental Sensing Service 0x181A, and the battery's level, read over GATT.
 
 Little-endian, one characteristic each (GATT Specification Supplement):
 
@@ -7,8 +7,8 @@ Little-endian, one characteristic each (GATT Specification Supplement):
     2A77 IIII 0.1 W/m²     2A76 UU index          2A78 RRRR mm           2A6C EEEEEE 0.01 m
     2AFB LLLLLL 0.01 lx    2B8C CCCC ppm of CO₂   2BE7 VVVV ppb of VOC   2A19 BB % of battery
 
-T, D and E are signed. Not known: T 8000; H, C, V FFFF; L FFFFFF; the others have no such code. C and
-V of FFFE mean that or more. Not read: particulates (2BD5 to 2BD7), whose float of 16 bits in kg/m³
+T, D, E are signed. Not known: T 8000; H, C, V FFFF; L FFFFFF; the others have no such code. C and V
+of FFFE mean that or more. Not read: particulates (2BD5 to 2BD7), whose float of 16 bits in kg/m³
 begins at 10 µg/m³, so that makers differ; the second of two characteristics of one name.
 """
 
@@ -44,7 +44,6 @@ WHOLE = (r.CO2, r.TVOC_PPB, r.BATTERY)
 class Driver(GattDriver):
     model = "Bluetooth Environmental Sensing Service"
     quantities = tuple(dict.fromkeys(field[0] for field in FIELDS.values()))
-    checked = False
     services = ("181a",)
     characteristics = tuple(FIELDS)
 

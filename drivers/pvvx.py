@@ -21,7 +21,6 @@ from gateway.reading import BATTERY, BATTERY_VOLTAGE, HUMIDITY, TEMPERATURE, Val
 class Driver(AdvertisementDriver):
     model = "thermometers with ATC_MiThermometer"
     quantities = (TEMPERATURE, HUMIDITY, BATTERY, BATTERY_VOLTAGE)
-    checked = False
     services = ("181a",)
 
     def decode(self, advertisement: Advertisement) -> Values | None:

@@ -53,7 +53,6 @@ class Driver(AdvertisementDriver):
         *(r.TEMPERATURE, r.HUMIDITY, r.PRESSURE, *AXES, r.BATTERY_VOLTAGE, MOVEMENTS),
         *(*PM, r.CO2, r.VOC_INDEX, r.NOX_INDEX, r.ILLUMINANCE, CALIBRATING),
     )
-    checked = False
     companies = (0x0499,)
 
     def decode(self, advertisement: Advertisement) -> Values | None:

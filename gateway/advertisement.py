@@ -1,5 +1,6 @@
 """What one BLE advertisement says. Source: Bluetooth Core Specification Supplement, part A."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -18,10 +19,9 @@ def full_uuid(uuid: str) -> str:
     '0000fcd2-0000-1000-8000-00805f9b34fb'
     """
     digits = uuid.lower().removeprefix("0x").replace("-", "")
-    int(digits, 16)
-    if len(digits) in (4, 8):
+    if re.fullmatch("[0-9a-f]{4}|[0-9a-f]{8}", digits):
         return digits.rjust(8, "0") + BASE_UUID
-    if len(digits) != 32:
+    if not re.fullmatch("[0-9a-f]{32}", digits):
         raise ValueError(f"{uuid!r} is no UUID of 4, 8 or 32 hexadecimal digits")
     ends = ((0, 8), (8, 12), (12, 16), (16, 20), (20, 32))
     return "-".join(digits[begin:end] for begin, end in ends)

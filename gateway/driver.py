@@ -276,7 +276,7 @@ def decrypted(key: Key | None, nonce: bytes | None, sealed: bytes) -> bytes:
     if key is None:
         raise DeviceRefused("is encrypted: set its `key`")
     if nonce is None:
-        raise DeviceRefused("is encrypted with its address, which is not known")
+        raise DeviceRefused("is encrypted with its address, which is not known: --address")
     plain = key.decrypted(nonce, sealed)
     if plain is None:
         raise BadChecksum("its check does not fit: is `key` that of this device?")

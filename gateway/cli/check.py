@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.cli import DEFAULT_CONFIG
-from gateway.cli.columns import columns
+from gateway.cli.columns import columns, folded
 from gateway.config import Config, ConfigError, PortSettings, SensorSettings, load
 from gateway.driver import SerialDriver
 from gateway.measure import shown_duration, shown_size
@@ -64,7 +64,14 @@ def _row(sensor: SensorSettings) -> tuple[str, ...]:
         line += f" {_line(sensor.driver, sensor.port)}"
     port = str(sensor.port.path) if sensor.port else "-"
     interval = shown_duration(sensor.interval) + (", durable" if sensor.durable else "")
-    return sensor.name, sensor.driver_name, line, port, interval, ", ".join(_quantities(sensor))
+    return (
+        sensor.name,
+        sensor.driver_name,
+        line,
+        port,
+        interval,
+        ", ".join(folded(_quantities(sensor))),
+    )
 
 
 def _line(driver: SerialDriver, port: PortSettings) -> str:
