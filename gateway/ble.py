@@ -304,9 +304,9 @@ class Radio:
 
 
 def _forget() -> None:
-    """Have bleak forget all devices: after a crash of bluetoothd nobody tells it that they are gone.
+    """Have bleak forget all devices: after a crash of bluetoothd none is told to be gone.
 
-    200 strangers and 40 crashes left 1800 of them with it. On a lost bus it forgets all.
+    200 strangers and 40 crashes left 1800 of them with bleak. When its bus is lost it forgets all.
     """
     manager = _global_instances.get(asyncio.get_running_loop())
     if manager is not None and manager._bus is not None:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from gateway.buffer import Buffer
 from gateway.clock import Clock
@@ -105,6 +105,7 @@ class Service:
 
     async def run(self) -> None:
         """Run until the process is told to stop; then flush, seal, deliver and say goodbye."""
+        asyncio.get_running_loop().set_exception_handler(_stray)
         async with asyncio.TaskGroup() as tasks:
             await self._tick()
             uplink = tasks.create_task(self._uplink.run(self._health), name="uplink")
@@ -166,6 +167,13 @@ def _radio(config: Config) -> "Radio | None":
         passive=config.bluetooth.scanning == "passive",
         restart=Path(runtime, "restart-bluetooth") if runtime else None,
     )
+
+
+def _stray(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log an error that no task has met; connections that are lost leave many (dbus-fast, paho)."""
+    error = context.get("exception")
+    level = logging.DEBUG if isinstance(error, OSError | EOFError) else logging.ERROR
+    log.log(level, "%s", context["message"], exc_info=error)
 
 
 def _own(directory: Path) -> Disk:

@@ -75,7 +75,7 @@ class Ears:
 @asynccontextmanager
 async def apart(scene, **settings):
     """Give a simulated BlueZ that is a process of its own, and a radio that runs on it."""
-    async with BlueZProcess(scene) as bluez:
+    async with BlueZProcess(scene, "--forget-after", "0.5") as bluez:
         os.environ |= bluez.environment
         radio = Radio(["hci0"], **settings)
         async with asyncio.TaskGroup() as tasks:

@@ -19,6 +19,14 @@ def private(monkeypatch):
     monkeypatch.delenv("DBUS_SYSTEM_BUS_ADDRESS", raising=False)
 
 
+@pytest.fixture
+def unlogged():
+    """Log nothing: pytest would keep each line."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
 def counter(number):
     return number.to_bytes(4, "big")
 
@@ -239,8 +247,7 @@ AGAIN = [
 
 @pytest.mark.parametrize("what", AGAIN, ids=" then ".join)
 @on_air
-async def test_a_hundred_times_leave_nothing_behind(what, monkeypatch):
-    monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)  # pytest keeps each line
+async def test_a_hundred_times_leave_nothing_behind(what, unlogged):
     async with apart(SCENE) as (bluez, radio):
         ears = Ears(radio)
         for turn in range(120):
