@@ -1,7 +1,7 @@
 """Counters and ages of everything as one snapshot: published, logged, shown by `status`."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from gateway import __version__
@@ -21,9 +21,11 @@ class Health:
         buffer: Buffer,
         pollers: Sequence[Poller],
         uplink: UplinkState,
+        adapters: Callable[[], Mapping[str, str | None]] = dict,
     ) -> None:
         self._gateway, self._clock = gateway, clock
         self._buffer, self._pollers, self._uplink = buffer, pollers, uplink
+        self._adapters = adapters
         self._since = clock.now()
 
     def payload(self, state: str) -> bytes:
@@ -34,7 +36,7 @@ class Health:
         """Return what is worth a message when it changes."""
         stats = self._buffer.stats()
         reasons = tuple(poller.state.why is None for poller in self._pollers)
-        return reasons, stats.dropped, tuple(stats.refused), tuple(stats.faults)
+        return reasons, self._adapters(), stats.dropped, tuple(stats.refused), tuple(stats.faults)
 
     def snapshot(self, state: str) -> dict[str, object]:
         """Return everything known now; `state` is online or offline."""
@@ -48,6 +50,10 @@ class Health:
             "clock": {"state": self._clock.state(), "error_ms": self._clock.error_ms()},
             "buffer": self._of_buffer(),
             "uplink": self._of_uplink(),
+            "bluetooth": {
+                name: {"state": "ok" if why is None else "silent", "why": why}
+                for name, why in self._adapters().items()
+            },
             "sensors": {poller.name: self._of_sensor(poller) for poller in self._pollers},
         }
 

@@ -64,7 +64,12 @@ class Service:
         self._pollers = [self._poller(sensor) for sensor in config.sensors.values()]
         self._uplink = Uplink(config.uplink, config.gateway.id, self._buffer, self._writer)
         self._health = Health(
-            config.gateway.id, self._clock, self._buffer, self._pollers, self._uplink.state
+            config.gateway.id,
+            self._clock,
+            self._buffer,
+            self._pollers,
+            self._uplink.state,
+            self._radio.states if self._radio else dict,
         )
 
     def _poller(self, sensor: SensorSettings) -> Poller:

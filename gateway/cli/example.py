@@ -32,6 +32,7 @@ interval = "10s"
 
 [sensors.hall]
 driver = "ruuvi"
+# {address}
 address = "CC:B8:33:4C:88:4F"
 
 [sensors.box]
@@ -48,16 +49,20 @@ _TABLES = {
     "sensors.air-street": SensorSettings,
 }
 _WRITTEN = {"sensors.air-street": {"port"}}
+_ELSEWHERE = {"sensors.air-street": {"address"}}
+"""Settings that the table cannot have, and that stand in `_MORE`."""
 
 
 def example() -> str:
     """Return every setting with its sentence, the optional ones commented out."""
     tables = "".join(_table(name, kind) for name, kind in _TABLES.items())
-    return _HEAD + tables + _MORE
+    address = settings_of(SensorSettings)["address"].doc
+    return _HEAD + tables + _MORE.format(address=address)
 
 
 def _table(name: str, kind: type) -> str:
-    lines = [line for setting in settings_of(kind).values() for line in _setting(name, setting)]
+    shown = [s for s in settings_of(kind).values() if s.name not in _ELSEWHERE.get(name, ())]
+    lines = [line for setting in shown for line in _setting(name, setting)]
     return "\n".join(["", f"# {kind.__doc__}", f"[{name}]", *lines, ""])
 
 
