@@ -21,6 +21,7 @@ class Health:
         buffer: Buffer,
         pollers: Sequence[Poller],
         uplink: UplinkState,
+        *,
         adapters: Callable[[], Mapping[str, str | None]] = dict,
     ) -> None:
         self._gateway, self._clock = gateway, clock

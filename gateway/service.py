@@ -69,7 +69,7 @@ class Service:
             self._buffer,
             self._pollers,
             self._uplink.state,
-            self._radio.states if self._radio else dict,
+            adapters=self._radio.states if self._radio else dict,
         )
 
     def _poller(self, sensor: SensorSettings) -> Poller:
