@@ -108,6 +108,7 @@ class Buffer:
         self._fault: str | None = None
         self._disk_errors = 0
         self._room: int | None = None
+        self._last_tick = math.inf
 
     # Readings in
 
@@ -130,6 +131,14 @@ class Buffer:
         urgent, self._urgent = self._urgent, False
         self._work(now, lambda: self._due(now, urgent=urgent))
         self._urgent = self._urgent or (urgent and self._fault is not None)
+        self._last_tick = now
+
+    def next_tick(self, by: float) -> float:
+        """Return when the next batch is to be sealed, `by` if that is earlier."""
+        filling = self._filling
+        if filling is None or self._fault:
+            return by
+        return min(by, filling.began + self._settings.seal_interval)
 
     def close(self) -> None:
         """Flush and seal everything there is."""
@@ -179,7 +188,8 @@ class Buffer:
         while self._fresh:
             reading = self._fresh[0]
             if self._filling is None:
-                self._filling = Filling(reading.instant, now, SizeBound(self._gateway))
+                began = min(now, self._last_tick)  # it came after that
+                self._filling = Filling(reading.instant, began, SizeBound(self._gateway))
             if self._filling.takes(reading):
                 self._fresh.popleft()
             else:

@@ -114,10 +114,11 @@ class Service:
                 tasks.create_task(poller.run(delay), name=poller.name)
 
     async def _keep_buffer(self) -> None:
-        period = min(TICK, self._config.buffer.flush_interval, self._config.buffer.seal_interval)
+        period = min(TICK, self._config.buffer.flush_interval)
         while True:
+            by = asyncio.get_running_loop().time() + period
             with suppress(TimeoutError):
-                async with asyncio.timeout(period):
+                async with asyncio.timeout_at(self._buffer.next_tick(by)):
                     await self._urgent.wait()
             self._urgent.clear()
             await self._tick()

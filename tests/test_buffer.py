@@ -274,6 +274,25 @@ def test_a_directory_that_may_not_be_written_says_what_mends_it(tmp_path: Path):
     assert f"sudo chown -R bygate {tmp_path}" in buffer.stats().faults[0]
 
 
+def test_batches_come_as_often_as_the_seal_interval_says(tmp_path: Path):
+    buffer = opened(tmp_path, settings=BufferSettings(flush_interval=10, seal_interval=2))
+    for tick in range(1, 11):
+        take(buffer, float(tick))
+        buffer.tick(float(tick))
+    assert [len(batch.readings) for batch in batches(buffer)] == [2] * 5
+
+
+def test_the_next_tick_is_when_the_batch_is_due(tmp_path: Path):
+    buffer = opened(tmp_path, settings=BufferSettings(flush_interval=10, seal_interval=1.5))
+    assert buffer.next_tick(1.0) == 1.0
+    take(buffer, 1.0)
+    buffer.tick(1.0)
+    assert buffer.next_tick(2.0) == 1.5
+    buffer.tick(1.5)
+    assert [batch.readings[0].value for batch in batches(buffer)] == [1.0]
+    assert buffer.next_tick(2.5) == 2.5
+
+
 def test_acknowledgements_are_written_down_once_a_second_at_most(tmp_path: Path):
     disk = FullDisk(tmp_path)
     buffer = Buffer(disk, BufferSettings(seal_interval=0), "trd-0042", boot=7, epoch=1)
