@@ -188,6 +188,7 @@ def test_what_was_acknowledged_out_of_order_is_not_sent_again(tmp_path: Path):
     for sequence in (1, 2, 4):
         buffer.acknowledge(sequence)
     buffer.tick(100.0)
+    buffer.tick(200.0)
     assert [held.sequence for held in opened(tmp_path, epoch=2).waiting()] == [3]
 
 
