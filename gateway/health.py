@@ -8,7 +8,7 @@ from gateway import __version__
 from gateway.buffer import Buffer
 from gateway.clock import Clock
 from gateway.poller import Poller
-from gateway.uplink import UplinkState
+from gateway.session import UplinkState
 
 
 class Health:
