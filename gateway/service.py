@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
+from gateway.about import about
 from gateway.buffer import Buffer
 from gateway.clock import Clock
 from gateway.config import Config, SensorSettings
@@ -57,7 +58,9 @@ class Service:
         self._buffer = Buffer(disk, config.buffer, config.gateway.id, self._clock.boot)
         self._urgent = asyncio.Event()
         self._pollers = [self._poller(sensor) for sensor in config.sensors.values()]
-        self._uplink = Uplink(config.uplink, config.gateway.id, self._buffer, self._writer)
+        self._uplink = Uplink(
+            *(config.uplink, config.gateway.id, self._buffer, self._writer), about=about(config)
+        )
         self._health = Health(
             config.gateway.id, self._clock, self._buffer, self._pollers, self._uplink.state
         )
