@@ -24,6 +24,8 @@ from gateway.reading import Reading
 from gateway.serialport import SerialPort
 from gateway.uplink import Uplink
 
+RESOLVERS = 4
+"""Threads that look names up and connect; one that hangs must not hold up the next broker's."""
 SPREAD = 10.0
 """Seconds over which the first polls are spread, so that they do not all fall together for ever."""
 TICK = 1.0
@@ -88,6 +90,8 @@ class Service:
 
     async def run(self) -> None:
         """Run until the process is told to stop; then flush, seal, deliver and say goodbye."""
+        connecting = ThreadPoolExecutor(RESOLVERS, "connect")  # aiomqtt asks for the default one
+        asyncio.get_running_loop().set_default_executor(connecting)
         async with asyncio.TaskGroup() as tasks:
             await self._tick()
             uplink = tasks.create_task(self._uplink.run(self._health), name="uplink")
