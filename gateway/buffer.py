@@ -8,50 +8,28 @@ silence are those younger than the flush interval. Crashed 300 × 60 times with 
 unsynced writes kept, these rules lost nothing that was flushed and named nothing twice.
 """
 
+import logging
+import math
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 
-from gateway.disk import Disk
+from gateway.disk import Damage, Disk, remedy
+from gateway.filling import BATCH_READINGS, Filling
 from gateway.journal import Flushed, Journal, JournalFullError
-from gateway.reading import Instant, Reading
+from gateway.reading import Reading
 from gateway.settings import BufferSettings
 from gateway.spool import Held, Spool
-from gateway.wire import DEFAULT_SIZE, Batch, SizeBound, WireError, encode
+from gateway.wire import Batch, SizeBound, WireError, encode
 
-BATCH_READINGS = 1000
-OFFSET_TOLERANCE_MS = 100
 RAM_READINGS = 100_000
 REFUSED = "refused"
 REFUSED_BYTES = 16 << 20
 MAX_SIZE = 512 << 20
 
-
-@dataclass(slots=True)
-class _Filling:
-    """The batch that is being filled; `journaled` of its readings are on disk."""
-
-    first: Instant
-    began: float
-    bound: SizeBound
-    readings: list[Reading] = field(default_factory=list)
-    journaled: int = 0
-
-    def takes(self, reading: Reading) -> bool:
-        """Take the reading in, unless it needs a batch of its own."""
-        at = reading.instant
-        drift = (at.wall_ms - at.boot_ms) - (self.first.wall_ms - self.first.boot_ms)
-        if (
-            len(self.readings) >= BATCH_READINGS
-            or at.clock != self.first.clock
-            or abs(drift) > OFFSET_TOLERANCE_MS
-            or self.bound.add(reading) > DEFAULT_SIZE
-        ):
-            return False
-        self.readings.append(reading)
-        return True
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +39,7 @@ class _Sealed:
     epoch: int
     sequence: int
     readings: int
+    first_ms: int
     payload: bytes
 
 
@@ -73,13 +52,20 @@ class Stats:
     waiting_batches: int
     waiting_readings: int
     """Readings that are not acknowledged, the ones not yet sealed included."""
-    oldest: Held | None
+    oldest_ms: int | None
+    """Unix ms of the earliest of them."""
     dropped: int
     """Readings dropped since the buffer was created."""
     dropped_by: dict[str, int]
     """The same since the start, by reason."""
     refused: list[str]
     faults: list[str]
+    disk_errors: int
+    """How often the disk began to fail since the start."""
+    sealed: int
+    """Bytes of the batches sealed since the start."""
+    room: int | None
+    """Bytes of batches that still fit, None while that cannot be told."""
     written: int
     """Bytes written to files since the start."""
     size: int
@@ -108,7 +94,7 @@ class Buffer:
         self._journal, self._spool = Journal(disk), Spool(disk)
         self._recovered = self._urgent = False
         self._fresh: deque[Reading] = deque()
-        self._filling: _Filling | None = None
+        self._filling: Filling | None = None
         self._sealed: deque[_Sealed] = deque()
         self._sequence = 0
         self._previous: tuple[int, int] | None = None
@@ -117,7 +103,12 @@ class Buffer:
         self._unencodable: Counter[str] = Counter()
         self._dropped_by: Counter[str] = Counter()
         self._refused_names: list[str] = []
-        self._faults: list[str] = []
+        self._damaged: deque[Damage] = deque()
+        self._damage: list[str] = []
+        self._fault: str | None = None
+        self._disk_errors = 0
+        self._room: int | None = None
+        self._last_tick = math.inf
 
     # Readings in
 
@@ -139,11 +130,19 @@ class Buffer:
         """Flush, seal and tidy up as far as it is time; `now` is in seconds of any steady clock."""
         urgent, self._urgent = self._urgent, False
         self._work(now, lambda: self._due(now, urgent=urgent))
-        self._urgent = self._urgent or (urgent and bool(self._faults))
+        self._urgent = self._urgent or (urgent and self._fault is not None)
+        self._last_tick = now
+
+    def next_tick(self, by: float) -> float:
+        """Return when the next batch is to be sealed, `by` if that is earlier."""
+        filling = self._filling
+        if filling is None or self._fault:
+            return by
+        return min(by, filling.began + self._settings.seal_interval)
 
     def close(self) -> None:
         """Flush and seal everything there is."""
-        self._work(0.0, self._seal)
+        self._work(math.inf, self._seal)
         self._disk.close_all()
         self._refused.close_all()
 
@@ -151,16 +150,29 @@ class Buffer:
         try:
             if not self._recovered:
                 self._recover()
+            self._set_damage_aside()
             self._store()
             self._take_in(now)
             due()
             self._store()
             self._keep_bounds()
+            self._spool.write_acked(now)
             self._spool.tidy()
         except OSError as error:
-            self._faults = [_remedy(error, self._disk)]
+            self._fails(f"{remedy(error, self._disk.directory)}; readings wait in RAM")
         else:
-            self._faults = []
+            self._works()
+
+    def _fails(self, fault: str) -> None:
+        if fault != self._fault:
+            log.error("buffer: %s", fault)
+            self._disk_errors += 1
+        self._fault = fault
+
+    def _works(self) -> None:
+        if self._fault:
+            log.warning("buffer: %s: written to again, nothing waits in RAM", self._disk.directory)
+        self._fault = None
 
     def _due(self, now: float, *, urgent: bool) -> None:
         filling = self._filling
@@ -176,14 +188,15 @@ class Buffer:
         while self._fresh:
             reading = self._fresh[0]
             if self._filling is None:
-                self._filling = _Filling(reading.instant, now, SizeBound(self._gateway))
+                began = min(now, self._last_tick)  # it came after that
+                self._filling = Filling(reading.instant, began, SizeBound(self._gateway))
             if self._filling.takes(reading):
                 self._fresh.popleft()
             else:
                 self._seal()
                 self._store()
 
-    def _flush(self, filling: _Filling) -> None:
+    def _flush(self, filling: Filling) -> None:
         readings = filling.readings[filling.journaled :]
         if not readings:
             return
@@ -212,7 +225,9 @@ class Buffer:
             dropped=self._spool.dropped,
         )
         try:
-            self._sealed.append(_Sealed(epoch, sequence, len(readings), encode(batch)))
+            first_ms = min(reading.instant.wall_ms for reading in readings)
+            sealed = _Sealed(epoch, sequence, len(readings), first_ms, encode(batch))
+            self._sealed.append(sealed)
         except WireError as error:
             self._unencodable[str(error)] += len(readings)
         if epoch == self.epoch:
@@ -221,7 +236,9 @@ class Buffer:
     def _store(self) -> None:
         while self._sealed:
             batch = self._sealed[0]
-            self._spool.append(batch.epoch, batch.sequence, batch.readings, batch.payload)
+            self._spool.append(
+                *(batch.epoch, batch.sequence, batch.readings, batch.first_ms, batch.payload)
+            )
             self._sealed.popleft()
         if self._filling is None or not self._filling.journaled:
             self._journal.all_sealed()
@@ -232,8 +249,7 @@ class Buffer:
         self._sealed.clear()
         self._spool = Spool(self._disk)
         self._spool.recover()
-        frames, _ = self._journal.recover()
-        unsealed = [frame for frame in frames if frame.sequence > self._spool.last]
+        unsealed, damaged = self._journal.recover(self._spool.last)
         unsealed.sort(key=lambda frame: frame.sequence)
         for (epoch, sequence, boot), parts in groupby(unsealed, _name):
             self._encode(epoch, sequence, boot, [r for part in parts for r in part.readings])
@@ -242,7 +258,23 @@ class Buffer:
         self._sequence = self._spool.last + 1
         self._previous = self._spool.previous
         self._refused_names = self._refused.names()
+        self._damaged = deque([*damaged, *self._spool.damage()])
         self._recovered = True
+
+    def _set_damage_aside(self) -> None:
+        """Count what recovery could not read, once, and report it."""
+        while self._damaged:
+            damage = self._damaged[0]
+            if damage.lost:
+                self._record_loss(damage.lost, "damaged on disk")
+            self._damaged.popleft()
+            self._damage.append(f"{damage.lost or 'unknown'} readings lost: {damage.aside}")
+            log.error(
+                "buffer: %d bytes of %s damaged, %s readings lost, kept as %s: cut off by a power "
+                "failure, or a failing disk: look for errors in dmesg",
+                *(len(damage.data), damage.name, damage.lost or "unknown", damage.aside),
+            )
+            damage.move(self._disk)
 
     # Bounds
 
@@ -255,7 +287,8 @@ class Buffer:
             del self._unencodable[reason]
         free, total = self._disk.room()
         most = self._settings.max_size or min(MAX_SIZE, total // 2)
-        short = max(self._settings.keep_free - free, self._spool.size - most)
+        self._room = min(free - self._settings.keep_free, most - self._spool.size)
+        short = -self._room
         while short > 0 and (before := self._spool.size):
             lost = self._spool.evict("buffer full")
             if not lost:
@@ -306,25 +339,34 @@ class Buffer:
     def stats(self) -> Stats:
         """Return the state of the buffer as it is now."""
         batches, readings = self._spool.held()
-        filling = self._filling
+        filling, sealed = self._filling, list(self._sealed)
         unsealed = len(filling.readings) if filling else 0
         return Stats(
             self._taken,
-            batches + len(self._sealed),
-            readings + sum(b.readings for b in self._sealed) + unsealed + len(self._fresh),
-            next(self._spool.waiting(), None),
+            batches + len(sealed),
+            readings + sum(b.readings for b in sealed) + unsealed + len(self._fresh),
+            self._oldest_ms(),
             self._spool.dropped + self._overflowed - self._overflow_recorded,
             dict(self._dropped_by),
             list(self._refused_names),
-            [*self._faults, *self._spool.damage],
+            [*filter(None, [self._fault]), *self._damage],
+            self._disk_errors,
+            self._spool.appended,
+            None if self._room is None else max(self._room, 0),
             self._disk.written,
             self._spool.size,
         )
 
+    def _oldest_ms(self) -> int | None:
+        if held := next(self._spool.waiting(), None):
+            return held.first_ms
+        if sealed := list(self._sealed):
+            return sealed[0].first_ms
+        if filling := self._filling:
+            return filling.first.wall_ms
+        fresh = list(self._fresh)
+        return fresh[0].instant.wall_ms if fresh else None
+
 
 def _name(frame: Flushed) -> tuple[int, int, int]:
     return frame.epoch, frame.sequence, frame.boot
-
-
-def _remedy(error: OSError, disk: Disk) -> str:
-    return f"{disk.directory}: {error.strerror}: readings wait in RAM; free space or mend the disk"

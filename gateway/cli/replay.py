@@ -143,13 +143,16 @@ def _bytes(text: str) -> bytes:
 
 
 def _frames(driver: SerialDriver, answers: Iterable[bytes]) -> Iterator[Outcome]:
-    """Yield the outcome of each frame that the port's framing cuts out of each answer."""
+    """Yield the outcome of each frame that the port's framing cuts out of what came.
+
+    A request discards what came before its answer; what comes unasked is one stream.
+    """
 
     def decode(frame: bytes) -> Values | None:
         with mistakes_named():
             return checked(driver, driver.decode(frame))
 
-    for data in answers:
+    for data in answers if driver.polled else [b"".join(answers)]:
         silence = Outcome(NoReply.outcome, data, why=_no_frame(data))
         yield from list(outcomes(driver, data, decode)) or [silence]
 
