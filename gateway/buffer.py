@@ -8,9 +8,11 @@ silence are those younger than the flush interval. Crashed 300 × 60 times with 
 unsynced writes kept, these rules lost nothing that was flushed and named nothing twice.
 """
 
+import errno
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -27,6 +29,7 @@ RAM_READINGS = 100_000
 REFUSED = "refused"
 REFUSED_BYTES = 16 << 20
 MAX_SIZE = 512 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(slots=True)
@@ -61,6 +64,7 @@ class _Sealed:
     epoch: int
     sequence: int
     readings: int
+    journaled: int
     payload: bytes
 
 
@@ -149,6 +153,19 @@ class Buffer:
 
     def _work(self, now: float, due: Callable[[], None]) -> None:
         try:
+            while not self._done(now, due):
+                pass
+        except OSError as error:
+            self._faults = [_remedy(error, self._disk)]
+            if self._spool.recovered:
+                with suppress(OSError):  # what is delivered goes, whatever else fails
+                    self._spool.tidy()
+        else:
+            self._faults = []
+
+    def _done(self, now: float, due: Callable[[], None]) -> bool:
+        """Do all that is due; False: the disk was full, and something went to make room."""
+        try:
             if not self._recovered:
                 self._recover()
             self._store()
@@ -158,9 +175,21 @@ class Buffer:
             self._keep_bounds()
             self._spool.tidy()
         except OSError as error:
-            self._faults = [_remedy(error, self._disk)]
-        else:
-            self._faults = []
+            if error.errno not in _FULL or not self._make_room():
+                raise
+            return False
+        return True
+
+    def _make_room(self) -> bool:
+        """Remove what is done with, else the oldest of what waits; whether anything went."""
+        if not self._spool.recovered:
+            return False
+        if self._spool.remove_done():
+            return True
+        lost = self._spool.evict_unrecorded()
+        if lost:
+            self._dropped_by["disk full"] += lost
+        return lost > 0
 
     def _due(self, now: float, *, urgent: bool) -> None:
         filling = self._filling
@@ -199,10 +228,15 @@ class Buffer:
         filling, self._filling = self._filling, None
         if filling is None:
             return
-        self._encode(self.epoch, self._sequence, self._boot, filling.readings)
+        name, count = (self.epoch, self._sequence), len(filling.readings)
+        if payload := self._encode(*name, self._boot, filling.readings):
+            self._sealed.append(_Sealed(*name, count, filling.journaled, payload))
         self._sequence += 1
 
-    def _encode(self, epoch: int, sequence: int, boot: int, readings: list[Reading]) -> None:
+    def _encode(
+        self, epoch: int, sequence: int, boot: int, readings: list[Reading]
+    ) -> bytes | None:
+        """Return the payload of a batch; None: no bytes can be made of it, which is counted."""
         oldest = next(self._spool.waiting(), None)
         batch = Batch(
             *(self._gateway, epoch, sequence, boot, readings[0].instant.clock),
@@ -211,12 +245,13 @@ class Buffer:
             previous=self._previous if epoch == self.epoch else None,
             dropped=self._spool.dropped,
         )
-        try:
-            self._sealed.append(_Sealed(epoch, sequence, len(readings), encode(batch)))
-        except WireError as error:
-            self._unencodable[str(error)] += len(readings)
         if epoch == self.epoch:
             self._previous = None
+        try:
+            return encode(batch)
+        except WireError as error:
+            self._unencodable[str(error)] += len(readings)
+            return None
 
     def _store(self) -> None:
         while self._sealed:
@@ -229,15 +264,16 @@ class Buffer:
     # Recovery
 
     def _recover(self) -> None:
-        self._sealed.clear()
-        self._spool = Spool(self._disk)
-        self._spool.recover()
+        if not self._spool.recovered:
+            self._spool = Spool(self._disk)
+            self._spool.recover()
         frames, _ = self._journal.recover()
         unsealed = [frame for frame in frames if frame.sequence > self._spool.last]
         unsealed.sort(key=lambda frame: frame.sequence)
         for (epoch, sequence, boot), parts in groupby(unsealed, _name):
-            self._encode(epoch, sequence, boot, [r for part in parts for r in part.readings])
-            self._store()
+            readings = [reading for part in parts for reading in part.readings]
+            if payload := self._encode(epoch, sequence, boot, readings):
+                self._spool.append(epoch, sequence, len(readings), payload)
         self._spool.begin(self.epoch)
         self._sequence = self._spool.last + 1
         self._previous = self._spool.previous
@@ -297,6 +333,13 @@ class Buffer:
         self._refused.close(name)
         self._refused_names.append(name)
         self._spool.acknowledge(held.sequence)
+
+    @property
+    def unsaved(self) -> int:
+        """How many readings are nowhere but in RAM."""
+        filling = self._filling
+        young = len(filling.readings) - filling.journaled if filling else 0
+        return len(self._fresh) + young + sum(b.readings - b.journaled for b in self._sealed)
 
     @property
     def last(self) -> int:

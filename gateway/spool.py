@@ -17,6 +17,7 @@ import enum
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from threading import Lock
 
@@ -142,7 +143,6 @@ class Spool:
         self._acked = Acked(disk)
         self._number = 0
         self._usable = False
-        self._abandoned: list[str] = []
         self.last = 0
         """The highest sequence ever given to a batch."""
         self.previous: tuple[int, int] | None = None
@@ -151,6 +151,7 @@ class Spool:
         """Readings dropped since the buffer was created."""
         self.damage: list[str] = []
         """Files in which recovery set aside what it could not read."""
+        self.recovered = False
 
     def recover(self) -> None:
         """Read everything there is; whatever that is, a usable spool comes of it."""
@@ -164,6 +165,7 @@ class Spool:
             self.last = max(self.last, last)
             for held in list(self.waiting(first - 1, last + 1)):
                 self._forget(held.sequence)
+        self.recovered = True
 
     def _recover_segment(self, name: str) -> None:
         self._disk.settle(name)
@@ -177,8 +179,9 @@ class Spool:
             self._take(segment, record)
         if end < len(data):
             self._set_aside(name, end, data[end:])
-            self._disk.cut(name, end)
-            segment.size = end
+            with suppress(OSError):
+                self._disk.cut(name, end)
+                segment.size = end
         self._disk.close(name)
 
     def _take(self, segment: _Segment, record: Record) -> None:
@@ -214,9 +217,10 @@ class Spool:
     def _set_aside(self, name: str, at: int, data: bytes) -> None:
         if any(data):
             aside = f"{name}-{at}.damaged"
-            self._disk.write(aside, 0, data)
-            self._disk.close(aside)
             self.damage.append(aside)
+            with suppress(OSError):  # a full disk is no reason not to start
+                self._disk.write(aside, 0, data)
+            self._disk.close(aside)
 
     def append(self, epoch: int, sequence: int, readings: int, payload: bytes) -> None:
         """Return when the batch is on the device. If that fails, all of it is to be done again.
@@ -235,13 +239,16 @@ class Spool:
     def _begin(self, epoch: int, sequence: int) -> None:
         self._number += 1
         name = f"{self._number:08}{_ENDING}"
-        self._abandoned.append(name)
         head = msgpack.packb((self.dropped, self.previous or (0, 0)))
         data = _pack(Record(Kind.HEAD, epoch, sequence, 0, head))
-        self._disk.write(name, 0, data)
-        self._disk.sync(name)
-        self._disk.sync_directory()
-        self._abandoned.remove(name)
+        try:
+            self._disk.write(name, 0, data)
+            self._disk.sync(name)
+            self._disk.sync_directory()
+        except OSError:
+            with suppress(OSError):  # each attempt would leave one more
+                self._disk.remove(name)
+            raise
         with self._lock:
             self._segments.append(_Segment(name, len(data)))
         self._usable = True
@@ -249,8 +256,13 @@ class Spool:
     def _write(self, record: Record) -> None:
         segment, data = self._segments[-1], _pack(record)
         self._usable = False
-        self._disk.write(segment.name, segment.size, data)
-        self._disk.sync(segment.name)
+        try:
+            self._disk.write(segment.name, segment.size, data)
+            self._disk.sync(segment.name)
+        except OSError:
+            with suppress(OSError):  # half a record takes room that a full disk has not got
+                self._disk.cut(segment.name, segment.size)
+            raise
         self._usable = True
         with self._lock:
             if record.kind == Kind.BATCH:
@@ -293,26 +305,50 @@ class Spool:
             if segment.name == held.segment:
                 segment.waiting.discard(sequence)
 
-    def evict(self, reason: str, *, unlink_first: bool = False) -> int:
+    def evict(self, reason: str) -> int:
         """Drop the oldest segment that still holds something; return how many readings that cost.
 
-        The loss is recorded and synced before the file goes, unless the disk is too full for that.
+        The loss is recorded and synced before the file goes.
         """
-        victim = next((s for s in self._segments[:-1] if s.waiting), None)
+        victim = self._oldest()
         if victim is None:
             return 0
-        with self._lock:
-            lost = [self._held[sequence] for sequence in sorted(victim.waiting)]
-        if unlink_first:
-            self._disk.remove(victim.name)
+        lost = self._lost(victim)
         readings = sum(held.readings for held in lost)
         self.record_loss(lost[0].sequence, lost[-1].sequence, readings, reason)
+        self._let_go(lost)
+        self.remove_done()
+        return readings
+
+    def evict_unrecorded(self) -> int:
+        """Do the same on a disk too full for the record: the next segment's head carries the sum.
+
+        That head is synced with the directory, so never without the file being gone.
+        """
+        victim = self._oldest()
+        if victim is None:
+            return 0
+        lost = self._lost(victim)
+        self._disk.remove(victim.name)
+        self._usable = False
+        readings = sum(held.readings for held in lost)
+        self.dropped += readings
+        self._let_go(lost)
+        self.remove_done()
+        return readings
+
+    def _oldest(self) -> _Segment | None:
+        return next((s for s in self._segments[:-1] if s.waiting), None)
+
+    def _lost(self, victim: _Segment) -> list[Held]:
+        with self._lock:
+            return [self._held[sequence] for sequence in sorted(victim.waiting)]
+
+    def _let_go(self, lost: list[Held]) -> None:
         with self._lock:
             for held in lost:
                 if held.sequence in self._held:
                     self._forget(held.sequence)
-        self.tidy()
-        return readings
 
     def record_loss(self, first: int, last: int, readings: int, reason: str) -> None:
         """Record, for ever, that readings were lost, and why."""
@@ -324,20 +360,25 @@ class Spool:
 
     def tidy(self) -> None:
         """Write down what was acknowledged, and remove the segments that are done with."""
+        self.remove_done()
         with self._lock:
-            done = [segment.name for segment in self._segments[:-1] if not segment.waiting]
-            kept = [s for s in self._segments if s.name not in done]
             oldest = self._order[0] if self._order else self.last
-            if kept:
-                self._acked.forget_below(min([oldest, *kept[0].waiting]))
+            if self._segments:
+                self._acked.forget_below(min([oldest, *self._segments[0].waiting]))
             ranges = list(self._acked.ranges)
         self._acked.write(ranges)
-        if self._usable:
-            for name in (*done, *self._abandoned):
-                self._disk.remove(name)
-            self._abandoned.clear()
-            with self._lock:
-                self._segments = [s for s in self._segments if s.name not in done]
+
+    def remove_done(self) -> bool:
+        """Remove the segments that are done with, all but the newest; whether there were any."""
+        with self._lock:
+            done = [segment.name for segment in self._segments[:-1] if not segment.waiting]
+        if done and not self._usable:  # the newest may be one that only recovery has seen
+            self._disk.sync_directory()
+        for name in done:
+            self._disk.remove(name)
+        with self._lock:
+            self._segments = [s for s in self._segments if s.name not in done]
+        return bool(done)
 
     @property
     def size(self) -> int:
