@@ -13,7 +13,7 @@ import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from gateway.disk import Disk
@@ -21,13 +21,15 @@ from gateway.journal import Flushed, Journal, JournalFullError
 from gateway.reading import Instant, Reading
 from gateway.settings import BufferSettings
 from gateway.spool import Held, Spool
-from gateway.wire import DEFAULT_SIZE, Batch, SizeBound, WireError, encode
+from gateway.wire import DEFAULT_SIZE, Batch, SizeBound, WireError, decode, encode
 
 BATCH_READINGS = 1000
 OFFSET_TOLERANCE_MS = 100
 RAM_READINGS = 100_000
 REFUSED = "refused"
 REFUSED_BYTES = 16 << 20
+"""What refused batches may take, or a quarter of max_size; then the oldest of them goes."""
+_ENDING = ".batch"
 MAX_SIZE = 512 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -111,6 +113,7 @@ class Buffer:
         self.epoch = int.from_bytes(os.urandom(4)) if epoch is None else epoch
         self._journal, self._spool = Journal(disk), Spool(disk)
         self._recovered = self._urgent = False
+        self._gone: Spool | None = None
         self._fresh: deque[Reading] = deque()
         self._filling: _Filling | None = None
         self._sealed: deque[_Sealed] = deque()
@@ -118,10 +121,11 @@ class Buffer:
         self._previous: tuple[int, int] | None = None
         self._next_flush = 0.0
         self._taken = self._overflowed = self._overflow_recorded = 0
-        self._unencodable: Counter[str] = Counter()
+        self._unrecorded: Counter[str] = Counter()
         self._dropped_by: Counter[str] = Counter()
-        self._refused_names: list[str] = []
+        self._refused_sizes: dict[str, int] = {}
         self._faults: list[str] = []
+        self._losses: list[str] = []
 
     # Readings in
 
@@ -166,6 +170,8 @@ class Buffer:
     def _done(self, now: float, due: Callable[[], None]) -> bool:
         """Do all that is due; False: the disk was full, and something went to make room."""
         try:
+            if self._disk.replaced():
+                self._begin_anew()
             if not self._recovered:
                 self._recover()
             self._store()
@@ -250,7 +256,7 @@ class Buffer:
         try:
             return encode(batch)
         except WireError as error:
-            self._unencodable[str(error)] += len(readings)
+            self._unrecorded[str(error)] += len(readings)
             return None
 
     def _store(self) -> None:
@@ -263,22 +269,48 @@ class Buffer:
 
     # Recovery
 
+    def _begin_anew(self) -> None:
+        """Go on in another directory: somebody removed ours, or put one in its place."""
+        self._disk.reopen()
+        if self._spool.recovered:
+            self._gone = self._spool
+        self._spool, self._journal, self._recovered = Spool(self._disk), Journal(self._disk), False
+        self._sealed = deque(replace(batch, journaled=0) for batch in self._sealed)
+        if self._filling:
+            self._filling.journaled = 0
+
     def _recover(self) -> None:
         if not self._spool.recovered:
-            self._spool = Spool(self._disk)
-            self._spool.recover()
+            spool = Spool(self._disk)
+            spool.recover()
+            if self._gone:
+                self._count_gone(spool.follow(self._gone))
+            self._spool, self._gone = spool, None
         frames, _ = self._journal.recover()
-        unsealed = [frame for frame in frames if frame.sequence > self._spool.last]
+        unsealed = [
+            frame
+            for frame in frames  # those of this epoch are still in RAM
+            if frame.sequence > self._spool.last and frame.epoch != self.epoch
+        ]
         unsealed.sort(key=lambda frame: frame.sequence)
         for (epoch, sequence, boot), parts in groupby(unsealed, _name):
             readings = [reading for part in parts for reading in part.readings]
             if payload := self._encode(epoch, sequence, boot, readings):
                 self._spool.append(epoch, sequence, len(readings), payload)
         self._spool.begin(self.epoch)
-        self._sequence = self._spool.last + 1
-        self._previous = self._spool.previous
-        self._refused_names = self._refused.names()
+        if not self._sequence:
+            self._previous = self._spool.previous
+        self._sequence = max(self._sequence, self._spool.last + 1)
+        refused = [name for name in self._refused.names() if name.endswith(_ENDING)]
+        self._refused_sizes = {name: self._refused.size(name) for name in sorted(refused, key=_age)}
         self._recovered = True
+
+    def _count_gone(self, readings: int) -> None:
+        self._unrecorded["state directory removed"] += readings
+        self._losses.append(
+            f"{self._disk.directory} was removed or replaced while it was in use: {readings} "
+            "readings on it are lost; it was begun anew"
+        )
 
     # Bounds
 
@@ -286,18 +318,21 @@ class Buffer:
         if overflow := self._overflowed - self._overflow_recorded:
             self._record_loss(overflow, "no room in RAM")
             self._overflow_recorded += overflow
-        for reason in list(self._unencodable):
-            self._record_loss(self._unencodable[reason], reason)
-            del self._unencodable[reason]
-        free, total = self._disk.room()
-        most = self._settings.max_size or min(MAX_SIZE, total // 2)
-        short = max(self._settings.keep_free - free, self._spool.size - most)
+        for reason in list(self._unrecorded):
+            self._record_loss(self._unrecorded[reason], reason)
+            del self._unrecorded[reason]
+        free, _ = self._disk.room()
+        size = self._spool.size + sum(self._refused_sizes.values())
+        short = max(self._settings.keep_free - free, size - self._most())
         while short > 0 and (before := self._spool.size):
             lost = self._spool.evict("buffer full")
             if not lost:
                 break
             self._dropped_by["buffer full"] += lost
             short -= before - self._spool.size
+
+    def _most(self) -> int:
+        return self._settings.max_size or min(MAX_SIZE, self._disk.room()[1] // 2)
 
     def _record_loss(self, readings: int, reason: str) -> None:
         self._spool.record_loss(1, 0, readings, reason)
@@ -325,14 +360,26 @@ class Buffer:
         payload = self._spool.payload(held)
         if payload is None:
             return
-        name = f"{held.sequence}-{held.epoch}-0x{reason:02x}.batch"
+        name = f"{held.sequence}-{held.epoch}-0x{reason:02x}{_ENDING}"
         self._refused.names()
+        self._make_room_for_refused(len(payload))
         self._refused.write(name, 0, payload)
         self._refused.sync(name)
         self._refused.sync_directory()
         self._refused.close(name)
-        self._refused_names.append(name)
+        self._refused_sizes[name] = len(payload)
         self._spool.acknowledge(held.sequence)
+
+    def _make_room_for_refused(self, size: int) -> None:
+        most = min(REFUSED_BYTES, self._most() // 4)
+        for name in list(self._refused_sizes):
+            if sum(self._refused_sizes.values()) + size <= most:
+                break
+            with suppress(WireError):
+                lost = len(decode(self._refused.read(name)).readings)
+                self._unrecorded["refused by the broker"] += lost
+            self._refused.remove(name)
+            del self._refused_sizes[name]
 
     @property
     def unsaved(self) -> int:
@@ -344,7 +391,7 @@ class Buffer:
     @property
     def last(self) -> int:
         """The highest sequence ever given to a batch."""
-        return self._spool.last
+        return max(self._spool.last, self._sequence - 1)
 
     def stats(self) -> Stats:
         """Return the state of the buffer as it is now."""
@@ -358,11 +405,16 @@ class Buffer:
             next(self._spool.waiting(), None),
             self._spool.dropped + self._overflowed - self._overflow_recorded,
             dict(self._dropped_by),
-            list(self._refused_names),
-            [*self._faults, *self._spool.damage],
+            list(self._refused_sizes),
+            [*self._faults, *self._losses, *self._spool.damage],
             self._disk.written,
             self._spool.size,
         )
+
+
+def _age(name: str) -> tuple[int, str]:
+    sequence = name.partition("-")[0]
+    return int(sequence) if sequence.isdecimal() else 0, name
 
 
 def _name(frame: Flushed) -> tuple[int, int, int]:

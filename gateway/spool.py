@@ -222,6 +222,14 @@ class Spool:
                 self._disk.write(aside, 0, data)
             self._disk.close(aside)
 
+    def follow(self, other: "Spool") -> int:
+        """Go on where `other` ended, whose files are gone; return how many readings that cost."""
+        self.last = max(self.last, other.last)
+        self.dropped = max(self.dropped, other.dropped)
+        if other.previous:
+            self._saw(*other.previous)
+        return sum(h.readings for h in other.waiting() if h.sequence not in self._held)
+
     def append(self, epoch: int, sequence: int, readings: int, payload: bytes) -> None:
         """Return when the batch is on the device. If that fails, all of it is to be done again.
 
@@ -284,10 +292,14 @@ class Spool:
             after = held.sequence
 
     def payload(self, held: Held) -> bytes | None:
-        """Return the bytes of a batch, as they were sealed; None when it was evicted meanwhile."""
+        """Return the bytes of a batch, as they were sealed; None when they are not there any more.
+
+        It was evicted meanwhile, or somebody removed the file.
+        """
         if held.sequence not in self._held:
             return None
-        return self._disk.read(held.segment, held.offset, held.length)
+        payload = self._disk.read(held.segment, held.offset, held.length)
+        return payload if len(payload) == held.length else None
 
     def acknowledge(self, sequence: int) -> None:
         """Let go of a batch: it was delivered, or set aside."""

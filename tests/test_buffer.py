@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.buffer import BATCH_READINGS, Buffer
+from gateway.buffer import BATCH_READINGS, REFUSED_BYTES, Buffer
 from gateway.disk import Disk
 from gateway.reading import TEMPERATURE, ClockState, Instant, Reading, Value
 from gateway.settings import BufferSettings
@@ -227,6 +227,81 @@ def test_the_counts_say_what_waits_where(tmp_path: Path):
     buffer.tick(60.0)
     assert (buffer.stats().waiting_batches, buffer.stats().waiting_readings) == (1, 2)
     assert buffer.stats().taken == 2
+
+
+def test_refused_batches_are_bounded_and_the_oldest_goes_first(tmp_path: Path):
+    buffer = opened(tmp_path / "other")
+    take(buffer, 1.0, 2.0)
+    buffer.close()
+    old = buffer.payload(next(buffer.waiting()))
+    (tmp_path / "refused").mkdir()
+    (tmp_path / "refused" / "9-1-0x99.batch").write_bytes(old)
+    (tmp_path / "refused" / "10-1-0x99.batch").write_bytes(bytes(REFUSED_BYTES - len(old)))
+    buffer = opened(tmp_path)
+    take(buffer, 3.0)
+    buffer.close()
+    buffer.set_aside(next(buffer.waiting()), 0x95)
+    buffer.tick(1.0)
+    assert buffer.stats().refused == ["10-1-0x99.batch", "1-1-0x95.batch"]
+    assert not (tmp_path / "refused" / "9-1-0x99.batch").exists()
+    assert buffer.stats().dropped_by == {"refused by the broker": 2}
+
+
+# A directory that somebody removes
+
+
+@pytest.mark.parametrize("way", ["removed", "made again", "emptied", "moved away"])
+def test_a_directory_that_is_gone_is_begun_anew_and_what_it_held_is_counted(
+    tmp_path: Path, way: str
+):
+    state = tmp_path / "state"
+    buffer = opened(state)
+    take(buffer, 1.0, 2.0)
+    buffer.tick(0.0)
+    buffer.tick(60.0)
+    take(buffer, 3.0, durable=True)
+    buffer.tick(61.0)
+    if way == "moved away":
+        state.rename(tmp_path / "moved")
+    else:
+        for path in state.rglob("*"):
+            path.unlink() if path.is_file() else path.rmdir()
+        if way != "emptied":
+            state.rmdir()
+    if way == "made again":
+        state.mkdir()
+    take(buffer, 4.0, durable=True)
+    buffer.tick(62.0)
+    assert buffer.stats().dropped_by == {"state directory removed": 2}
+    assert "was removed or replaced" in buffer.stats().faults[0]
+    assert buffer.last == 1
+    again = opened(state, epoch=2)
+    assert values(again) == [3.0, 4.0]
+    assert [(b.epoch, b.sequence) for b in batches(again)] == [(1, 2)]
+    assert again.stats().dropped == 2
+
+
+def test_a_file_that_somebody_removed_is_no_empty_batch(tmp_path: Path):
+    buffer = opened(tmp_path)
+    take(buffer, 1.0)
+    buffer.close()
+    for segment in tmp_path.glob("*.seg"):
+        segment.unlink()
+    assert buffer.payload(next(buffer.waiting())) is None
+
+
+def test_a_directory_that_another_gateway_has_taken_is_left_to_it(tmp_path: Path):
+    state = tmp_path / "state"
+    buffer = opened(state)
+    take(buffer, 1.0, durable=True)
+    buffer.tick(1.0)
+    state.rename(tmp_path / "moved")
+    other = Disk(state)
+    assert other.lock()
+    buffer.tick(2.0)
+    assert "another bygate uses it" in buffer.stats().faults[0]
+    assert other.names() == ["lock"]
+    assert buffer.unsaved == 0
 
 
 # A disk that is full
