@@ -382,6 +382,11 @@ class Buffer:
             del self._refused_sizes[name]
 
     @property
+    def faults(self) -> list[str]:
+        """What the disk does not do at present, and what mends it."""
+        return list(self._faults)
+
+    @property
     def unsaved(self) -> int:
         """How many readings are nowhere but in RAM."""
         filling = self._filling
@@ -422,4 +427,12 @@ def _name(frame: Flushed) -> tuple[int, int, int]:
 
 
 def _remedy(error: OSError, disk: Disk) -> str:
-    return f"{disk.directory}: {error.strerror}: readings wait in RAM; free space or mend the disk"
+    remedy = {
+        errno.ENOSPC: "free space",
+        errno.EDQUOT: "free space, or raise the quota",
+        errno.EROFS: "it was mounted read-only, or its card fails: see dmesg",
+        errno.EACCES: "give it to the user that bygate runs as (chown)",
+        errno.ENOTDIR: "a file is in its way: move it, or set [gateway] state_dir",
+        errno.EEXIST: "a file is in its way: move it, or set [gateway] state_dir",
+    }.get(error.errno or 0, "mend the disk")
+    return f"{disk.directory}: {error.strerror}: readings wait in RAM; {remedy}"

@@ -360,7 +360,7 @@ def test_on_a_full_disk_the_oldest_that_waits_goes_first_and_is_counted(tmp_path
 
 def test_on_a_full_disk_what_is_acknowledged_goes_first(tmp_path: Path):
     disk = FullDisk(tmp_path)
-    buffer, taken = filled(disk)
+    buffer, _ = filled(disk)
     for held in list(buffer.waiting()):
         buffer.acknowledge(held.sequence)
     disk.most = sum(path.stat().st_size for path in tmp_path.iterdir())
