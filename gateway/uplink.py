@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import aiomqtt
@@ -28,7 +29,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from tenacity.wait import wait_base
 
 from gateway.buffer import Buffer
-from gateway.settings import Broker, UplinkSettings
+from gateway.settings import LONGEST_TEXT, Broker, UplinkSettings
 from gateway.spool import Held
 from gateway.wire import content_type
 
@@ -79,7 +80,7 @@ class _Client(aiomqtt.Client):
             broker.host,
             broker.port,
             username=settings.username,
-            password=secret.read_text(errors="replace").strip() if secret else None,
+            password=_password(secret) if secret else None,
             identifier=settings.client_id or gateway,
             protocol=aiomqtt.ProtocolVersion.V5,
             will=aiomqtt.Will(status, will, qos=1, retain=True),
@@ -178,6 +179,9 @@ class Status(Protocol):
     def payload(self, state: str) -> bytes:
         """Return the status as JSON; `state` is online or offline."""
 
+    def will(self) -> bytes:
+        """Return the short one that the broker publishes when this gateway vanishes."""
+
     def digest(self) -> object:
         """Return what makes a status worth publishing when it changes."""
 
@@ -240,7 +244,7 @@ class Uplink:
         session: _Session | None = None
         failure: BaseException | None = None
         try:
-            client = _Client(self._settings, self._gateway, broker, status.payload("offline"))
+            client = _Client(self._settings, self._gateway, broker, status.will())
             async with client.session():
                 session = self._session = _Session(
                     *(client, self._root, self._buffer, self._writer, self._ack_within)
@@ -416,6 +420,24 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+def _password(file: Path) -> str:
+    try:
+        password = file.read_text(errors="replace").strip()
+    except OSError as error:
+        remedy = "write the password into it, or correct [uplink] password_file"
+        if isinstance(error, PermissionError):
+            remedy = "let the user that bygate runs as read it"
+        raise UplinkError(
+            f"{file}: the password cannot be read: {error.strerror}: {remedy}"
+        ) from error
+    if (size := len(password.encode())) > LONGEST_TEXT:
+        raise UplinkError(
+            f"{file}: a password of {size} bytes, MQTT takes at most {LONGEST_TEXT}: "
+            "is it the right file?"
+        )
+    return password
 
 
 def _tls(settings: UplinkSettings) -> ssl.SSLContext:

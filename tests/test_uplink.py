@@ -35,6 +35,9 @@ class Status:
     def payload(self, state: str) -> bytes:
         return json.dumps({"state": state, "more": "x" * self.size}).encode()
 
+    def will(self) -> bytes:
+        return b'{"state": "offline"}'
+
     def digest(self) -> object:
         return self.size
 
@@ -530,6 +533,30 @@ def test_the_password_is_read_anew_at_each_connection(tmp_path):
 
 
 # Status
+
+
+@pytest.mark.parametrize(
+    ("password", "says"),
+    [
+        (None, "write the password into it, or correct [uplink] password_file"),
+        ("x" * 70_000, "a password of 70000 bytes, MQTT takes at most 65535"),
+    ],
+)
+def test_a_password_that_will_not_do_says_what_to_check(password, says, tmp_path):
+    async def scenario() -> None:
+        secret = tmp_path / "password"
+        if password:
+            secret.write_text(password)
+        async with Broker() as broker:
+            login = {"username": "trd-0042", "password_file": secret}
+            box = Box(tmp_path / "state", address(broker), settings=login)
+            async with delivering(box):
+                await until(lambda: box.state.why)
+                assert says in box.state.why
+                secret.write_text("good")
+                await until(lambda: box.state.connected)
+
+    run(scenario())
 
 
 def state_of(broker: Broker) -> str:
