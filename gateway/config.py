@@ -213,6 +213,8 @@ class _Sensors:
         if "driver" in values:
             values["driver_name"] = values["driver"]
             values["driver"] = self._driver(path, values["driver_name"], table)
+        else:
+            self._source.note(path, _misspelt(table))
         good = len(self._source.mistakes) == before
         return SensorSettings(name=name, **values) if good else None
 
@@ -246,7 +248,18 @@ class _Sensors:
             made, wrong = _make(kind, theirs)
             self._source.note(path, wrong)
             return made
+        self._source.note(path, _misspelt(table))
         return None
+
+
+def _misspelt(table: Mapping[str, Any]) -> dict[str, str]:
+    """Return the keys that are near to a setting of every sensor, whatever its driver."""
+    hints = {key: nearest(key, _OF_SENSORS.keys() - table.keys()) for key in table}
+    return {
+        key: f"there is no such setting{hint}"
+        for key, hint in hints.items()
+        if hint and key not in _OF_SENSORS
+    }
 
 
 def _misfit(kind: type[Driver], table: Mapping[str, Any]) -> dict[str, str]:

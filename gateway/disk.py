@@ -8,6 +8,7 @@ import errno
 import fcntl
 import os
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 LOCK = "lock"
@@ -145,3 +146,43 @@ class Disk:
     def below(self, name: str) -> "Disk":
         """Return the disk of a directory inside this one."""
         return Disk(self.directory / name)
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Bytes of a file that are not what was written there, and what that costs."""
+
+    name: str
+    at: int
+    data: bytes
+    lost: int
+    """How many readings the bytes say to be, which are found nowhere else."""
+
+    @property
+    def aside(self) -> str:
+        """The name of the file that they are moved to."""
+        return f"{self.name}-{self.at}.damaged"
+
+    def move(self, disk: Disk) -> None:
+        """Set them aside, with zeros in their place, so that they are met once."""
+        with suppress(OSError):  # where there is no room for them, they are not worth a fault
+            disk.write(self.aside, 0, self.data)
+            disk.cut(self.aside, len(self.data))
+            disk.close(self.aside)
+        disk.write(self.name, self.at, bytes(len(self.data)))
+        disk.sync(self.name)
+
+
+_REMEDIES = {
+    errno.ENOSPC: "free space there, or set [buffer] max_size",
+    errno.EDQUOT: "free space there, or raise the quota",
+    errno.EROFS: "look for the cause in dmesg, then mount -o remount,rw",
+    errno.EACCES: "give it to the user that bygate runs as: sudo chown -R bygate DIRECTORY",
+    errno.EIO: "the disk fails: replace the SD card or drive",
+}
+
+
+def remedy(error: OSError, directory: Path) -> str:
+    """Return what was seen and what mends it."""
+    mend = _REMEDIES.get(error.errno or 0, "set [gateway] state_dir to a directory on a disk")
+    return f"{directory}: {error.strerror}: {mend.replace('DIRECTORY', str(directory))}"

@@ -104,7 +104,7 @@ class Service:
             uplink.cancel()
         await self._on_writer(self._buffer.close)  # what was acknowledged last is written down
         if lost := self._buffer.unsaved:
-            log.error("stopped: %d readings are lost: %s", lost, "; ".join(self._buffer.faults))
+            log.error("stopped: %d readings are lost: %s", lost, self._buffer.fault)
             return False
         log.info(
             "stopped: %d batches wait for the next start", self._buffer.stats().waiting_batches
@@ -122,10 +122,11 @@ class Service:
                 tasks.create_task(poller.run(delay), name=poller.name)
 
     async def _keep_buffer(self) -> None:
-        period = min(TICK, self._config.buffer.flush_interval, self._config.buffer.seal_interval)
+        period = min(TICK, self._config.buffer.flush_interval)
         while True:
+            by = asyncio.get_running_loop().time() + period
             with suppress(TimeoutError):
-                async with asyncio.timeout(period):
+                async with asyncio.timeout_at(self._buffer.next_tick(by)):
                     await self._urgent.wait()
             self._urgent.clear()
             await self._tick()

@@ -150,7 +150,18 @@ def test_noise_half_frames_and_two_frames_are_told_as_on_the_port(
     assert replay.told == told
 
 
-def test_each_hex_is_a_stream_of_its_own(replay: Replay):
+def test_what_comes_unasked_is_one_stream_in_however_many_hexes(replay: Replay):
+    assert replay("maxbotix", *hexed("R12", "34\rR00", "", "56\r")) == 0
+    assert [each["values"]["distance"]["value"] for each in replay.told] == [1234, 56]
+
+
+def test_an_unasked_stream_without_a_frame_is_one_silence(replay: Replay):
+    assert replay("maxbotix", *hexed("R12", "", "34")) == 1
+    assert replay.told == [NO_REPLY]
+    assert replay.reasons == ["no reply: 5 bytes, no frame among them"]
+
+
+def test_each_hex_of_a_polled_device_is_an_answer_of_its_own(replay: Replay):
     assert replay("sds011", GOOD, GOOD[:14], GOOD[14:], GOOD) == 1
     assert replay.told == [OK, NO_REPLY, NO_REPLY, OK]
 

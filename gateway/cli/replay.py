@@ -43,7 +43,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "hex",
         nargs="+",
         metavar="HEX",
-        help="what came from the device, one answer each; -: one a line from standard input",
+        help="what came from the device, of a polled one an answer each; -: a line each from stdin",
     )
     parser.add_argument("--json", action="store_true", help="JSON lines are printed anyway")
 
@@ -124,13 +124,16 @@ def _wrong(text: str) -> ConfigError:
 
 
 def _frames(driver: SerialDriver, answers: Iterable[bytes]) -> Iterator[Outcome]:
-    """Yield the outcome of each frame that the port's framing cuts out of each answer."""
+    """Yield the outcome of each frame that the port's framing cuts out of what came.
+
+    A request discards what came before its answer; what comes unasked is one stream.
+    """
 
     def decode(frame: bytes) -> Values | None:
         with _mistakes_named():
             return _checked(driver, driver.decode(frame))
 
-    for data in answers:
+    for data in answers if driver.polled else [b"".join(answers)]:
         silence = Outcome(NoReply.outcome, data, why=_no_frame(data))
         yield from list(outcomes(driver, data, decode)) or [silence]
 
