@@ -90,8 +90,6 @@ def _driver(name: str, settings: Iterable[str]) -> SerialDriver:
         raise _wrong(" ".join(str(error).split())) from error
     if not isinstance(driver, SerialDriver):
         raise _wrong(f"driver {name!r} hears no device on a port: there is nothing to replay")
-    if not hasattr(driver, "frame"):
-        raise _wrong(f"driver {name!r} declares no frame: there is nothing to cut out of HEX")
     return driver
 
 
