@@ -365,8 +365,8 @@ def find(name: str) -> type[Driver]:
 
 def _flaws(driver: type[Driver]) -> Iterator[str]:
     """Yield what is wrong with the declarations, which the daemon takes for sound."""
-    if not isinstance(driver.model, str):
-        yield f"its model is no text: {driver.model!r}"
+    if not (isinstance(driver.model, str) and driver.model.isprintable()):
+        yield f"its model is no text of one line: {ascii(driver.model)[:80]}"
     if not isinstance(driver.quantities, tuple):
         yield "its quantities are no tuple"
     for quantity in driver.quantities:

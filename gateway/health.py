@@ -1,14 +1,18 @@
 """Counters and ages of everything as one snapshot: published, logged, shown by `status`."""
 
 import json
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from gateway import __version__
-from gateway.buffer import Buffer
+from gateway.buffer import Buffer, Stats
 from gateway.clock import Clock
 from gateway.poller import Poller
-from gateway.uplink import UplinkState
+from gateway.session import UplinkState
+
+RATE_MS = 600_000
+"""A rate per day is told of once this much time has passed: of less it would be a guess."""
 
 
 class Health:
@@ -64,18 +68,25 @@ class Health:
         }
 
     def _of_buffer(self) -> dict[str, object]:
-        stats = self._buffer.stats()
-        days = max(self._clock.now().boot_ms - self._since.boot_ms, 1) / 86_400_000
+        stats, days = self._buffer.stats(), self._days()
         return {
             "taken_readings": stats.taken,
             "waiting_batches": stats.waiting_batches,
             "waiting_readings": stats.waiting_readings,
+            "oldest_waiting": None if stats.oldest_ms is None else _utc(stats.oldest_ms),
             "refused": stats.refused,
             "dropped": stats.dropped,
             "dropped_by": stats.dropped_by,
-            "written_bytes_day": round(stats.written / days),
+            "room_days": _room_days(stats, days),
+            "written_bytes_day": None if days is None else round(stats.written / days),
+            "disk_errors": stats.disk_errors,
             "faults": stats.faults,
         }
+
+    def _days(self) -> float | None:
+        """Return how long it has run, None while that is too short for a rate."""
+        ms = self._clock.now().boot_ms - self._since.boot_ms
+        return None if ms < RATE_MS else ms / 86_400_000
 
     def _of_uplink(self) -> dict[str, object]:
         state = self._uplink
@@ -83,9 +94,18 @@ class Health:
             "connected": state.connected,
             "broker": state.broker,
             "last_ack": None if state.last_ack_ms is None else _utc(state.last_ack_ms),
+            "caught_up_in_s": self._caught_up_in_s(),
             "unheard": state.unheard,
+            "bytes_month": state.traffic.month,
             "why": state.why,
         }
+
+    def _caught_up_in_s(self) -> int | None:
+        """Return how long what waits takes at the present pace of acknowledgements."""
+        waiting, pace = self._buffer.stats().waiting_batches, self._uplink.pace
+        if not waiting:
+            return 0
+        return None if pace is None else math.ceil(waiting * pace)
 
     def _of_sensor(self, poller: Poller) -> dict[str, object]:
         state, now = poller.state, self._clock.now().boot_ms
@@ -104,6 +124,12 @@ class Health:
 def _json(fields: dict[str, object]) -> bytes:
     # A message of the operating system may hold bytes that are no text: a ? stands for each
     return json.dumps(fields, ensure_ascii=False).encode(errors="replace")
+
+
+def _room_days(stats: Stats, days: float | None) -> float | None:
+    if days is None or stats.room is None or not stats.sealed:
+        return None
+    return round(stats.room * days / stats.sealed, 1)
 
 
 def _utc(ms: int) -> str:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
+from gateway.about import about
 from gateway.buffer import Buffer
 from gateway.clock import Clock
 from gateway.config import Config, SensorSettings
@@ -24,6 +25,8 @@ from gateway.reading import Reading
 from gateway.serialport import SerialPort
 from gateway.uplink import Uplink
 
+RESOLVERS = 4
+"""Threads that look names up and connect; one that hangs must not hold up the next broker's."""
 SPREAD = 10.0
 """Seconds over which the first polls are spread, so that they do not all fall together for ever."""
 TICK = 1.0
@@ -58,7 +61,9 @@ class Service:
         self._buffer = Buffer(disk, config.buffer, config.gateway.id, self._clock.boot)
         self._urgent = asyncio.Event()
         self._pollers = [self._poller(sensor) for sensor in config.sensors.values()]
-        self._uplink = Uplink(config.uplink, config.gateway.id, self._buffer, self._writer)
+        self._uplink = Uplink(
+            *(config.uplink, config.gateway.id, self._buffer, self._writer), about=about(config)
+        )
         self._health = Health(
             config.gateway.id, self._clock, self._buffer, self._pollers, self._uplink.state
         )
@@ -89,6 +94,8 @@ class Service:
 
         False: readings were lost, for the disk did not take them.
         """
+        connecting = ThreadPoolExecutor(RESOLVERS, "connect")  # aiomqtt asks for the default one
+        asyncio.get_running_loop().set_default_executor(connecting)
         async with asyncio.TaskGroup() as tasks:
             taking = tasks.create_task(self._take_readings(), name="readings")
             for number in (signal.SIGTERM, signal.SIGINT):

@@ -3,6 +3,7 @@ import contextlib
 import gc
 import json
 import random
+import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -532,14 +533,78 @@ def test_the_password_is_read_anew_at_each_connection(tmp_path):
     run(scenario())
 
 
+@pytest.fixture(scope="module")
+def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Certificates `own` and `other`, each signed by itself, and a locked key of `own`."""
+    directory = tmp_path_factory.mktemp("pem")
+    for name in ("own", "other"):
+        openssl(
+            *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
+            *("-keyout", directory / f"{name}.key", "-out", directory / f"{name}.pem"),
+            *("-subj", f"/CN={name}"),
+        )
+    openssl(
+        *("ec", "-in", directory / "own.key", "-out", directory / "locked.key"),
+        *("-aes128", "-passout", "pass:secret"),
+    )
+    (directory / "empty").touch()
+    (directory / "directory").mkdir()
+    return directory
+
+
+def openssl(*arguments: Any) -> None:
+    subprocess.run(["openssl", *arguments], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("files", "at_fault", "remedy"),
+    [
+        ({"ca_file": "none"}, "ca_file", "there is no such file: put it there"),
+        ({"ca_file": "empty"}, "ca_file", "no PEM certificate in it"),
+        ({"ca_file": "own.key"}, "ca_file", "no PEM certificate in it"),
+        ({"ca_file": "directory"}, "ca_file", ""),
+        ({"cert_file": "none"}, "cert_file", "there is no such file"),
+        ({"cert_file": "own.pem"}, "cert_file", "or set key_file"),
+        ({"cert_file": "empty", "key_file": "own.key"}, "cert_file", "no PEM certificate"),
+        ({"cert_file": "own.pem", "key_file": "none"}, "key_file", "there is no such file"),
+        ({"cert_file": "own.pem", "key_file": "other.key"}, "key_file", "not the PEM key of"),
+        ({"cert_file": "own.pem", "key_file": "locked.key"}, "key_file", "locked by a passphrase"),
+    ],
+)
+def test_a_file_of_tls_that_will_not_do_is_named_with_its_remedy(
+    files, at_fault, remedy, *, pem, tmp_path, caplog
+):
+    async def scenario() -> None:
+        settings = {key: pem / name for key, name in files.items()}
+        box = Box(tmp_path, Address("127.0.0.1", 1, tls=True), settings=settings)
+        async with delivering(box):
+            await until(lambda: box.state.why)
+
+    run(scenario())
+    (said,) = caplog.messages
+    assert f"{at_fault} {pem / files[at_fault]}: " in said
+    assert remedy in said
+
+
+def test_files_of_tls_that_will_do_lead_to_the_broker(pem, tmp_path):
+    async def scenario() -> None:
+        keys = {"ca_file": pem / "own.pem", "cert_file": pem / "own.pem"}
+        settings = keys | {"key_file": pem / "own.key"}
+        box = Box(tmp_path, Address("127.0.0.1", 1, tls=True), settings=settings)
+        async with delivering(box):
+            await until(lambda: "nothing listens there" in (box.state.why or ""))
+
+    run(scenario())
+
+
 # Status
 
 
 @pytest.mark.parametrize(
     ("password", "says"),
     [
-        (None, "write the password into it, or correct [uplink] password_file"),
-        ("x" * 70_000, "a password of 70000 bytes, MQTT takes at most 65535"),
+        (None, "there is no such file: put it there, or set [uplink] password_file"),
+        ("x" * 70_000, "70000 bytes, MQTT takes at most 65535: is it the right file?"),
     ],
 )
 def test_a_password_that_will_not_do_says_what_to_check(password, says, tmp_path):
@@ -586,6 +651,43 @@ def test_the_status_is_published_again_when_it_changes(tmp_path):
                 await broker.wait_for(1)
                 box.status.size = 1
                 await broker.wait_for(2, 3)
+
+    run(scenario())
+
+
+def test_what_a_gateway_is_is_published_retained_at_each_connection(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker), about=b'{"gateway": "trd-0042"}')
+            async with delivering(box):
+                await until(lambda: state_of(broker) == "online")
+                broker.drop()
+                await until(lambda: broker.connects == 2 and box.state.connected)
+                await box.seal()
+                await box.empty()
+            found = [m for m in broker.received if m.topic == "bygate/v1/trd-0042/about"]
+            assert {(m.payload, m.retain, m.qos) for m in found} == {
+                (b'{"gateway": "trd-0042"}', True, 1)
+            }
+            assert len(found) == 2
+
+    run(scenario())
+
+
+def test_what_was_sent_is_counted_and_the_pace_is_known_while_connected(tmp_path):
+    async def scenario() -> None:
+        async with Broker(faults=Faults(ack_after=0.02, ack_topics=BATCHES)) as broker:
+            box = Box(tmp_path, address(broker))
+            await box.seal(40)
+            async with delivering(box):
+                assert box.state.pace is None
+                await box.empty()
+                assert 0 < box.state.pace < 0.2
+                sent = sum(len(m.topic) + len(m.payload) for m in broker.received)
+                assert box.state.traffic.month == sent
+                await broker.down()
+                await until(lambda: not box.state.connected)
+                assert box.state.pace is None
 
     run(scenario())
 
