@@ -21,6 +21,7 @@ from gateway.driver import (
     SerialDriver,
     find,
     names,
+    said,
 )
 from gateway.schema import Setting, nearest, read_table, seen, settings_of
 from gateway.settings import (
@@ -296,9 +297,9 @@ def _make(
         values, wrong = read_table(table, declared, read, _OF_SENSORS)
         return (None if wrong else kind(**values)), wrong
     except ValueError as error:
-        return None, {"": _one_line(str(error))}
+        return None, {"": _one_line(said(error))}
     except DRIVER_FAULTS as error:
-        fault = f"{type(error).__name__}: {error}"
+        fault = f"{type(error).__name__}: {said(error)}"
         return None, {"": f"driver of {kind.__module__} is broken: {_one_line(fault)}"}
 
 

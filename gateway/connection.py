@@ -17,7 +17,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from gateway.settings import Broker, UplinkSettings
+from gateway.settings import LONGEST_TEXT, Broker, UplinkSettings
 
 WINDOW = 20
 """Batches under way at once, at most; the broker's ReceiveMaximum may make it less."""
@@ -169,9 +169,15 @@ def _show_certificate(context: ssl.SSLContext, cert: Path, key: Path | None) -> 
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(errors="replace").strip()
+        text = file.read_text(errors="replace").strip()
     except OSError as error:
         raise UplinkError(_bad_file("password_file", file, error)) from error
+    if (size := len(text.encode())) > LONGEST_TEXT:
+        raise UplinkError(
+            f"password_file {file}: {size} bytes, MQTT takes at most {LONGEST_TEXT}: "
+            "is it the right file?"
+        )
+    return text
 
 
 def _bad_file(name: str, file: Path | None, error: Exception) -> str:

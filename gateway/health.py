@@ -35,7 +35,14 @@ class Health:
 
     def payload(self, state: str) -> bytes:
         """Return the snapshot as JSON."""
-        return json.dumps(self.snapshot(state), ensure_ascii=False).encode()
+        return _json(self.snapshot(state))
+
+    def will(self) -> bytes:
+        """Return what the broker says in our place when we vanish: who it was, and no more.
+
+        It travels in every CONNECT, where MQTT has 65 535 bytes for it and a broker may take less.
+        """
+        return _json(self._who("offline"))
 
     def digest(self) -> object:
         """Return what is worth a message when it changes."""
@@ -46,12 +53,7 @@ class Health:
     def snapshot(self, state: str) -> dict[str, object]:
         """Return everything known now; `state` is online or offline."""
         return {
-            "state": state,
-            "gateway": self._gateway,
-            "version": __version__,
-            "since": _utc(self._since.wall_ms),
-            "boot": self._clock.boot,
-            "epoch": self._buffer.epoch,
+            **self._who(state),
             "clock": {"state": self._clock.state(), "error_ms": self._clock.error_ms()},
             "buffer": self._of_buffer(),
             "uplink": self._of_uplink(),
@@ -60,6 +62,16 @@ class Health:
                 for name, why in self._adapters().items()
             },
             "sensors": {poller.name: self._of_sensor(poller) for poller in self._pollers},
+        }
+
+    def _who(self, state: str) -> dict[str, object]:
+        return {
+            "state": state,
+            "gateway": self._gateway,
+            "version": __version__,
+            "since": _utc(self._since.wall_ms),
+            "boot": self._clock.boot,
+            "epoch": self._buffer.epoch,
         }
 
     def _of_buffer(self) -> dict[str, object]:
@@ -114,6 +126,11 @@ class Health:
             "outcomes": dict(state.outcomes),
             "why": state.why,
         }
+
+
+def _json(fields: dict[str, object]) -> bytes:
+    # A message of the operating system may hold bytes that are no text: a ? stands for each
+    return json.dumps(fields, ensure_ascii=False).encode(errors="replace")
 
 
 def _room_days(stats: Stats, days: float | None) -> float | None:

@@ -113,17 +113,20 @@ class Service:
         if self._buffer.urgent:
             self._urgent.set()
 
-    async def run(self) -> None:
-        """Run until the process is told to stop; then flush, seal, deliver and say goodbye."""
+    async def run(self) -> bool:
+        """Run until the process is told to stop; then flush, seal, deliver and say goodbye.
+
+        False: readings were lost, for the disk did not take them.
+        """
         asyncio.get_running_loop().set_exception_handler(_stray)
         connecting = ThreadPoolExecutor(RESOLVERS, "connect")  # aiomqtt asks for the default one
         asyncio.get_running_loop().set_default_executor(connecting)
         async with asyncio.TaskGroup() as tasks:
-            await self._tick()
-            uplink = tasks.create_task(self._uplink.run(self._health), name="uplink")
             taking = tasks.create_task(self._take_readings(), name="readings")
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, taking.cancel)
+            await self._tick()
+            uplink = tasks.create_task(self._uplink.run(self._health), name="uplink")
             notify("READY=1")
             await asyncio.wait({taking})
             notify("STOPPING=1")
@@ -132,9 +135,13 @@ class Service:
             await self._uplink.farewell(self._health, FAREWELL)
             uplink.cancel()
         await self._on_writer(self._buffer.close)  # what was acknowledged last is written down
+        if lost := self._buffer.unsaved:
+            log.error("stopped: %d readings are lost: %s", lost, self._buffer.fault)
+            return False
         log.info(
             "stopped: %d batches wait for the next start", self._buffer.stats().waiting_batches
         )
+        return True
 
     async def _take_readings(self) -> None:
         """Poll every sensor and keep the buffer, for ever."""

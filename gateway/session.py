@@ -72,6 +72,9 @@ class Status(Protocol):
     def payload(self, state: str) -> bytes:
         """Return the status as JSON; `state` is online or offline."""
 
+    def will(self) -> bytes:
+        """Return the short one that the broker publishes when this gateway vanishes."""
+
     def digest(self) -> object:
         """Return what makes a status worth publishing when it changes."""
 

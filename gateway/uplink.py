@@ -81,7 +81,7 @@ class Uplink:
         session: Session | None = None
         failure: BaseException | None = None
         try:
-            client = Connection(self._settings, self._gateway, broker, status.payload("offline"))
+            client = Connection(self._settings, self._gateway, broker, status.will())
             async with client.session():
                 session = self._session = Session(
                     *(client, self._root, self._buffer, self._writer),

@@ -218,7 +218,7 @@ def test_settings_are_the_drivers_own(replay: Replay):
         (("sds01", "00"), "there is no driver 'sds01'; did you mean 'sds011'?"),
         (("zzz", "00"), "there is no driver 'zzz'; `bygate drivers` lists them"),
         (("host", "00"), "driver 'host' hears no device: there is nothing to replay"),
-        (("formless", "00"), "driver 'formless' declares no frame: there is nothing to cut"),
+        (("formless", "00"), "driver 'formless' cannot be loaded: it declares no frame"),
         (("lost", "00"), "driver 'lost' cannot be loaded: No module named 'replayed_nowhere'"),
         (("sds011", "0g"), "HEX '0g': 'g' is no hexadecimal digit"),
         (("sds011", GOOD, "a0x"), "HEX 'a0x': 'x' is no hexadecimal digit"),

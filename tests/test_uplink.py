@@ -36,6 +36,9 @@ class Status:
     def payload(self, state: str) -> bytes:
         return json.dumps({"state": state, "more": "x" * self.size}).encode()
 
+    def will(self) -> bytes:
+        return b'{"state": "offline"}'
+
     def digest(self) -> object:
         return self.size
 
@@ -595,6 +598,30 @@ def test_files_of_tls_that_will_do_lead_to_the_broker(pem, tmp_path):
 
 
 # Status
+
+
+@pytest.mark.parametrize(
+    ("password", "says"),
+    [
+        (None, "there is no such file: put it there, or set [uplink] password_file"),
+        ("x" * 70_000, "70000 bytes, MQTT takes at most 65535: is it the right file?"),
+    ],
+)
+def test_a_password_that_will_not_do_says_what_to_check(password, says, tmp_path):
+    async def scenario() -> None:
+        secret = tmp_path / "password"
+        if password:
+            secret.write_text(password)
+        async with Broker() as broker:
+            login = {"username": "trd-0042", "password_file": secret}
+            box = Box(tmp_path / "state", address(broker), settings=login)
+            async with delivering(box):
+                await until(lambda: box.state.why)
+                assert says in box.state.why
+                secret.write_text("good")
+                await until(lambda: box.state.connected)
+
+    run(scenario())
 
 
 def state_of(broker: Broker) -> str:

@@ -113,8 +113,6 @@ def _driver(args: argparse.Namespace) -> SerialDriver | AdvertisementDriver | Ga
         if getattr(args, option):
             instead = ", ".join(f"--{each}" for each in fit) or "leave it out"
             raise wrong(f"--{option}: driver {name!r} reads {reads}: {instead}")
-    if isinstance(driver, SerialDriver) and not hasattr(driver, "frame"):
-        raise wrong(f"driver {name!r} declares no frame: there is nothing to cut out of HEX")
     return driver
 
 
