@@ -40,7 +40,9 @@ RAISED = [
     (StopIteration(), "driver error", "StopIteration"),
     (MemoryError(), "driver error", "MemoryError"),
 ]
-raising = pytest.mark.parametrize(("error", "outcome", "why"), RAISED)
+raising = pytest.mark.parametrize(
+    ("error", "outcome", "why"), RAISED, ids=[type(error).__name__ for error, _, _ in RAISED]
+)
 
 
 class Thrower(LocalDriver):
