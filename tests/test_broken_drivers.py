@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -43,6 +44,14 @@ RAISED = [
 raising = pytest.mark.parametrize(
     ("error", "outcome", "why"), RAISED, ids=[type(error).__name__ for error, _, _ in RAISED]
 )
+
+
+@pytest.fixture(autouse=True)
+def unlogged():
+    """Log nothing: what pytest keeps of it, bytes that are no text, no worker can hand on."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
 
 
 class Thrower(LocalDriver):
