@@ -22,6 +22,7 @@ from gateway.driver import (
     GattClient,
     GattDriver,
     LocalDriver,
+    NoAdapter,
     NoReply,
     Port,
     PortError,
@@ -94,6 +95,7 @@ class Poller:
     clock: Clock
     sink: Callable[[Reading], None]
     state: SensorState = field(default_factory=SensorState)
+    _told: bool = False
 
     async def run(self, delay: float = 0.0) -> None:
         """Take readings for ever, the first after `delay` seconds; no drift, no queue of turns."""
@@ -123,6 +125,9 @@ class Poller:
     def _named(self) -> Iterator[None]:
         try:
             yield
+        except NoAdapter as error:  # said once already, by the adapter, for all its sensors
+            self._count(outcome_of(error))
+            self.state.why = said(error)
         except (SensorError, PortError) as error:
             self._count(outcome_of(error))
             self._silent(said(error))
@@ -143,9 +148,9 @@ class Poller:
         self.state.outcomes[outcome] += 1
 
     def _silent(self, why: str) -> None:
-        if self.state.why is None:
+        if not self._told:
             log.warning("%s: %s", self.name, why)
-        self.state.why = why
+        self.state.why, self._told = why, True
 
     def _judged(self, values: Values) -> list[Reading]:
         """Return the values as readings of this instant, and count how they were."""
@@ -164,9 +169,9 @@ class Poller:
         for reading in readings:
             self.state.last[reading.quantity] = reading
             self.sink(reading)
-        if self.state.why is not None:
+        if self._told:
             log.info("%s: gives readings again", self.name)
-        self.state.why = None
+        self.state.why, self._told = None, False
 
 
 @dataclass(kw_only=True, eq=False)
