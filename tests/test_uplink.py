@@ -876,6 +876,7 @@ def test_a_farewell_delivers_what_waits_and_says_offline(tmp_path):
                 assert state_of(broker) == "offline"
                 await until(lambda: not broker.connections)
                 await asyncio.wait_for(task, 1)
+                assert broker.connects == 1, "it said goodbye, and came back"
 
     run(scenario())
 
