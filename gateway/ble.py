@@ -32,6 +32,8 @@ SILENCE = 90.0
 """Seconds without any advertisement at all after which a scan is taken for dead."""
 IDLE = 1.0
 """Seconds that BlueZ may say it does not scan: it pauses for moments by itself."""
+STARTED = 2.0
+"""Seconds in which an adapter begins to scan that can."""
 SETTLED = 5.0
 """Seconds after which another reason for the same outage is worth another line."""
 NO_SIGNAL = -127
@@ -262,8 +264,7 @@ class Radio:
     @property
     def why(self) -> str:
         """Why no adapter scans; empty while one does."""
-        reasons = [adapter.why for adapter in self._adapters]
-        return "; ".join(dict.fromkeys(reasons)) if all(reasons) else ""
+        return _why(self._adapters)
 
     async def opened(self) -> None:
         """Return when an adapter scans."""
@@ -301,6 +302,40 @@ class Radio:
                 known.news[adapter.name] = news
                 for hear in known.hear:
                     hear(news)
+
+
+async def survey(
+    adapters: Sequence[str], seconds: float, hear: Callable[[Advertisement], None]
+) -> str:
+    """Tell `hear` of every advertisement for so long; return why none could be heard, or nothing.
+
+    For a technician who looks for sensors. The gateway itself never listens like this.
+    """
+    bluez = Bluez(adapters, _forget)
+
+    def heard(_: Adapter, device: BLEDevice, data: AdvertisementData) -> None:
+        if (news := _news(device.address, None, data)) is not None:
+            hear(news)
+
+    scanning = [
+        Adapter(name, bluez, heard, passive=False, silence=SILENCE, ask=None) for name in adapters
+    ]
+    async with asyncio.TaskGroup() as tasks:
+        running = [
+            tasks.create_task(run()) for run in (bluez.run, *(each.run for each in scanning))
+        ]
+        await asyncio.sleep(min(STARTED, seconds))
+        if not (why := _why(scanning)):
+            await asyncio.sleep(seconds - min(STARTED, seconds))
+            why = _why(scanning)
+        for each in running:
+            each.cancel()
+    return why
+
+
+def _why(adapters: Sequence[Adapter]) -> str:
+    reasons = [adapter.why for adapter in adapters]
+    return "; ".join(dict.fromkeys(reasons)) if all(reasons) else ""
 
 
 def _forget() -> None:

@@ -21,6 +21,7 @@ from gateway.driver import (
     SerialDriver,
     find,
     names,
+    said,
 )
 from gateway.schema import Setting, nearest, read_table, seen, settings_of
 from gateway.settings import (
@@ -213,6 +214,8 @@ class _Sensors:
         if "driver" in values:
             values["driver_name"] = values["driver"]
             values["driver"] = self._driver(path, values["driver_name"], table)
+        else:
+            self._source.note(path, _misspelt(table))
         good = len(self._source.mistakes) == before
         return SensorSettings(name=name, **values) if good else None
 
@@ -246,7 +249,18 @@ class _Sensors:
             made, wrong = _make(kind, theirs)
             self._source.note(path, wrong)
             return made
+        self._source.note(path, _misspelt(table))
         return None
+
+
+def _misspelt(table: Mapping[str, Any]) -> dict[str, str]:
+    """Return the keys that are near to a setting of every sensor, whatever its driver."""
+    hints = {key: nearest(key, _OF_SENSORS.keys() - table.keys()) for key in table}
+    return {
+        key: f"there is no such setting{hint}"
+        for key, hint in hints.items()
+        if hint and key not in _OF_SENSORS
+    }
 
 
 def _misfit(kind: type[Driver], table: Mapping[str, Any]) -> dict[str, str]:
@@ -283,9 +297,9 @@ def _make(
         values, wrong = read_table(table, declared, read, _OF_SENSORS)
         return (None if wrong else kind(**values)), wrong
     except ValueError as error:
-        return None, {"": _one_line(str(error))}
+        return None, {"": _one_line(said(error))}
     except DRIVER_FAULTS as error:
-        fault = f"{type(error).__name__}: {error}"
+        fault = f"{type(error).__name__}: {said(error)}"
         return None, {"": f"driver of {kind.__module__} is broken: {_one_line(fault)}"}
 
 

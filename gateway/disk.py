@@ -4,9 +4,11 @@ Only `sync` and `sync_directory` promise that anything survives; what was writte
 synced may survive a power cut in any part and any order.
 """
 
+import errno
 import fcntl
 import os
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 LOCK = "lock"
@@ -20,6 +22,7 @@ class Disk:
         self.written = 0
         """Bytes written since the start."""
         self._open: dict[str, int] = {}
+        self._identity: tuple[int, int] | None = None
 
     def lock(self) -> bool:
         """Return whether the directory is ours alone, from now until this process ends."""
@@ -33,7 +36,38 @@ class Disk:
     def names(self) -> list[str]:
         """Return the names of all files, creating the directory where it is missing."""
         self.directory.mkdir(parents=True, exist_ok=True)
+        if self._identity is None:
+            self._identity = self._now()
         return sorted(entry.name for entry in os.scandir(self.directory) if entry.is_file())
+
+    def replaced(self) -> bool:
+        """Whether the directory or a file in it that is open was removed, or gave way to another.
+
+        Who goes on writing writes into files without a name, which are gone when they are closed.
+        """
+        if self._identity is None:
+            return False
+        gone = any(os.fstat(fd).st_nlink == 0 for fd in self._open.values())
+        return gone or self._now() != self._identity
+
+    def _now(self) -> tuple[int, int] | None:
+        with suppress(FileNotFoundError):
+            found = self.directory.stat()
+            return found.st_dev, found.st_ino
+        return None
+
+    def reopen(self) -> None:
+        """Take the directory that is there now for ours, creating it where it is missing."""
+        for name in list(self._open):
+            self.close(name)
+        self._identity = None
+        if not self.lock():
+            self._identity = (0, 0)
+            raise BlockingIOError(errno.EWOULDBLOCK, "another bygate uses it")
+
+    def size(self, name: str) -> int:
+        """Return how many bytes the file has."""
+        return (self.directory / name).stat().st_size
 
     def read(self, name: str, offset: int = 0, length: int = -1) -> bytes:
         """Return `length` bytes from `offset` on, fewer at the end, none where it is missing.
@@ -112,3 +146,43 @@ class Disk:
     def below(self, name: str) -> "Disk":
         """Return the disk of a directory inside this one."""
         return Disk(self.directory / name)
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Bytes of a file that are not what was written there, and what that costs."""
+
+    name: str
+    at: int
+    data: bytes
+    lost: int
+    """How many readings the bytes say to be, which are found nowhere else."""
+
+    @property
+    def aside(self) -> str:
+        """The name of the file that they are moved to."""
+        return f"{self.name}-{self.at}.damaged"
+
+    def move(self, disk: Disk) -> None:
+        """Set them aside, with zeros in their place, so that they are met once."""
+        with suppress(OSError):  # where there is no room for them, they are not worth a fault
+            disk.write(self.aside, 0, self.data)
+            disk.cut(self.aside, len(self.data))
+            disk.close(self.aside)
+        disk.write(self.name, self.at, bytes(len(self.data)))
+        disk.sync(self.name)
+
+
+_REMEDIES = {
+    errno.ENOSPC: "free space there, or set [buffer] max_size",
+    errno.EDQUOT: "free space there, or raise the quota",
+    errno.EROFS: "look for the cause in dmesg, then mount -o remount,rw",
+    errno.EACCES: "give it to the user that bygate runs as: sudo chown -R bygate DIRECTORY",
+    errno.EIO: "the disk fails: replace the SD card or drive",
+}
+
+
+def remedy(error: OSError, directory: Path) -> str:
+    """Return what was seen and what mends it."""
+    mend = _REMEDIES.get(error.errno or 0, "set [gateway] state_dir to a directory on a disk")
+    return f"{directory}: {error.strerror}: {mend.replace('DIRECTORY', str(directory))}"

@@ -7,12 +7,13 @@ faults and was dead after one of them; as a declared frame with a pure `decode` 
 """
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import entry_points
-from typing import ClassVar, Literal, Protocol, dataclass_transform
+from typing import ClassVar, Literal, Protocol, cast, dataclass_transform
 
 import drivers
 from gateway.advertisement import Advertisement
@@ -57,8 +58,10 @@ __all__ = [
     "heard",
     "names",
     "outcome",
+    "outcome_of",
     "outcomes",
     "required",
+    "said",
     "setting",
     "size",
 ]
@@ -219,8 +222,14 @@ def outcome(frame: bytes, read: Callable[[], Values | None]) -> Outcome:
     try:
         values = read()
     except SensorError as error:
-        return Outcome(error.outcome, frame, why=str(error))
+        return Outcome(outcome_of(error), frame, why=said(error))
     return Outcome("not mine" if values is None else "ok", frame, values)
+
+
+def outcome_of(error: "SensorError | PortError") -> str:
+    """Return the name under which an error is counted."""
+    name = error.outcome
+    return name if isinstance(name, str) and name.isprintable() else SensorError.outcome
 
 
 class BleDriver(Driver):
@@ -367,11 +376,15 @@ class DriverBroken(Exception):
     """A driver's module cannot be imported; costs only the gateways that use it."""
 
 
-DRIVER_FAULTS = (
-    *(ArithmeticError, AttributeError, ImportError, LookupError, NameError),
-    *(OSError, SyntaxError, TypeError, ValueError),
-)
-"""What a driver's own code may raise while it is loaded, described or made."""
+DRIVER_FAULTS = (Exception, SystemExit)
+"""What a driver's own code may raise: whatever its author likes, but for being interrupted."""
+
+LONGEST_WORDS = 1000
+"""Characters of what an exception says that are kept."""
+LONGEST_NAME = 64
+"""Characters of a quantity's name or unit."""
+MOST_DECIMALS = 22
+"""10^22 is the last power of ten that a float64 holds exactly."""
 
 
 def names() -> list[str]:
@@ -390,13 +403,62 @@ def find(name: str) -> type[Driver]:
     try:
         found = _load(name)
     except DRIVER_FAULTS as error:
-        raise DriverBroken(f"driver {name!r} cannot be loaded: {error}") from error
+        raise DriverBroken(f"driver {name!r} cannot be loaded: {said(error)}") from error
     if not (isinstance(found, type) and issubclass(found, Driver)):
         raise DriverBroken(f"driver {name!r} cannot be loaded: its Driver is none of gateway's")
     for declared in ("link", "model", "quantities"):
         if not hasattr(found, declared):
             raise DriverBroken(f"driver {name!r} cannot be loaded: it declares no {declared}")
+    if flaw := next(_flaws(found), None):
+        raise DriverBroken(f"driver {name!r} cannot be loaded: {flaw}")
     return found
+
+
+def _flaws(driver: type[Driver]) -> Iterator[str]:
+    """Yield what is wrong with the declarations, which the daemon takes for sound."""
+    if not (isinstance(driver.model, str) and driver.model.isprintable()):
+        yield f"its model is no text of one line: {ascii(driver.model)[:80]}"
+    if not isinstance(driver.quantities, tuple):
+        yield "its quantities are no tuple"
+    for quantity in driver.quantities:
+        if flaw := _flaw(quantity):
+            yield f"its quantity {ascii(getattr(quantity, 'name', quantity))[:80]}: {flaw}"
+    if issubclass(driver, SerialDriver):
+        if not isinstance(getattr(driver, "frame", None), Frame):
+            yield "it declares no frame, as Frame(start=…, length=…)"
+        if not isinstance(driver.request, bytes):
+            yield f"its request is no bytes: {driver.request!r}"
+    timeout = getattr(driver, "timeout", 1.0)
+    if not _is_number(timeout) or timeout <= 0:
+        yield f"its timeout is no number of seconds: {timeout!r}"
+
+
+def _flaw(quantity: object) -> str | None:
+    if not isinstance(quantity, Quantity):
+        return "no Quantity"
+    for text in (quantity.name, quantity.unit):
+        if not (isinstance(text, str) and text.isprintable() and len(text) <= LONGEST_NAME):
+            return f"its name and unit are text, of at most {LONGEST_NAME} characters each"
+    if not quantity.name:
+        return "it has no name"
+    if type(quantity.decimals) is not int or not 0 <= quantity.decimals <= MOST_DECIMALS:
+        return f"its decimals are a whole number from 0 to {MOST_DECIMALS}"
+    if not all(bound is None or _is_number(bound) for bound in (quantity.low, quantity.high)):
+        return "its low and high are numbers, or None"
+    return None
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(cast("float", value))
+
+
+def said(error: BaseException) -> str:
+    """Return what an exception says, in text that can be printed, whatever its author did."""
+    try:
+        text = str(error)
+    except DRIVER_FAULTS as worse:
+        text = f"its text cannot be told: {type(worse).__name__}"
+    return text.encode(errors="backslashreplace").decode()[:LONGEST_WORDS]
 
 
 def _load(name: str) -> object:

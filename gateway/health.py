@@ -1,14 +1,18 @@
 """Counters and ages of everything as one snapshot: published, logged, shown by `status`."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from gateway import __version__
-from gateway.buffer import Buffer
+from gateway.buffer import Buffer, Stats
 from gateway.clock import Clock
 from gateway.poller import Poller
-from gateway.uplink import UplinkState
+from gateway.session import UplinkState
+
+RATE_MS = 600_000
+"""A rate per day is told of once this much time has passed: of less it would be a guess."""
 
 
 class Health:
@@ -31,7 +35,14 @@ class Health:
 
     def payload(self, state: str) -> bytes:
         """Return the snapshot as JSON."""
-        return json.dumps(self.snapshot(state), ensure_ascii=False).encode()
+        return _json(self.snapshot(state))
+
+    def will(self) -> bytes:
+        """Return what the broker says in our place when we vanish: who it was, and no more.
+
+        It travels in every CONNECT, where MQTT has 65 535 bytes for it and a broker may take less.
+        """
+        return _json(self._who("offline"))
 
     def digest(self) -> object:
         """Return what is worth a message when it changes."""
@@ -42,12 +53,7 @@ class Health:
     def snapshot(self, state: str) -> dict[str, object]:
         """Return everything known now; `state` is online or offline."""
         return {
-            "state": state,
-            "gateway": self._gateway,
-            "version": __version__,
-            "since": _utc(self._since.wall_ms),
-            "boot": self._clock.boot,
-            "epoch": self._buffer.epoch,
+            **self._who(state),
             "clock": {"state": self._clock.state(), "error_ms": self._clock.error_ms()},
             "buffer": self._of_buffer(),
             "uplink": self._of_uplink(),
@@ -58,19 +64,36 @@ class Health:
             "sensors": {poller.name: self._of_sensor(poller) for poller in self._pollers},
         }
 
+    def _who(self, state: str) -> dict[str, object]:
+        return {
+            "state": state,
+            "gateway": self._gateway,
+            "version": __version__,
+            "since": _utc(self._since.wall_ms),
+            "boot": self._clock.boot,
+            "epoch": self._buffer.epoch,
+        }
+
     def _of_buffer(self) -> dict[str, object]:
-        stats = self._buffer.stats()
-        days = max(self._clock.now().boot_ms - self._since.boot_ms, 1) / 86_400_000
+        stats, days = self._buffer.stats(), self._days()
         return {
             "taken_readings": stats.taken,
             "waiting_batches": stats.waiting_batches,
             "waiting_readings": stats.waiting_readings,
+            "oldest_waiting": None if stats.oldest_ms is None else _utc(stats.oldest_ms),
             "refused": stats.refused,
             "dropped": stats.dropped,
             "dropped_by": stats.dropped_by,
-            "written_bytes_day": round(stats.written / days),
+            "room_days": _room_days(stats, days),
+            "written_bytes_day": None if days is None else round(stats.written / days),
+            "disk_errors": stats.disk_errors,
             "faults": stats.faults,
         }
+
+    def _days(self) -> float | None:
+        """Return how long it has run, None while that is too short for a rate."""
+        ms = self._clock.now().boot_ms - self._since.boot_ms
+        return None if ms < RATE_MS else ms / 86_400_000
 
     def _of_uplink(self) -> dict[str, object]:
         state = self._uplink
@@ -78,9 +101,18 @@ class Health:
             "connected": state.connected,
             "broker": state.broker,
             "last_ack": None if state.last_ack_ms is None else _utc(state.last_ack_ms),
+            "caught_up_in_s": self._caught_up_in_s(),
             "unheard": state.unheard,
+            "bytes_month": state.traffic.month,
             "why": state.why,
         }
+
+    def _caught_up_in_s(self) -> int | None:
+        """Return how long what waits takes at the present pace of acknowledgements."""
+        waiting, pace = self._buffer.stats().waiting_batches, self._uplink.pace
+        if not waiting:
+            return 0
+        return None if pace is None else math.ceil(waiting * pace)
 
     def _of_sensor(self, poller: Poller) -> dict[str, object]:
         state, now = poller.state, self._clock.now().boot_ms
@@ -94,6 +126,17 @@ class Health:
             "outcomes": dict(state.outcomes),
             "why": state.why,
         }
+
+
+def _json(fields: dict[str, object]) -> bytes:
+    # A message of the operating system may hold bytes that are no text: a ? stands for each
+    return json.dumps(fields, ensure_ascii=False).encode(errors="replace")
+
+
+def _room_days(stats: Stats, days: float | None) -> float | None:
+    if days is None or stats.room is None or not stats.sealed:
+        return None
+    return round(stats.room * days / stats.sealed, 1)
 
 
 def _utc(ms: int) -> str:

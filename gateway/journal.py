@@ -3,7 +3,7 @@
     | slot 0 | slot 1 | … | slot 63 |          slots of 4096 bytes, zeros written once
     | frame, zeros    | frame |  …             each frame begins on a slot
 
-    frame: magic "bgJ1", CRC32, length | epoch, sequence, boot, clock state, wall − boot | rows
+    frame: magic "bgJ2", CRC32, length | epoch, sequence, boot, clock, wall − boot, count | rows
 
 No growth, so no metadata to commit and no way to run out of space; a torn page never touches an
 earlier frame. (epoch, sequence) is the batch in which the rows *will* be sealed: with a generation
@@ -19,16 +19,16 @@ from dataclasses import dataclass
 
 import msgpack
 
-from gateway.disk import Disk
+from gateway.disk import Damage, Disk
+from gateway.filling import BATCH_READINGS
 from gateway.reading import Instant, Quantity, Reading
 
 NAME = "journal"
 SLOT = 4096
 SLOTS = 64
-
-_MAGIC = b"bgJ1"
+_MAGIC = b"bgJ2"
 _HEAD = struct.Struct("<4sII")  # magic, CRC32 of all that follows the length, its length
-_BODY = struct.Struct("<IQIBq")  # epoch, sequence, boot, clock state, wall − boot in ms
+_BODY = struct.Struct("<IQIBqI")  # epoch, sequence, boot, clock, wall − boot in ms, readings
 
 
 class JournalFullError(Exception):
@@ -52,14 +52,18 @@ class Journal:
         self._disk = disk
         self._next = 0
 
-    def recover(self) -> tuple[list[Flushed], int]:
-        """Return every intact frame, and how many begin like one but are damaged or torn."""
+    def recover(self, sealed: int) -> tuple[list[Flushed], list[Damage]]:
+        """Return the frames that are not in a batch up to `sealed`, and what is left of others."""
         data = self._disk.read(NAME)
         if len(data) < SLOT * SLOTS:
             self._disk.write(NAME, len(data), bytes(SLOT * SLOTS - len(data)))
             self._disk.sync(NAME)
             self._disk.sync_directory()
-        return _frames(data)
+        frames, damaged = _frames(data.ljust(SLOT * SLOTS, b"\0"))
+        return (
+            [frame for frame in frames if frame.sequence > sealed],
+            [damage for sequence, damage in damaged if sequence > sealed],
+        )
 
     def write(self, flushed: Flushed) -> None:
         """Return when the readings are on the device; if it fails, all of it is to be done again.
@@ -89,7 +93,8 @@ def _pack(flushed: Flushed) -> bytes:
     named = [(sensor, *_columns(quantity)) for sensor, quantity in series]
     packed = msgpack.packb((first.wall_ms, named, rows))
     offset = first.wall_ms - first.boot_ms
-    ids = (flushed.epoch, flushed.sequence, flushed.boot, first.clock, offset)
+    readings = len(flushed.readings)
+    ids = (flushed.epoch, flushed.sequence, flushed.boot, first.clock, offset, readings)
     body = _BODY.pack(*ids) + packed
     return _HEAD.pack(_MAGIC, zlib.crc32(body), len(body)) + body
 
@@ -98,16 +103,23 @@ def _columns(quantity: Quantity) -> tuple[str, str, int, float | None, float | N
     return quantity.name, quantity.unit, quantity.decimals, quantity.low, quantity.high
 
 
-def _frames(data: bytes) -> tuple[list[Flushed], int]:
-    frames, damaged, at = [], 0, 0
+def _frames(data: bytes) -> tuple[list[Flushed], list[tuple[int, Damage]]]:
+    frames, damaged, at = [], [], 0
     while at < len(data):
         if (body := _body(data, at)) is not None:
             frames.append(_unpack(body))
             at += -(-(_HEAD.size + len(body)) // SLOT) * SLOT
         else:
-            damaged += data.startswith(_MAGIC, at)
+            if data.startswith(_MAGIC, at):
+                damaged.append(_damaged(data[at : at + SLOT], at))
             at += SLOT
     return frames, damaged
+
+
+def _damaged(slot: bytes, at: int) -> tuple[int, Damage]:
+    """Return the sequence that the head of a bad frame names, and what it says to have held."""
+    _, sequence, *_, readings = _BODY.unpack_from(slot, _HEAD.size)
+    return sequence, Damage(NAME, at, slot, readings if readings <= BATCH_READINGS else 0)
 
 
 def _body(data: bytes, at: int) -> bytes | None:
@@ -119,7 +131,7 @@ def _body(data: bytes, at: int) -> bytes | None:
 
 
 def _unpack(body: bytes) -> Flushed:
-    epoch, sequence, boot, clock, offset = _BODY.unpack_from(body)
+    epoch, sequence, boot, clock, offset, _ = _BODY.unpack_from(body)
     start, named, rows = msgpack.unpackb(body[_BODY.size :])
     series = [(sensor, Quantity(*columns)) for sensor, *columns in named]
     readings = []

@@ -20,9 +20,14 @@ from gateway.driver import (
     Replayed,
     SensorError,
     SerialDriver,
+    outcome_of,
+    said,
 )
-from gateway.poller import Link, Poller, nothing
+from gateway.poller import DRIVER_ERROR, Link, Poller, nothing
 from gateway.reading import Quantity, Reading
+
+AFTER_MISTAKE = 0.1
+"""Seconds of a pause after a driver error, so that one that comes at once does not fill the CPU."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -51,7 +56,7 @@ class Listener(Poller):
         if not quiet:
             self._take(latest.values())
         elif bad and not isinstance(missed, PortError):  # counted when it came
-            self._silent(str(bad))
+            self._silent(said(bad))
         else:
             raise missed
 
@@ -72,8 +77,11 @@ class SerialListener(Listener):
         with suppress(TimeoutError):
             async with asyncio.timeout_at(due):
                 while True:
+                    mistakes = self.state.outcomes[DRIVER_ERROR]
                     with self._named():
                         await self._listen()
+                    if self.state.outcomes[DRIVER_ERROR] > mistakes:
+                        await asyncio.sleep(AFTER_MISTAKE)  # it may not have waited at all
 
     async def _listen(self) -> None:
         await self.port.opened()
@@ -83,7 +91,7 @@ class SerialListener(Listener):
         except (BadFrame, BadChecksum) as error:
             self._bad = error
             if self.port.reject():
-                self._count(error.outcome)
+                self._count(outcome_of(error))
         else:
             if values is not None:
                 self._hear(self._judged(values))
@@ -134,7 +142,7 @@ class AdvertisementListener(Listener):
                 self._check(self.driver.counter(advertisement))
         except SensorError as error:
             self._bad = error
-            self._count(error.outcome)
+            self._count(outcome_of(error))
             return
         if values is None:
             self._others += 1

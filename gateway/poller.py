@@ -15,17 +15,21 @@ from typing import Protocol
 
 from gateway.clock import Clock
 from gateway.driver import (
+    DRIVER_FAULTS,
     BadChecksum,
     BadFrame,
     Driver,
     GattClient,
     GattDriver,
     LocalDriver,
+    NoAdapter,
     NoReply,
     Port,
     PortError,
     SensorError,
     SerialDriver,
+    outcome_of,
+    said,
 )
 from gateway.judge import IMPLAUSIBLE, NOT_A_NUMBER, judge
 from gateway.reading import Quantity, Reading, Values
@@ -91,6 +95,7 @@ class Poller:
     clock: Clock
     sink: Callable[[Reading], None]
     state: SensorState = field(default_factory=SensorState)
+    _told: bool = False
 
     async def run(self, delay: float = 0.0) -> None:
         """Take readings for ever, the first after `delay` seconds; no drift, no queue of turns."""
@@ -101,6 +106,8 @@ class Poller:
             began = loop.time()
             with self._named():
                 await self._turn()
+            if _cancelled():  # a driver may have swallowed it
+                raise asyncio.CancelledError
             due = max(min(due, began) + self.interval, loop.time())
 
     def _first(self, delay: float) -> float:
@@ -118,22 +125,32 @@ class Poller:
     def _named(self) -> Iterator[None]:
         try:
             yield
+        except NoAdapter as error:  # said once already, by the adapter, for all its sensors
+            self._count(outcome_of(error))
+            self.state.why = said(error)
         except (SensorError, PortError) as error:
-            self._count(error.outcome)
-            self._silent(str(error))
-        except Exception as error:  # a driver's bug costs its own sensor and nothing else
-            if DRIVER_ERROR not in self.state.outcomes:
-                log.exception("%s: driver error, from now on counted only", self.name)
-            self._count(DRIVER_ERROR)
-            self._silent(f"{DRIVER_ERROR}: {type(error).__name__}: {error}")
+            self._count(outcome_of(error))
+            self._silent(said(error))
+        except asyncio.CancelledError as error:
+            if _cancelled():
+                raise
+            self._mistaken(error)  # the driver's own, which nobody sent
+        except DRIVER_FAULTS as error:  # a driver's bug costs its own sensor and nothing else
+            self._mistaken(error)
+
+    def _mistaken(self, error: BaseException) -> None:
+        if DRIVER_ERROR not in self.state.outcomes:
+            log.error("%s: driver error, from now on counted only", self.name, exc_info=error)
+        self._count(DRIVER_ERROR)
+        self._silent(f"{DRIVER_ERROR}: {type(error).__name__}: {said(error)}")
 
     def _count(self, outcome: str) -> None:
         self.state.outcomes[outcome] += 1
 
     def _silent(self, why: str) -> None:
-        if self.state.why is None:
+        if not self._told:
             log.warning("%s: %s", self.name, why)
-        self.state.why = why
+        self.state.why, self._told = why, True
 
     def _judged(self, values: Values) -> list[Reading]:
         """Return the values as readings of this instant, and count how they were."""
@@ -141,9 +158,9 @@ class Poller:
             raise ValueError(f"{', '.join(stray)}: not among the driver's quantities")
         instant = self.clock.now()
         readings, flaws = [], set()
-        for quantity, said in values.items():
-            value, quality, flaw = judge(quantity, said)
-            readings.append(Reading(self.name, quantity, instant, value, quality))
+        for quantity, value in values.items():
+            kept, quality, flaw = judge(quantity, value)
+            readings.append(Reading(self.name, quantity, instant, kept, quality))
             flaws.add(flaw)
         self._count(next(o for o in (NOT_A_NUMBER, IMPLAUSIBLE, OK) if o in {*flaws, OK}))
         return readings
@@ -152,9 +169,9 @@ class Poller:
         for reading in readings:
             self.state.last[reading.quantity] = reading
             self.sink(reading)
-        if self.state.why is not None:
+        if self._told:
             log.info("%s: gives readings again", self.name)
-        self.state.why = None
+        self.state.why, self._told = None, False
 
 
 @dataclass(kw_only=True, eq=False)
@@ -163,17 +180,30 @@ class LocalPoller(Poller):
 
     driver: LocalDriver
     threads: Executor
-    _running: asyncio.Future[Values] | None = None
+    _running: asyncio.Future[Values | BaseException] | None = None
 
     async def _turn(self) -> None:
         if self._running is None or self._running.done():  # what came too late is too old
             loop = asyncio.get_running_loop()
-            self._running = loop.run_in_executor(self.threads, self.driver.poll)
+            self._running = loop.run_in_executor(self.threads, self._poll)
         done, _ = await asyncio.wait({self._running}, timeout=self.driver.timeout)
         if not done:
             raise NoReply(f"no answer within {self.driver.timeout:g} s: does a file system hang?")
         running, self._running = self._running, None
-        self._take(self._judged(running.result()))
+        found = running.result()
+        if isinstance(found, Exception):
+            raise found
+        if not isinstance(found, BaseException):
+            self._take(self._judged(found))
+            return
+        raise RuntimeError(f"it raised {type(found).__name__}") from found
+
+    def _poll(self) -> Values | BaseException:
+        """Return what is raised: a future that ends with StopIteration or SystemExit is no end."""
+        try:
+            return self.driver.poll()
+        except BaseException as error:  # noqa: BLE001 - it is raised again by the turn
+            return error
 
 
 @dataclass(kw_only=True, eq=False)
@@ -249,6 +279,11 @@ class SerialPoller(Asker):
                 if values is not None:
                     return values
             frame = await self.port.frame()
+
+
+def _cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def nothing(within: float, heard: int) -> NoReply:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from gateway.about import about
 from gateway.buffer import Buffer
 from gateway.clock import Clock
 from gateway.config import Config, SensorSettings
@@ -27,6 +28,8 @@ from gateway.uplink import Uplink
 if TYPE_CHECKING:
     from gateway.ble import Radio
 
+RESOLVERS = 4
+"""Threads that look names up and connect; one that hangs must not hold up the next broker's."""
 SPREAD = 10.0
 """Seconds over which the first polls are spread, so that they do not all fall together for ever."""
 TICK = 1.0
@@ -62,7 +65,9 @@ class Service:
         self._urgent = asyncio.Event()
         self._radio = _radio(config)
         self._pollers = [self._poller(sensor) for sensor in config.sensors.values()]
-        self._uplink = Uplink(config.uplink, config.gateway.id, self._buffer, self._writer)
+        self._uplink = Uplink(
+            *(config.uplink, config.gateway.id, self._buffer, self._writer), about=about(config)
+        )
         self._health = Health(
             config.gateway.id,
             self._clock,
@@ -108,15 +113,20 @@ class Service:
         if self._buffer.urgent:
             self._urgent.set()
 
-    async def run(self) -> None:
-        """Run until the process is told to stop; then flush, seal, deliver and say goodbye."""
+    async def run(self) -> bool:
+        """Run until the process is told to stop; then flush, seal, deliver and say goodbye.
+
+        False: readings were lost, for the disk did not take them.
+        """
         asyncio.get_running_loop().set_exception_handler(_stray)
+        connecting = ThreadPoolExecutor(RESOLVERS, "connect")  # aiomqtt asks for the default one
+        asyncio.get_running_loop().set_default_executor(connecting)
         async with asyncio.TaskGroup() as tasks:
-            await self._tick()
-            uplink = tasks.create_task(self._uplink.run(self._health), name="uplink")
             taking = tasks.create_task(self._take_readings(), name="readings")
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, taking.cancel)
+            await self._tick()
+            uplink = tasks.create_task(self._uplink.run(self._health), name="uplink")
             notify("READY=1")
             await asyncio.wait({taking})
             notify("STOPPING=1")
@@ -125,9 +135,13 @@ class Service:
             await self._uplink.farewell(self._health, FAREWELL)
             uplink.cancel()
         await self._on_writer(self._buffer.close)  # what was acknowledged last is written down
+        if lost := self._buffer.unsaved:
+            log.error("stopped: %d readings are lost: %s", lost, self._buffer.fault)
+            return False
         log.info(
             "stopped: %d batches wait for the next start", self._buffer.stats().waiting_batches
         )
+        return True
 
     async def _take_readings(self) -> None:
         """Poll every sensor and keep the buffer, for ever."""
@@ -142,10 +156,11 @@ class Service:
                 tasks.create_task(poller.run(delay), name=poller.name)
 
     async def _keep_buffer(self) -> None:
-        period = min(TICK, self._config.buffer.flush_interval, self._config.buffer.seal_interval)
+        period = min(TICK, self._config.buffer.flush_interval)
         while True:
+            by = asyncio.get_running_loop().time() + period
             with suppress(TimeoutError):
-                async with asyncio.timeout(period):
+                async with asyncio.timeout_at(self._buffer.next_tick(by)):
                     await self._urgent.wait()
             self._urgent.clear()
             await self._tick()

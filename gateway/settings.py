@@ -27,6 +27,17 @@ def _line(value: object) -> str:
     raise ValueError(f"expected text in quotes, one line, got {seen(value)}")
 
 
+LONGEST_TEXT = 65_535
+"""UTF-8 bytes of a text in MQTT."""
+
+
+def _login(value: object) -> str:
+    text = _line(value)
+    if (size := len(text.encode())) > LONGEST_TEXT:
+        raise ValueError(f"expected at most {LONGEST_TEXT} bytes, got {size}")
+    return text
+
+
 def _topic(value: object) -> str:
     topic = _line(value)
     if set(topic) & set("+#") or "" in topic.split("/") or topic[0] == "$" or len(topic) > 256:
@@ -136,7 +147,7 @@ class UplinkSettings:
     )
     topic: str = setting("bygate/v1", "Root of all topics.", read=_topic)
     username: str | None = setting(
-        None, "Name to log in with at the broker.", example="trd-0042", read=_line
+        None, "Name to log in with at the broker.", example="trd-0042", read=_login
     )
     password_file: Path | None = setting(
         None,
@@ -148,7 +159,7 @@ class UplinkSettings:
         "",
         "MQTT client identifier, unique at the broker; the gateway's id when not given.",
         example="trd-0042",
-        read=_line,
+        read=_login,
     )
     ca_file: Path | None = setting(
         None,

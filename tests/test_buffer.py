@@ -1,10 +1,14 @@
+import errno
+import logging
+import os
 from pathlib import Path
 
 import pytest
 
-from gateway.buffer import BATCH_READINGS, Buffer
+from gateway.buffer import BATCH_READINGS, REFUSED_BYTES, Buffer
 from gateway.disk import Disk
 from gateway.reading import TEMPERATURE, ClockState, Instant, Reading, Value
+from gateway.record import size_of
 from gateway.settings import BufferSettings
 from gateway.wire import Batch, decode
 
@@ -134,7 +138,177 @@ def test_a_flipped_bit_costs_one_batch_which_is_set_aside(tmp_path: Path):
     assert [fault for fault in again.stats().faults if fault.endswith(".damaged")]
 
 
-@pytest.mark.parametrize("foreign", [b"", b"\0" * 5000, b"bgS1" * 100, b"bgJ1" + b"\xff" * 9000])
+def sealed(directory: Path, *sizes: int) -> Buffer:
+    """A buffer with a batch of so many readings each, no journal, and closed."""
+    buffer = opened(directory)
+    for count in sizes:
+        take(buffer, *range(count))
+        buffer.tick(0.0)
+        buffer.tick(60.0)
+    buffer.close()
+    (directory / "journal").unlink()
+    return buffer
+
+
+def flip(path: Path, at: int) -> None:
+    spoilt = bytearray(path.read_bytes())
+    spoilt[at] ^= 1
+    path.write_bytes(spoilt)
+
+
+@pytest.mark.parametrize("where", [5, -size_of(b""), 1 - size_of(b"")])
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_what_a_flipped_bit_costs_is_counted_once_and_logged(
+    tmp_path: Path, number: int, where: int, caplog: pytest.LogCaptureFixture
+):
+    sizes = (2, 3, 4)
+    hit = list(sealed(tmp_path, *sizes).waiting())[number]
+    flip(tmp_path / hit.segment, hit.offset + where)
+    for epoch in (2, 3, 4):
+        again = opened(tmp_path, epoch)
+        assert len(values(again)) == 9 - sizes[number]
+        assert again.stats().dropped == sizes[number]
+        again.close()
+    assert sum(f"{sizes[number]} readings lost" in line for line in caplog.messages) == 1
+    assert len(list(tmp_path.glob("*.damaged"))) == 1
+
+
+def test_what_was_acknowledged_before_it_was_damaged_is_no_loss(tmp_path: Path):
+    buffer = sealed(tmp_path, 2, 3, 4)
+    held = list(buffer.waiting())
+    for sequence in (1, 2):
+        buffer.acknowledge(sequence)
+    buffer.tick(100.0)
+    flip(tmp_path / held[1].segment, held[1].offset + 5)
+    again = opened(tmp_path, epoch=2)
+    assert (len(values(again)), again.stats().dropped) == (4, 0)
+
+
+def test_what_was_acknowledged_out_of_order_is_not_sent_again(tmp_path: Path):
+    buffer = sealed(tmp_path, 1, 1, 1, 1)
+    for sequence in (1, 2, 4):
+        buffer.acknowledge(sequence)
+    buffer.tick(100.0)
+    buffer.tick(200.0)
+    assert [held.sequence for held in opened(tmp_path, epoch=2).waiting()] == [3]
+
+
+def test_of_a_damaged_batch_the_journal_saves_what_it_still_has(tmp_path: Path):
+    buffer = opened(tmp_path)
+    take(buffer, 1.0, 2.0, durable=True)
+    buffer.tick(1.0)
+    take(buffer, 3.0)
+    buffer.close()
+    (held,) = buffer.waiting()
+    flip(tmp_path / held.segment, held.offset)
+    again = opened(tmp_path, epoch=2)
+    assert (values(again), again.stats().dropped) == ([1.0, 2.0], 1)
+
+
+def test_what_a_damaged_frame_of_the_journal_held_is_counted_once_and_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    killed = opened(tmp_path)
+    for second, count in enumerate((1, 2, 3)):
+        take(killed, *range(count), durable=True)
+        killed.tick(float(second))
+    flip(tmp_path / "journal", 4096 + 60)
+    for epoch in (2, 3):
+        again = opened(tmp_path, epoch)
+        assert len(values(again)) == 4
+        assert again.stats().dropped == 2
+        assert again.stats().dropped_by == ({"damaged on disk": 2} if epoch == 2 else {})
+    assert sum("2 readings lost" in line for line in caplog.messages) == 1
+
+
+def test_a_damaged_frame_that_is_sealed_by_now_costs_nothing(tmp_path: Path):
+    buffer = opened(tmp_path)
+    take(buffer, 1.0, durable=True)
+    buffer.tick(1.0)
+    buffer.close()
+    flip(tmp_path / "journal", 60)
+    again = opened(tmp_path, epoch=2)
+    assert (values(again), again.stats().dropped, again.stats().faults) == ([1.0], 0, [])
+
+
+class FullDisk(Disk):
+    """Fails with `error` while that is set."""
+
+    error: OSError | None = None
+    names_written: list[str]
+
+    def write(self, name: str, offset: int, data: bytes) -> None:
+        if self.error:
+            raise self.error
+        self.names_written = [*getattr(self, "names_written", []), name]
+        super().write(name, offset, data)
+
+
+def test_a_disk_that_fails_and_recovers_is_logged_once_each_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO)
+    disk = FullDisk(tmp_path)
+    buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=1)
+    buffer.tick(0.0)
+    disk.error = OSError(errno.ENOSPC, "No space left on device")
+    for second in range(1, 5):
+        take(buffer, float(second), durable=True)
+        buffer.tick(float(second))
+    (fault,) = buffer.stats().faults
+    assert fault.startswith(f"{tmp_path}: No space left on device: free space there")
+    disk.error = None
+    for second in (5, 6):
+        buffer.tick(float(second))
+    assert buffer.stats().faults == []
+    assert buffer.stats().disk_errors == 1
+    assert caplog.messages == [
+        f"buffer: {fault}",
+        f"buffer: {tmp_path}: written to again, nothing waits in RAM",
+    ]
+
+
+def test_a_directory_that_may_not_be_written_says_what_mends_it(tmp_path: Path):
+    disk = FullDisk(tmp_path)
+    disk.error = PermissionError(errno.EACCES, "Permission denied")
+    buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=1)
+    buffer.tick(0.0)
+    assert f"sudo chown -R bygate {tmp_path}" in buffer.stats().faults[0]
+
+
+def test_batches_come_as_often_as_the_seal_interval_says(tmp_path: Path):
+    buffer = opened(tmp_path, settings=BufferSettings(flush_interval=10, seal_interval=2))
+    for tick in range(1, 11):
+        take(buffer, float(tick))
+        buffer.tick(float(tick))
+    assert [len(batch.readings) for batch in batches(buffer)] == [2] * 5
+
+
+def test_the_next_tick_is_when_the_batch_is_due(tmp_path: Path):
+    buffer = opened(tmp_path, settings=BufferSettings(flush_interval=10, seal_interval=1.5))
+    assert buffer.next_tick(1.0) == 1.0
+    take(buffer, 1.0)
+    buffer.tick(1.0)
+    assert buffer.next_tick(2.0) == 1.5
+    buffer.tick(1.5)
+    assert [batch.readings[0].value for batch in batches(buffer)] == [1.0]
+    assert buffer.next_tick(2.5) == 2.5
+
+
+def test_acknowledgements_are_written_down_once_a_second_at_most(tmp_path: Path):
+    disk = FullDisk(tmp_path)
+    buffer = Buffer(disk, BufferSettings(seal_interval=0), "trd-0042", boot=7, epoch=1)
+    for tick in range(31):
+        take(buffer, float(tick))
+        buffer.tick(tick / 10)
+        buffer.acknowledge(tick)
+    assert disk.names_written.count("acked") == 4
+    buffer.acknowledge(31)
+    buffer.close()
+    assert list(opened(tmp_path, epoch=2).waiting()) == []
+
+
+@pytest.mark.parametrize("foreign", [b"", b"\0" * 5000, b"bgS2" * 100, b"bgJ2" + b"\xff" * 9000])
 def test_it_starts_whatever_it_finds(tmp_path: Path, foreign: bytes):
     for name in ("journal", "acked", "00000007.seg", "00000009.seg", "notes.txt"):
         (tmp_path / name).write_bytes(foreign)
@@ -225,3 +399,221 @@ def test_the_counts_say_what_waits_where(tmp_path: Path):
     buffer.tick(60.0)
     assert (buffer.stats().waiting_batches, buffer.stats().waiting_readings) == (1, 2)
     assert buffer.stats().taken == 2
+
+
+def test_refused_batches_are_bounded_and_the_oldest_goes_first(tmp_path: Path):
+    buffer = opened(tmp_path / "other")
+    take(buffer, 1.0, 2.0)
+    buffer.close()
+    old = buffer.payload(next(buffer.waiting()))
+    (tmp_path / "refused").mkdir()
+    (tmp_path / "refused" / "9-1-0x99.batch").write_bytes(old)
+    (tmp_path / "refused" / "10-1-0x99.batch").write_bytes(bytes(REFUSED_BYTES - len(old)))
+    buffer = opened(tmp_path)
+    take(buffer, 3.0)
+    buffer.close()
+    buffer.set_aside(next(buffer.waiting()), 0x95)
+    buffer.tick(1.0)
+    assert buffer.stats().refused == ["10-1-0x99.batch", "1-1-0x95.batch"]
+    assert not (tmp_path / "refused" / "9-1-0x99.batch").exists()
+    assert buffer.stats().dropped_by == {"refused by the broker": 2}
+
+
+# A directory that somebody removes
+
+
+@pytest.mark.parametrize("way", ["removed", "made again", "emptied", "moved away"])
+def test_a_directory_that_is_gone_is_begun_anew_and_what_it_held_is_counted(
+    tmp_path: Path, way: str
+):
+    state = tmp_path / "state"
+    buffer = opened(state)
+    take(buffer, 1.0, 2.0)
+    buffer.tick(0.0)
+    buffer.tick(60.0)
+    take(buffer, 3.0, durable=True)
+    buffer.tick(61.0)
+    if way == "moved away":
+        state.rename(tmp_path / "moved")
+    else:
+        for path in state.rglob("*"):
+            path.unlink() if path.is_file() else path.rmdir()
+        if way != "emptied":
+            state.rmdir()
+    if way == "made again":
+        state.mkdir()
+    take(buffer, 4.0, durable=True)
+    buffer.tick(62.0)
+    assert buffer.stats().dropped_by == {"state directory removed": 2}
+    assert "was removed or replaced" in buffer.stats().faults[0]
+    assert buffer.last == 1
+    again = opened(state, epoch=2)
+    assert values(again) == [3.0, 4.0]
+    assert [(b.epoch, b.sequence) for b in batches(again)] == [(1, 2)]
+    assert again.stats().dropped == 2
+
+
+def test_a_file_that_somebody_removed_is_no_empty_batch(tmp_path: Path):
+    buffer = opened(tmp_path)
+    take(buffer, 1.0)
+    buffer.close()
+    for segment in tmp_path.glob("*.seg"):
+        segment.unlink()
+    assert buffer.payload(next(buffer.waiting())) is None
+
+
+def test_a_directory_that_another_gateway_has_taken_is_left_to_it(tmp_path: Path):
+    state = tmp_path / "state"
+    buffer = opened(state)
+    take(buffer, 1.0, durable=True)
+    buffer.tick(1.0)
+    state.rename(tmp_path / "moved")
+    other = Disk(state)
+    assert other.lock()
+    buffer.tick(2.0)
+    assert "another bygate uses it" in buffer.stats().faults[0]
+    assert other.names() == ["lock"]
+    assert buffer.unsaved == 0
+
+
+# A disk that is full
+
+
+class SmallDisk(Disk):
+    """One that holds so many bytes in all; of what is too much it takes half."""
+
+    most = 4 << 20
+    dead = False
+
+    def write(self, name: str, offset: int, data: bytes) -> None:
+        if self.dead:
+            raise OSError(errno.EIO, "Input/output error")
+        sizes = {path.name: path.stat().st_size for path in self.directory.iterdir()}
+        grown = offset + len(data) - sizes.get(name, 0)
+        if grown > 0 and sum(sizes.values()) + grown > self.most:
+            super().write(name, offset, data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().write(name, offset, data)
+
+
+UNBOUND = BufferSettings(flush_interval=10, seal_interval=60, max_size=1 << 40, keep_free=0)
+
+
+def filled(disk: SmallDisk) -> tuple[Buffer, int]:
+    """Return a buffer on the disk that has hardly any room left, and what it took."""
+    buffer = Buffer(disk, UNBOUND, "trd-0042", boot=7, epoch=1)
+    buffer.tick(0.0)
+    taken = 0
+    while sum(path.stat().st_size for path in disk.directory.iterdir()) < disk.most - 200_000:
+        taken += fill(buffer)
+    return buffer, taken
+
+
+def fill(buffer: Buffer) -> int:
+    take(buffer, *(os.urandom(120).hex() for n in range(200)))
+    buffer.tick(0.0)
+    return 200
+
+
+def test_on_a_full_disk_the_oldest_that_waits_goes_first_and_is_counted(tmp_path: Path):
+    disk = SmallDisk(tmp_path)
+    buffer, taken = filled(disk)
+    while taken < 60_000:
+        taken += fill(buffer)
+        assert buffer.stats().faults == []
+    buffer.close()
+    dropped = buffer.stats().dropped
+    assert buffer.stats().dropped_by == {"disk full": dropped}
+    assert len(values(buffer)) + dropped == taken
+    again = opened(tmp_path, epoch=2)
+    assert again.stats().dropped == dropped
+    assert len(values(again)) + dropped == taken
+
+
+def test_on_a_full_disk_what_is_acknowledged_goes_first(tmp_path: Path):
+    disk = SmallDisk(tmp_path)
+    buffer, _ = filled(disk)
+    for held in list(buffer.waiting()):
+        buffer.acknowledge(held.sequence)
+    disk.most = sum(path.stat().st_size for path in tmp_path.iterdir())
+    for _ in range(20):
+        fill(buffer)
+    assert buffer.stats().faults == []
+    assert buffer.stats().dropped == 0
+    assert len(list(tmp_path.glob("*.seg"))) < 4
+
+
+def test_a_disk_that_others_filled_is_no_deadlock(tmp_path: Path):
+    disk = SmallDisk(tmp_path)
+    buffer = Buffer(disk, UNBOUND, "trd-0042", boot=7, epoch=1)
+    buffer.tick(0.0)
+    fill(buffer)
+    segments = len(list(tmp_path.glob("*.seg")))
+    disk.most = 0
+    for second in range(20):
+        take(buffer, 1.0)
+        buffer.tick(100.0 * second)
+    assert "No space left" in buffer.stats().faults[0]
+    assert len(list(tmp_path.glob("*.seg"))) == segments
+    disk.most = 4 << 20
+    buffer.tick(3000.0)
+    assert buffer.stats().faults == []
+    assert buffer.stats().dropped == 0
+    buffer.close()
+    assert len(values(buffer)) == 220
+
+
+def test_what_is_delivered_goes_although_the_disk_takes_nothing(tmp_path: Path):
+    disk = SmallDisk(tmp_path)
+    buffer, _ = filled(disk)
+    for held in list(buffer.waiting()):
+        buffer.acknowledge(held.sequence)
+    disk.dead = True
+    fill(buffer)
+    assert "Input/output error" in buffer.stats().faults[0]
+    assert len(list(tmp_path.glob("*.seg"))) == 1
+
+
+def test_it_says_how_many_readings_are_in_ram_alone(tmp_path: Path):
+    disk = SmallDisk(tmp_path)
+    buffer = Buffer(disk, UNBOUND, "trd-0042", boot=7, epoch=1)
+    buffer.tick(0.0)
+    take(buffer, 1.0)
+    buffer.tick(20.0)
+    assert buffer.unsaved == 0
+    disk.dead = True
+    take(buffer, 2.0, 3.0)
+    assert buffer.unsaved == 2
+    buffer.close()
+    assert buffer.unsaved == 2
+    assert values(opened(tmp_path, epoch=2)) == [1.0]
+
+
+def test_it_starts_on_a_full_disk_and_recovers_once(tmp_path: Path):
+    disk = SmallDisk(tmp_path)
+    buffer, taken = filled(disk)
+    buffer.close()
+    disk.most = 0
+    again = Buffer(disk, UNBOUND, "trd-0042", boot=7, epoch=2)
+    for second in range(20):
+        again.tick(100.0 * second)
+    assert len(values(again)) + again.stats().dropped == taken
+    assert len(list(tmp_path.glob("*.seg"))) <= 1
+    disk.most = 4 << 20
+    again.tick(3000.0)
+    assert again.stats().faults == []
+
+
+def test_the_oldest_reading_that_waits_is_known_wherever_it_is(tmp_path: Path):
+    buffer = opened(tmp_path)
+    assert buffer.stats().oldest_ms is None
+    take(buffer, 1.0, at=5)
+    assert buffer.stats().oldest_ms == 10**12 + 5
+    buffer.tick(1.0)
+    assert buffer.stats().oldest_ms == 10**12 + 5
+    buffer.close()
+    again = opened(tmp_path, epoch=2)
+    take(again, 2.0, at=8)
+    assert again.stats().oldest_ms == 10**12 + 5
+    again.acknowledge(1)
+    assert again.stats().oldest_ms == 10**12 + 8

@@ -128,7 +128,7 @@ class PowerCuts(RuleBasedStateMachine):
         self.stop_and_start()
         self.deliver(ack=True, share=1.1)
         assert self.kept <= self.named.keys()
-        assert self.buffer.stats().dropped == 0
+        assert self.buffer.stats().dropped <= self.taken - len(self.named)
 
 
 PowerCuts.TestCase.settings = settings(max_examples=LENGTH, stateful_step_count=50, deadline=None)

@@ -159,7 +159,18 @@ def test_noise_half_frames_and_two_frames_are_told_as_on_the_port(
     assert replay.told == told
 
 
-def test_each_hex_is_a_stream_of_its_own(replay: Replay):
+def test_what_comes_unasked_is_one_stream_in_however_many_hexes(replay: Replay):
+    assert replay("maxbotix", *hexed("R12", "34\rR00", "", "56\r")) == 0
+    assert [each["values"]["distance"]["value"] for each in replay.told] == [1234, 56]
+
+
+def test_an_unasked_stream_without_a_frame_is_one_silence(replay: Replay):
+    assert replay("maxbotix", *hexed("R12", "", "34")) == 1
+    assert replay.told == [NO_REPLY]
+    assert replay.reasons == ["no reply: 5 bytes, no frame among them"]
+
+
+def test_each_hex_of_a_polled_device_is_an_answer_of_its_own(replay: Replay):
     assert replay("sds011", GOOD, GOOD[:14], GOOD[14:], GOOD) == 1
     assert replay.told == [OK, NO_REPLY, NO_REPLY, OK]
 
@@ -207,7 +218,7 @@ def test_settings_are_the_drivers_own(replay: Replay):
         (("sds01", "00"), "there is no driver 'sds01'; did you mean 'sds011'?"),
         (("zzz", "00"), "there is no driver 'zzz'; `bygate drivers` lists them"),
         (("host", "00"), "driver 'host' hears no device: there is nothing to replay"),
-        (("formless", "00"), "driver 'formless' declares no frame: there is nothing to cut"),
+        (("formless", "00"), "driver 'formless' cannot be loaded: it declares no frame"),
         (("lost", "00"), "driver 'lost' cannot be loaded: No module named 'replayed_nowhere'"),
         (("sds011", "0g"), "HEX '0g': 'g' is no hexadecimal digit"),
         (("sds011", GOOD, "a0x"), "HEX 'a0x': 'x' is no hexadecimal digit"),

@@ -169,6 +169,7 @@ TABLE_MISTAKES = {
     "gateway.state_dir: expected a path beginning with '/', got": ['"x"', '"/a\\u0000"', "5"],
     "uplink.keepalive: expected a duration such as '60s' from 1s to 65535s, got": ['"0s"', '"1d"'],
     "uplink.client_id: expected text in quotes, one line, got": ['""', "5", '"a\\nb"'],
+    "uplink.client_id: expected at most 65535 bytes, got 70000": [f'"{"é" * 35_000}"'],
     "site.location: expected [latitude, longitude] in degrees, such as [63.4333, 10.4032], got": [
         *(
             "[91, 0]",
@@ -254,6 +255,22 @@ DRIVER_MISTAKES = {
 @pytest.mark.parametrize("name", DRIVER_MISTAKES)
 def test_a_driver_that_cannot_be_used_costs_one_mistake_with_its_cause(name: str):
     assert DRIVER_MISTAKES[name] in mistake(BASE + f'[sensors.a]\ndriver = "{name}"\n')
+
+
+@pytest.mark.parametrize("driver", ['driver = "sds01"\n', "driver = 5\n", ""])
+def test_without_its_driver_a_sensors_other_mistakes_are_told_all_the_same(driver: str):
+    found = mistakes(BASE + f'[sensors.a]\n{driver}intervall = "9s"\ndurable = 1\nwind = "R"\n')
+    assert [re.sub(r"^[0-9]+: sensors\.a\.", "", line).split(":")[0] for line in found] in (
+        ["driver", "intervall", "durable"],
+        ["driver", "durable", "intervall"],
+    )
+    assert any(line.endswith("no such setting; did you mean 'interval'?") for line in found)
+
+
+def test_a_misspelt_driver_is_found_beside_the_missing_one():
+    found = mistakes(BASE + '[sensors.a]\ndrivr = "sds011"\nport = "/dev/x"\nreport = true\n')
+    assert len(found) == 2
+    assert found[1] == "6: sensors.a.drivr: there is no such setting; did you mean 'driver'?"
 
 
 def test_what_a_driver_says_of_its_settings_together_is_told_on_one_line():

@@ -3,6 +3,7 @@ import contextlib
 import gc
 import json
 import random
+import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from gateway.disk import Disk
 from gateway.reading import COUNT, Instant, Reading
 from gateway.settings import Broker as Address
 from gateway.settings import BufferSettings, UplinkSettings
+from gateway.suspects import LOSSES, Suspects
 from gateway.uplink import Uplink
 from gateway.wire import decode
 from hil.broker import Broker, Faults, Limits, Received
@@ -34,6 +36,9 @@ class Status:
 
     def payload(self, state: str) -> bytes:
         return json.dumps({"state": state, "more": "x" * self.size}).encode()
+
+    def will(self) -> bytes:
+        return b'{"state": "offline"}'
 
     def digest(self) -> object:
         return self.size
@@ -529,7 +534,249 @@ def test_the_password_is_read_anew_at_each_connection(tmp_path):
     run(scenario())
 
 
+@pytest.fixture(scope="module")
+def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Certificates `own` and `other`, each signed by itself, and a locked key of `own`."""
+    directory = tmp_path_factory.mktemp("pem")
+    for name in ("own", "other"):
+        openssl(
+            *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
+            *("-keyout", directory / f"{name}.key", "-out", directory / f"{name}.pem"),
+            *("-subj", f"/CN={name}"),
+        )
+    openssl(
+        *("ec", "-in", directory / "own.key", "-out", directory / "locked.key"),
+        *("-aes128", "-passout", "pass:secret"),
+    )
+    (directory / "empty").touch()
+    (directory / "directory").mkdir()
+    return directory
+
+
+def openssl(*arguments: Any) -> None:
+    subprocess.run(["openssl", *arguments], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("files", "at_fault", "remedy"),
+    [
+        ({"ca_file": "none"}, "ca_file", "there is no such file: put it there"),
+        ({"ca_file": "empty"}, "ca_file", "no PEM certificate in it"),
+        ({"ca_file": "own.key"}, "ca_file", "no PEM certificate in it"),
+        ({"ca_file": "directory"}, "ca_file", ""),
+        ({"cert_file": "none"}, "cert_file", "there is no such file"),
+        ({"cert_file": "own.pem"}, "cert_file", "or set key_file"),
+        ({"cert_file": "empty", "key_file": "own.key"}, "cert_file", "no PEM certificate"),
+        ({"cert_file": "own.pem", "key_file": "none"}, "key_file", "there is no such file"),
+        ({"cert_file": "own.pem", "key_file": "other.key"}, "key_file", "not the PEM key of"),
+        ({"cert_file": "own.pem", "key_file": "locked.key"}, "key_file", "locked by a passphrase"),
+    ],
+)
+def test_a_file_of_tls_that_will_not_do_is_named_with_its_remedy(
+    files, at_fault, remedy, *, pem, tmp_path, caplog
+):
+    async def scenario() -> None:
+        settings = {key: pem / name for key, name in files.items()}
+        box = Box(tmp_path, Address("127.0.0.1", 1, tls=True), settings=settings)
+        async with delivering(box):
+            await until(lambda: box.state.why)
+
+    run(scenario())
+    (said,) = caplog.messages
+    assert f"{at_fault} {pem / files[at_fault]}: " in said
+    assert remedy in said
+
+
+def test_files_of_tls_that_will_do_lead_to_the_broker(pem, tmp_path):
+    async def scenario() -> None:
+        keys = {"ca_file": pem / "own.pem", "cert_file": pem / "own.pem"}
+        settings = keys | {"key_file": pem / "own.key"}
+        box = Box(tmp_path, Address("127.0.0.1", 1, tls=True), settings=settings)
+        async with delivering(box):
+            await until(lambda: "nothing listens there" in (box.state.why or ""))
+
+    run(scenario())
+
+
 # Status
+
+
+@pytest.mark.parametrize(
+    ("password", "says"),
+    [
+        (None, "there is no such file: put it there, or set [uplink] password_file"),
+        ("x" * 70_000, "70000 bytes, MQTT takes at most 65535: is it the right file?"),
+    ],
+)
+def test_a_password_that_will_not_do_says_what_to_check(password, says, tmp_path):
+    async def scenario() -> None:
+        secret = tmp_path / "password"
+        if password:
+            secret.write_text(password)
+        async with Broker() as broker:
+            login = {"username": "trd-0042", "password_file": secret}
+            box = Box(tmp_path / "state", address(broker), settings=login)
+            async with delivering(box):
+                await until(lambda: box.state.why)
+                assert says in box.state.why
+                secret.write_text("good")
+                await until(lambda: box.state.connected)
+
+    run(scenario())
+
+
+# A batch at which the connection breaks
+
+
+def test_a_batch_at_which_the_broker_breaks_off_holds_up_no_other(tmp_path, caplog):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            await box.seal(30)
+
+            def breaks_off(message: Received) -> None:
+                if both([message]) == [5]:
+                    broker.drop()
+
+            broker.on_publish.append(breaks_off)
+            async with delivering(box):
+                await until(lambda: box.buffer.stats().waiting_batches == 1)
+                await until(lambda: both(broker.received).count(5) > LOSSES)
+                await box.seal(3)
+                await until(lambda: box.buffer.stats().waiting_batches == 1)
+                assert [held.sequence for held in box.buffer.waiting()] == [5]
+                tries = both(broker.received).count(5)
+                assert tries <= LOSSES + 2, "alone it waits a minute"
+        assert caplog.text.count("it goes last and alone") == 1
+
+    run(scenario())
+
+
+def test_a_suspect_is_delivered_when_the_fault_is_gone(tmp_path):
+    async def scenario() -> None:
+        async with Broker(faults=Faults(drop_after=1)) as broker:
+            box = Box(tmp_path, address(broker))
+            await box.seal(8)
+            async with delivering(box):
+                await until(lambda: broker.connects > 10)
+                broker.faults = Faults()
+                await box.empty()
+
+    run(scenario())
+
+
+def test_a_suspect_that_breaks_off_alone_is_tried_ever_more_rarely():
+    now = 0.0
+    suspects = Suspects(lambda: now)
+    assert [suspects.lost_at(7) for _ in range(LOSSES)] == [False] * (LOSSES - 1) + [True]
+    pauses = []
+    for _ in range(9):
+        assert list(suspects.due()) == [7]
+        assert not suspects.lost_at(7)
+        began = now
+        while not list(suspects.due()):
+            now += 1
+        pauses.append(now - began)
+    assert pauses == [60, 120, 240, 480, 960, 1920, 3600, 3600, 3600]
+    suspects.clear(7)
+    assert 7 not in suspects
+    assert not suspects.lost_at(7)
+
+
+def test_losses_at_one_batch_after_the_other_make_no_suspect():
+    suspects = Suspects()
+    assert not any(suspects.lost_at(head) for head in (1, 2, 1, 2, 1, 2, 3, 3, 4, 3, 3))
+
+
+def test_what_is_found_on_a_disk_that_came_late_is_backlog(tmp_path):
+    async def scenario() -> None:
+        before = Box(tmp_path / "state")
+        await before.seal(3)
+        (tmp_path / "state").rename(tmp_path / "away")
+        (tmp_path / "state").write_text("in the way")
+        async with Broker() as broker:
+            box = Box(tmp_path / "state", address(broker))
+            async with delivering(box):
+                await until(lambda: box.state.connected)
+                (tmp_path / "state").unlink()
+                (tmp_path / "away").rename(tmp_path / "state")
+                await box.seal(2)
+                await box.empty()
+            assert lane(broker.received, "backlog") == [1, 2, 3]
+            assert lane(broker.received, "live") == [4, 5]
+
+    run(scenario())
+
+
+# What a broker says, or what is none
+
+
+CONNACK = bytes.fromhex("2003000000")
+
+
+@contextlib.asynccontextmanager
+async def saying(answer: bytes, *, close: bool = False) -> AsyncIterator[Address]:
+    """Listen, and answer whatever comes first with these bytes."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        served.add(asyncio.current_task())
+        with contextlib.suppress(OSError):
+            await reader.read(4096)
+            writer.write(answer)
+            while not close and await reader.read(4096):
+                pass
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+    served: set[Any] = set()
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield Address("127.0.0.1", server.sockets[0].getsockname()[1], tls=False)
+    await asyncio.wait(served)
+
+
+@pytest.mark.parametrize(
+    ("answer", "close", "says"),
+    [
+        ("", True, "closed before the broker had answered: the other end closed it: does it"),
+        ("2003009a00", False, "Retain not supported: the broker must take retained messages"),
+        ("2003009b00", False, "QoS not supported: the broker must take QoS 1"),
+        ("2003000000 e0028e00", False, "another client connected with our id 'trd-0042'"),
+        ("2003000000 e0028b00", False, "connection lost: [code:139] Server shutting down"),
+        ("2003000000 3202ffff", False, "connection lost: "),
+        ("2003000000 30060002fffe0061", False, "connection lost: "),
+        ("2003000000 4004000177 00", False, "connection lost: "),
+        ("2003000000 e0028e7fff", False, "connection lost: "),
+        ("2005000002ff00", False, "closed before the broker had answered: "),
+        ("485454502f312e312034303020", True, "closed before the broker had answered: "),
+    ],
+)
+def test_what_a_broker_says_is_told_on_one_line_at_once(answer, close, says, tmp_path, caplog):
+    async def scenario() -> None:
+        async with saying(bytes.fromhex(answer), close=close) as broker:
+            box = Box(tmp_path, broker)
+            async with delivering(box):
+                await until(lambda: box.state.why and says in box.state.why, within=5)
+                assert "\n" not in box.state.why
+        gc.collect()
+
+    run(scenario())
+    assert "Traceback" not in caplog.text
+    assert "never retrieved" not in caplog.text
+    assert {record.name for record in caplog.records} == {"gateway.uplink"}
+
+
+@pytest.mark.filterwarnings("ignore:unclosed")  # paho leaves the socket of a bad handshake to gc
+def test_a_port_that_speaks_no_tls_says_so(tmp_path):
+    async def scenario() -> None:
+        async with saying(CONNACK, close=True) as plain:
+            box = Box(tmp_path, Address(plain.host, plain.port, tls=True))
+            async with delivering(box):
+                await until(lambda: box.state.why)
+                assert "mqtt:// for plain TCP, or another port" in box.state.why
+            gc.collect()
+
+    run(scenario())
 
 
 def state_of(broker: Broker) -> str:
@@ -563,6 +810,43 @@ def test_the_status_is_published_again_when_it_changes(tmp_path):
     run(scenario())
 
 
+def test_what_a_gateway_is_is_published_retained_at_each_connection(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker), about=b'{"gateway": "trd-0042"}')
+            async with delivering(box):
+                await until(lambda: state_of(broker) == "online")
+                broker.drop()
+                await until(lambda: broker.connects == 2 and box.state.connected)
+                await box.seal()
+                await box.empty()
+            found = [m for m in broker.received if m.topic == "bygate/v1/trd-0042/about"]
+            assert {(m.payload, m.retain, m.qos) for m in found} == {
+                (b'{"gateway": "trd-0042"}', True, 1)
+            }
+            assert len(found) == 2
+
+    run(scenario())
+
+
+def test_what_was_sent_is_counted_and_the_pace_is_known_while_connected(tmp_path):
+    async def scenario() -> None:
+        async with Broker(faults=Faults(ack_after=0.02, ack_topics=BATCHES)) as broker:
+            box = Box(tmp_path, address(broker))
+            await box.seal(40)
+            async with delivering(box):
+                assert box.state.pace is None
+                await box.empty()
+                assert 0 < box.state.pace < 0.2
+                sent = sum(len(m.topic) + len(m.payload) for m in broker.received)
+                assert box.state.traffic.month == sent
+                await broker.down()
+                await until(lambda: not box.state.connected)
+                assert box.state.pace is None
+
+    run(scenario())
+
+
 def test_a_broker_that_refuses_the_status_gets_the_batches(tmp_path, caplog):
     async def scenario() -> None:
         async with Broker() as broker:
@@ -592,6 +876,7 @@ def test_a_farewell_delivers_what_waits_and_says_offline(tmp_path):
                 assert state_of(broker) == "offline"
                 await until(lambda: not broker.connections)
                 await asyncio.wait_for(task, 1)
+                assert broker.connects == 1, "it said goodbye, and came back"
 
     run(scenario())
 

@@ -1,4 +1,4 @@
-"""What gateway/uplink.py leans on in aiomqtt and paho without their promising it."""
+"""What gateway/connection.py leans on in aiomqtt and paho without their promising it."""
 
 import asyncio
 import contextlib

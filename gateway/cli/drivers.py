@@ -17,6 +17,7 @@ from gateway.driver import (
     SerialDriver,
     find,
     names,
+    said,
 )
 from gateway.schema import Setting, nearest, plain, settings_of
 
@@ -49,7 +50,7 @@ def _describe(name: str) -> dict[str, Any]:
     except DriverBroken as error:
         return {"name": name, "broken": " ".join(str(error).split())}
     except DRIVER_FAULTS as error:
-        return {"name": name, "broken": " ".join(f"{type(error).__name__}: {error}".split())}
+        return {"name": name, "broken": " ".join(f"{type(error).__name__}: {said(error)}".split())}
 
 
 def _said_by(name: str, driver: type[Driver]) -> dict[str, Any]:

@@ -113,8 +113,6 @@ def _driver(args: argparse.Namespace) -> SerialDriver | AdvertisementDriver | Ga
         if getattr(args, option):
             instead = ", ".join(f"--{each}" for each in fit) or "leave it out"
             raise wrong(f"--{option}: driver {name!r} reads {reads}: {instead}")
-    if isinstance(driver, SerialDriver) and not hasattr(driver, "frame"):
-        raise wrong(f"driver {name!r} declares no frame: there is nothing to cut out of HEX")
     return driver
 
 
@@ -143,13 +141,16 @@ def _bytes(text: str) -> bytes:
 
 
 def _frames(driver: SerialDriver, answers: Iterable[bytes]) -> Iterator[Outcome]:
-    """Yield the outcome of each frame that the port's framing cuts out of each answer."""
+    """Yield the outcome of each frame that the port's framing cuts out of what came.
+
+    A request discards what came before its answer; what comes unasked is one stream.
+    """
 
     def decode(frame: bytes) -> Values | None:
         with mistakes_named():
             return checked(driver, driver.decode(frame))
 
-    for data in answers:
+    for data in answers if driver.polled else [b"".join(answers)]:
         silence = Outcome(NoReply.outcome, data, why=_no_frame(data))
         yield from list(outcomes(driver, data, decode)) or [silence]
 

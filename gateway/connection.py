@@ -1,0 +1,290 @@
+"""One MQTT connection to a broker: TLS, login, publishes and the reason codes of their PUBACKs.
+
+The only module that imports aiomqtt. It reads what aiomqtt drops: with its own `publish`, a
+broker's "not authorized" would look like success.
+"""
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiomqtt
+import paho.mqtt.client as paho
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from gateway.settings import LONGEST_TEXT, Broker, UplinkSettings
+
+WINDOW = 20
+"""Batches under way at once, at most; the broker's ReceiveMaximum may make it less."""
+CONNECT_WITHIN = 10.0
+TCP_GIVES_UP_MS = 10_000
+"""TCP_USER_TIMEOUT: a pulled cable is noticed after 10.7 s; with keepalive 60 alone, not in 60."""
+
+TAKEN_OVER, UNSPECIFIED = 0x8E, 0x80
+"""Reason codes of DISCONNECT; the second is also paho's for an end without one."""
+
+_SILENT = logging.getLogger("gateway.paho")
+_SILENT.disabled = True
+
+
+class UplinkError(Exception):
+    """The broker cannot be reached, or refuses; the text says what was seen and what mends it."""
+
+
+class TakenOver(UplinkError):
+    """The broker let go of us for another client of the same id, as we make it do to that one."""
+
+
+class Connection(aiomqtt.Client):
+    """aiomqtt's client, for one connection only, with what it leaves out.
+
+    The names with an underscore are aiomqtt's own; tests/test_uplink_contract.py fails first when
+    they change.
+    """
+
+    def __init__(self, settings: UplinkSettings, gateway: str, broker: Broker, will: bytes) -> None:
+        status = f"{settings.topic}/{gateway}/status"
+        secret = settings.password_file
+        super().__init__(
+            broker.host,
+            broker.port,
+            username=settings.username,
+            password=_text(secret) if secret else None,
+            identifier=settings.client_id or gateway,
+            logger=_SILENT,  # what paho says of a malformed packet comes as an error, too
+            protocol=aiomqtt.ProtocolVersion.V5,
+            will=aiomqtt.Will(status, will, qos=1, retain=True),
+            keepalive=round(settings.keepalive),
+            timeout=CONNECT_WITHIN,
+            tls_context=_tls(settings) if broker.tls else None,
+            max_inflight_messages=WINDOW + 1,  # one for the status
+            socket_options=(
+                (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+                (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, TCP_GIVES_UP_MS),
+            ),
+        )
+        self._client.connect_timeout = CONNECT_WITHIN
+        self._acks: dict[int, asyncio.Future[int]] = {}
+        self._connack: Properties | None = None
+        self._id = settings.client_id or gateway
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator["Connection"]:
+        """Connect; close at the end without waiting, which on a half-open link takes for ever."""
+        try:
+            await self.__aenter__()
+            heed_cancel()  # asyncio.wait_for prefers its result to it, before Python 3.12
+            if self._disconnected.done():  # by what came together with the CONNACK
+                raise self._loss()
+            yield self
+        except (aiomqtt.MqttError, UnicodeError) as error:  # a..b is no name that DNS could have
+            raise UplinkError(_remedy(error)) from error
+        finally:
+            self._client._sock_close()
+
+    @property
+    def _disconnected(self) -> asyncio.Future[None]:
+        return self._end
+
+    @_disconnected.setter
+    def _disconnected(self, end: asyncio.Future[None]) -> None:
+        # aiomqtt sets another when the first is done before it is entered, and forgets the cause
+        if not hasattr(self, "_end"):
+            self._end = end
+            end.add_done_callback(self._ended)
+
+    def _ended(self, end: asyncio.Future[None]) -> None:
+        error = None if end.cancelled() else end.exception()
+        if not self._connected.done():  # else it would be waited for till the time is up
+            said = f"closed before the broker had answered: {_cause(error)}"
+            self._connected.set_exception(aiomqtt.MqttError(said))
+            self._connected.exception()  # nobody may wait for it any more
+
+    async def lost(self) -> None:
+        """Wait until the connection is lost, and raise."""
+        await asyncio.wait({self._disconnected})
+        raise self._loss()
+
+    def _loss(self) -> UplinkError:
+        error = self._disconnected.exception()
+        if isinstance(error, aiomqtt.MqttCodeError) and _code(error) == TAKEN_OVER:
+            return TakenOver(
+                f"another client connected with our id {self._id!r}, and the broker let go of us: "
+                "give each its own: set [uplink] client_id"
+            )
+        return UplinkError(f"connection lost: {_cause(error)}")
+
+    def send(
+        self, topic: str, payload: bytes, *, retain: bool = False, kind: str = ""
+    ) -> asyncio.Future[int]:
+        """Publish with QoS 1; the result of the future is the reason code of its PUBACK."""
+        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho's own
+        if kind:
+            properties.ContentType = kind
+        info = self._client.publish(topic, payload, 1, retain, properties)
+        if info.rc != paho.MQTT_ERR_SUCCESS:
+            if self._disconnected.done():
+                raise self._loss()
+            raise UplinkError(f"cannot publish: {aiomqtt.MqttCodeError(info.rc)}")
+        ack = self._acks[info.mid] = asyncio.get_running_loop().create_future()
+        return ack
+
+    async def say_goodbye(self) -> None:
+        """Disconnect in good order, so that the will does not fire."""
+        self._client.disconnect()
+        await asyncio.wait({self._disconnected})
+
+    @property
+    def at_once(self) -> int:
+        """How many publishes the broker takes before it has acknowledged the first."""
+        return getattr(self._connack, "ReceiveMaximum", 1 << 16)
+
+    @property
+    def window(self) -> int:
+        """How many batches may be under way, which leaves a place to the status."""
+        return min(WINDOW, max(self.at_once - 1, 1))
+
+    @property
+    def largest_packet(self) -> int:
+        """Bytes of the largest packet that the broker takes."""
+        return getattr(self._connack, "MaximumPacketSize", 1 << 28)
+
+    def _on_connect(
+        self,
+        client: paho.Client,
+        userdata: object,
+        flags: paho.ConnectFlags,
+        reason_code: ReasonCode,
+        properties: Properties | None = None,
+    ) -> None:
+        self._connack = properties
+        super()._on_connect(client, userdata, flags, reason_code, properties)
+
+    def _on_disconnect(
+        self,
+        client: paho.Client,
+        userdata: object,
+        flags: paho.DisconnectFlags,
+        reason_code: ReasonCode,
+        properties: Properties | None = None,
+    ) -> None:
+        if not (self._connected.done() or self._disconnected.done()):
+            self._disconnected.set_exception(aiomqtt.MqttCodeError(reason_code))
+        super()._on_disconnect(client, userdata, flags, reason_code, properties)
+
+    def _on_publish(
+        self,
+        client: paho.Client,
+        userdata: object,
+        mid: int,
+        reason_code: ReasonCode,
+        properties: Properties | None,
+    ) -> None:
+        ack = self._acks.pop(mid, None)
+        if ack is not None and not ack.done():
+            ack.set_result(reason_code.value)
+
+
+def heed_cancel() -> None:
+    """Raise the cancel that this task was sent, where something swallowed it."""
+    task = asyncio.current_task()
+    if task and task.cancelling():
+        raise asyncio.CancelledError
+
+
+def _code(error: aiomqtt.MqttCodeError) -> int | None:
+    return error.rc.value if isinstance(error.rc, ReasonCode) else error.rc
+
+
+def _cause(error: BaseException | None) -> str:
+    """Return why a connection ended, on one line."""
+    if error is None or (isinstance(error, aiomqtt.MqttCodeError) and _code(error) == UNSPECIFIED):
+        return "the other end closed it"
+    if isinstance(error, aiomqtt.MqttError | OSError):
+        return str(error)
+    return f"what came was no MQTT: {type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _tls(settings: UplinkSettings) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=settings.ca_file)
+    except OSError as error:
+        raise UplinkError(_bad_file("ca_file", settings.ca_file, error)) from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if settings.cert_file:
+        _show_certificate(context, settings.cert_file, settings.key_file)
+    return context
+
+
+def _show_certificate(context: ssl.SSLContext, cert: Path, key: Path | None) -> None:
+    at_fault = ("cert_file", cert)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cert)
+        if key:
+            at_fault = ("key_file", key)
+            key.read_bytes()
+        context.load_cert_chain(cert, key, password="")  # else it asks for one at the terminal
+    except (OSError, ValueError) as error:
+        raise UplinkError(_bad_file(*at_fault, error)) from error
+
+
+def _text(file: Path) -> str:
+    try:
+        text = file.read_text(errors="replace").strip()
+    except OSError as error:
+        raise UplinkError(_bad_file("password_file", file, error)) from error
+    if (size := len(text.encode())) > LONGEST_TEXT:
+        raise UplinkError(
+            f"password_file {file}: {size} bytes, MQTT takes at most {LONGEST_TEXT}: "
+            "is it the right file?"
+        )
+    return text
+
+
+def _bad_file(name: str, file: Path | None, error: Exception) -> str:
+    """Return which file is at fault, what is wrong with it, and what mends it."""
+    match error:
+        case FileNotFoundError():
+            remedy = f"there is no such file: put it there, or set [uplink] {name}"
+        case PermissionError():
+            remedy = f"no permission: sudo chgrp bygate {file} && sudo chmod g+r {file}"
+        case ssl.SSLError() | ValueError():
+            remedy = _PEM[name]
+        case _:
+            remedy = f"{error}: set [uplink] {name} to a file"
+    return f"{name} {file}: {remedy}"
+
+
+_PEM = {
+    "ca_file": "no PEM certificate in it: copy it anew",
+    "cert_file": "no PEM certificate with its private key in it: copy it anew, or set key_file",
+    "key_file": "not the PEM key of cert_file, or locked by a passphrase: copy the one without",
+}
+
+
+def _remedy(error: Exception) -> str:
+    said = str(error)
+    remedies = {
+        "Connection refused": "nothing listens there: check [uplink] url, and that the broker runs",
+        "Name or service not known": "check the name in [uplink] url, and DNS",
+        "idna": "check the name in [uplink] url",
+        "Temporary failure in name resolution": "no DNS: is there a network?",
+        "Bad user name or password": "check [uplink] username and password_file",
+        "Not authorized": "check [uplink] username and password_file, and the broker's ACL",
+        "Network is unreachable": "no route: is there a network?",
+        "No route to host": "no route: is there a network?",
+        "Retain not supported": "the broker must take retained messages: change its settings",
+        "QoS not supported": "the broker must take QoS 1: change its settings",
+        "closed before": "does it speak MQTT 5 there, TLS or plain as url says, or want cert_file?",
+        "[SSL:": "no TLS is spoken there, or none of today: mqtt:// for plain TCP, or another port",
+        "timed out": "no answer: check [uplink] url, firewall and network",
+        "certificate": "check [uplink] ca_file, the name in url, and this box's clock",
+    }
+    cause = next((remedy for seen, remedy in remedies.items() if seen in said), "")
+    return f"{said}: {cause}" if cause else said

@@ -1,0 +1,88 @@
+"""One record of a spool's segment: as bytes, and found again among bytes that may be damaged.
+
+record: magic "bgS2", CRC32, length | kind, epoch, sequence, readings, first ms | bytes
+
+head   sequence: first of this segment; bytes: readings dropped so far, the last batch before it
+batch  bytes: the payload exactly as it is published
+loss   sequence: the last one lost; bytes: the first one, the reason
+"""
+
+import enum
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gateway.filling import BATCH_READINGS
+
+_MAGIC = b"bgS2"
+_HEAD = struct.Struct("<4sII")  # magic, CRC32 of all that follows the length, its length
+_BODY = struct.Struct("<BIQIq")  # kind, epoch, sequence, readings, Unix ms of the earliest
+
+
+class Kind(enum.IntEnum):
+    """What a record holds."""
+
+    HEAD = 0
+    BATCH = 1
+    LOSS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record of a segment, and where its bytes begin in it."""
+
+    kind: int
+    epoch: int
+    sequence: int
+    readings: int
+    first_ms: int
+    payload: bytes
+    at: int = 0
+
+
+def size_of(payload: bytes) -> int:
+    """Return how many bytes a record of these bytes has."""
+    return _HEAD.size + _BODY.size + len(payload)
+
+
+def pack(record: Record) -> bytes:
+    """Return the record as it stands in a segment."""
+    ids = (record.kind, record.epoch, record.sequence, record.readings, record.first_ms)
+    body = _BODY.pack(*ids) + record.payload
+    return _HEAD.pack(_MAGIC, zlib.crc32(body), len(body)) + body
+
+
+def records(data: bytes) -> Iterator[Record]:
+    """Yield every intact record; after a damaged one the search goes on at the next magic."""
+    at = 0
+    while (at := data.find(_MAGIC, at)) >= 0:
+        record = _record(data, at)
+        if record is not None:
+            yield record
+        at += 1 if record is None else size_of(record.payload)
+
+
+def _record(data: bytes, at: int) -> Record | None:
+    if at + _HEAD.size > len(data):
+        return None
+    _, crc, length = _HEAD.unpack_from(data, at)
+    body = data[at + _HEAD.size : at + _HEAD.size + length]
+    if not len(body) == length >= _BODY.size or zlib.crc32(body) != crc:
+        return None
+    return _read(data, at, body[_BODY.size :])
+
+
+def _read(data: bytes, at: int, payload: bytes) -> Record:
+    kind, epoch, sequence, readings, first_ms = _BODY.unpack_from(data, at + _HEAD.size)
+    return Record(kind, epoch, sequence, readings, first_ms, payload, at)
+
+
+def claims(data: bytes) -> Iterator[Record]:
+    """Yield the batches that damaged bytes say to be, going by their heads alone."""
+    at = 0  # where the record before ended, so that one whose magic is damaged is met as well
+    while 0 <= at <= len(data) - size_of(b""):
+        record = _read(data, at, b"")
+        if record.kind == Kind.BATCH and record.readings <= BATCH_READINGS:
+            yield record
+        at = data.find(_MAGIC, at + 1)

@@ -1,0 +1,28 @@
+import asyncio
+import os
+import signal
+import threading
+from pathlib import Path
+
+from gateway.config import load
+from gateway.service import Service
+from hil.broker import Broker
+
+
+def test_connecting_has_threads_of_its_own_and_they_are_few(tmp_path: Path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            file = tmp_path / "config.toml"
+            file.write_text(
+                f'[gateway]\nid = "trd-0042"\nstate_dir = "{tmp_path}/state"\n'
+                f'[uplink]\nurl = "{broker.url}"\n'
+            )
+            serving = asyncio.create_task(Service(load(file)).run())
+            await broker.wait_for(lambda seen: seen)
+            names = {thread.name.rpartition("_")[0] for thread in threading.enumerate()}
+            os.kill(os.getpid(), signal.SIGTERM)
+            await serving
+        assert "connect" in names
+        assert "asyncio" not in names
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
