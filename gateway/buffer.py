@@ -8,12 +8,14 @@ silence are those younger than the flush interval. Crashed 300 × 60 times with 
 unsynced writes kept, these rules lost nothing that was flushed and named nothing twice.
 """
 
+import errno
 import logging
 import math
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from gateway.disk import Damage, Disk, remedy
@@ -22,12 +24,15 @@ from gateway.journal import Flushed, Journal, JournalFullError
 from gateway.reading import Reading
 from gateway.settings import BufferSettings
 from gateway.spool import Held, Spool
-from gateway.wire import Batch, SizeBound, WireError, encode
+from gateway.wire import Batch, SizeBound, WireError, decode, encode
 
 RAM_READINGS = 100_000
 REFUSED = "refused"
 REFUSED_BYTES = 16 << 20
+"""What refused batches may take, or a quarter of max_size; then the oldest of them goes."""
+_ENDING = ".batch"
 MAX_SIZE = 512 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +45,7 @@ class _Sealed:
     sequence: int
     readings: int
     first_ms: int
+    journaled: int
     payload: bytes
 
 
@@ -93,16 +99,19 @@ class Buffer:
         self.epoch = int.from_bytes(os.urandom(4)) if epoch is None else epoch
         self._journal, self._spool = Journal(disk), Spool(disk)
         self._recovered = self._urgent = False
+        self._gone: Spool | None = None
         self._fresh: deque[Reading] = deque()
         self._filling: Filling | None = None
         self._sealed: deque[_Sealed] = deque()
         self._sequence = 0
+        self._inherited = 0
         self._previous: tuple[int, int] | None = None
         self._next_flush = 0.0
         self._taken = self._overflowed = self._overflow_recorded = 0
-        self._unencodable: Counter[str] = Counter()
+        self._unrecorded: Counter[str] = Counter()
         self._dropped_by: Counter[str] = Counter()
-        self._refused_names: list[str] = []
+        self._refused_sizes: dict[str, int] = {}
+        self._losses: list[str] = []
         self._damaged: deque[Damage] = deque()
         self._damage: list[str] = []
         self._fault: str | None = None
@@ -148,6 +157,21 @@ class Buffer:
 
     def _work(self, now: float, due: Callable[[], None]) -> None:
         try:
+            while not self._done(now, due):
+                pass
+        except OSError as error:
+            self._fails(f"{remedy(error, self._disk.directory)}; readings wait in RAM")
+            if self._spool.recovered:
+                with suppress(OSError):  # what is delivered goes, whatever else fails
+                    self._spool.tidy()
+        else:
+            self._works()
+
+    def _done(self, now: float, due: Callable[[], None]) -> bool:
+        """Do all that is due; False: the disk was full, and something went to make room."""
+        try:
+            if self._disk.replaced():
+                self._begin_anew()
             if not self._recovered:
                 self._recover()
             self._set_damage_aside()
@@ -156,12 +180,31 @@ class Buffer:
             due()
             self._store()
             self._keep_bounds()
-            self._spool.write_acked(now)
             self._spool.tidy()
+            self._spool.write_acked(now)
         except OSError as error:
-            self._fails(f"{remedy(error, self._disk.directory)}; readings wait in RAM")
-        else:
-            self._works()
+            if error.errno not in _FULL or not self._make_room():
+                raise
+            return False
+        return True
+
+    def _make_room(self) -> bool:
+        """Remove what is done with, else the oldest of what waits; whether anything went."""
+        if not self._spool.recovered:
+            return False
+        if self._spool.tidy():
+            return True
+        lost = self._spool.evict_unrecorded()
+        if lost:
+            self._count_dropped(lost, "disk full")
+        return lost > 0
+
+    def _count_dropped(self, readings: int, reason: str) -> None:
+        self._dropped_by[reason] += readings
+        log.warning(
+            "buffer: %s: %d readings dropped, the oldest: %s",
+            *(self._disk.directory, readings, reason),
+        )
 
     def _fails(self, fault: str) -> None:
         if fault != self._fault:
@@ -212,10 +255,17 @@ class Buffer:
         filling, self._filling = self._filling, None
         if filling is None:
             return
-        self._encode(self.epoch, self._sequence, self._boot, filling.readings)
+        batch = self._encode(
+            *(self.epoch, self._sequence, self._boot, filling.readings, filling.journaled)
+        )
+        if batch:
+            self._sealed.append(batch)
         self._sequence += 1
 
-    def _encode(self, epoch: int, sequence: int, boot: int, readings: list[Reading]) -> None:
+    def _encode(
+        self, epoch: int, sequence: int, boot: int, readings: list[Reading], journaled: int
+    ) -> _Sealed | None:
+        """Return the batch; None: no bytes can be made of it, which is counted."""
         oldest = next(self._spool.waiting(), None)
         batch = Batch(
             *(self._gateway, epoch, sequence, boot, readings[0].instant.clock),
@@ -224,42 +274,71 @@ class Buffer:
             previous=self._previous if epoch == self.epoch else None,
             dropped=self._spool.dropped,
         )
-        try:
-            first_ms = min(reading.instant.wall_ms for reading in readings)
-            sealed = _Sealed(epoch, sequence, len(readings), first_ms, encode(batch))
-            self._sealed.append(sealed)
-        except WireError as error:
-            self._unencodable[str(error)] += len(readings)
         if epoch == self.epoch:
             self._previous = None
+        try:
+            payload = encode(batch)
+        except WireError as error:
+            self._unrecorded[str(error)] += len(readings)
+            return None
+        first_ms = min(reading.instant.wall_ms for reading in readings)
+        return _Sealed(epoch, sequence, len(readings), first_ms, journaled, payload)
 
     def _store(self) -> None:
         while self._sealed:
-            batch = self._sealed[0]
-            self._spool.append(
-                *(batch.epoch, batch.sequence, batch.readings, batch.first_ms, batch.payload)
-            )
+            self._append(self._sealed[0])
             self._sealed.popleft()
         if self._filling is None or not self._filling.journaled:
             self._journal.all_sealed()
 
+    def _append(self, batch: _Sealed) -> None:
+        self._spool.append(
+            *(batch.epoch, batch.sequence, batch.readings, batch.first_ms, batch.payload)
+        )
+
     # Recovery
 
+    def _begin_anew(self) -> None:
+        """Go on in another directory: somebody removed ours, or put one in its place."""
+        self._disk.reopen()
+        if self._spool.recovered:
+            self._gone = self._spool
+        self._spool, self._journal, self._recovered = Spool(self._disk), Journal(self._disk), False
+        self._sealed = deque(replace(batch, journaled=0) for batch in self._sealed)
+        if self._filling:
+            self._filling.journaled = 0
+
     def _recover(self) -> None:
-        self._sealed.clear()
-        self._spool = Spool(self._disk)
-        self._spool.recover()
-        unsealed, damaged = self._journal.recover(self._spool.last)
+        if not self._spool.recovered:
+            spool = Spool(self._disk)
+            spool.recover()
+            if self._gone:
+                self._count_gone(spool.follow(self._gone))
+            self._spool, self._gone = spool, None
+        frames, damaged = self._journal.recover(self._spool.last)
+        unsealed = [frame for frame in frames if frame.epoch != self.epoch]  # those are in RAM
         unsealed.sort(key=lambda frame: frame.sequence)
-        for (epoch, sequence, boot), parts in groupby(unsealed, _name):
-            self._encode(epoch, sequence, boot, [r for part in parts for r in part.readings])
-            self._store()
+        for name, parts in groupby(unsealed, _name):
+            readings = [reading for part in parts for reading in part.readings]
+            if batch := self._encode(*name, readings, len(readings)):
+                self._append(batch)
         self._spool.begin(self.epoch)
-        self._sequence = self._spool.last + 1
-        self._previous = self._spool.previous
-        self._refused_names = self._refused.names()
+        if not self._sequence:
+            self._previous, self._inherited = self._spool.previous, self._spool.last
+        self._sequence = max(self._sequence, self._spool.last + 1)
+        refused = [name for name in self._refused.names() if name.endswith(_ENDING)]
+        self._refused_sizes = {name: self._refused.size(name) for name in sorted(refused, key=_age)}
         self._damaged = deque([*damaged, *self._spool.damage()])
         self._recovered = True
+
+    def _count_gone(self, readings: int) -> None:
+        self._unrecorded["state directory removed"] += readings
+        loss = (
+            f"{self._disk.directory} was removed or replaced while it was in use: {readings} "
+            "readings on it are lost; it was begun anew"
+        )
+        log.error("buffer: %s", loss)
+        self._losses.append(loss)
 
     def _set_damage_aside(self) -> None:
         """Count what recovery could not read, once, and report it."""
@@ -282,19 +361,22 @@ class Buffer:
         if overflow := self._overflowed - self._overflow_recorded:
             self._record_loss(overflow, "no room in RAM")
             self._overflow_recorded += overflow
-        for reason in list(self._unencodable):
-            self._record_loss(self._unencodable[reason], reason)
-            del self._unencodable[reason]
-        free, total = self._disk.room()
-        most = self._settings.max_size or min(MAX_SIZE, total // 2)
-        self._room = min(free - self._settings.keep_free, most - self._spool.size)
+        for reason in list(self._unrecorded):
+            self._record_loss(self._unrecorded[reason], reason)
+            del self._unrecorded[reason]
+        free, _ = self._disk.room()
+        size = self._spool.size + sum(self._refused_sizes.values())
+        self._room = min(free - self._settings.keep_free, self._most() - size)
         short = -self._room
         while short > 0 and (before := self._spool.size):
             lost = self._spool.evict("buffer full")
             if not lost:
                 break
-            self._dropped_by["buffer full"] += lost
+            self._count_dropped(lost, "buffer full")
             short -= before - self._spool.size
+
+    def _most(self) -> int:
+        return self._settings.max_size or min(MAX_SIZE, self._disk.room()[1] // 2)
 
     def _record_loss(self, readings: int, reason: str) -> None:
         self._spool.record_loss(1, 0, readings, reason)
@@ -322,19 +404,48 @@ class Buffer:
         payload = self._spool.payload(held)
         if payload is None:
             return
-        name = f"{held.sequence}-{held.epoch}-0x{reason:02x}.batch"
+        name = f"{held.sequence}-{held.epoch}-0x{reason:02x}{_ENDING}"
         self._refused.names()
+        self._make_room_for_refused(len(payload))
         self._refused.write(name, 0, payload)
         self._refused.sync(name)
         self._refused.sync_directory()
         self._refused.close(name)
-        self._refused_names.append(name)
+        self._refused_sizes[name] = len(payload)
         self._spool.acknowledge(held.sequence)
+
+    def _make_room_for_refused(self, size: int) -> None:
+        most = min(REFUSED_BYTES, self._most() // 4)
+        for name in list(self._refused_sizes):
+            if sum(self._refused_sizes.values()) + size <= most:
+                break
+            with suppress(WireError):
+                lost = len(decode(self._refused.read(name)).readings)
+                self._unrecorded["refused by the broker"] += lost
+            self._refused.remove(name)
+            del self._refused_sizes[name]
+
+    @property
+    def fault(self) -> str | None:
+        """What the disk does not do at present, and what mends it."""
+        return self._fault
+
+    @property
+    def unsaved(self) -> int:
+        """How many readings are nowhere but in RAM."""
+        filling = self._filling
+        young = len(filling.readings) - filling.journaled if filling else 0
+        return len(self._fresh) + young + sum(b.readings - b.journaled for b in self._sealed)
+
+    @property
+    def inherited(self) -> int:
+        """The highest sequence of the runs before this one; 0 until the disk has told."""
+        return self._inherited
 
     @property
     def last(self) -> int:
         """The highest sequence ever given to a batch."""
-        return self._spool.last
+        return max(self._spool.last, self._sequence - 1)
 
     def stats(self) -> Stats:
         """Return the state of the buffer as it is now."""
@@ -348,8 +459,8 @@ class Buffer:
             self._oldest_ms(),
             self._spool.dropped + self._overflowed - self._overflow_recorded,
             dict(self._dropped_by),
-            list(self._refused_names),
-            [*filter(None, [self._fault]), *self._damage],
+            list(self._refused_sizes),
+            [*filter(None, [self._fault]), *self._losses, *self._damage],
             self._disk_errors,
             self._spool.appended,
             None if self._room is None else max(self._room, 0),
@@ -366,6 +477,11 @@ class Buffer:
             return filling.first.wall_ms
         fresh = list(self._fresh)
         return fresh[0].instant.wall_ms if fresh else None
+
+
+def _age(name: str) -> tuple[int, str]:
+    sequence = name.partition("-")[0]
+    return int(sequence) if sequence.isdecimal() else 0, name
 
 
 def _name(frame: Flushed) -> tuple[int, int, int]:

@@ -14,16 +14,19 @@ from typing import Any
 
 from gateway.driver import (
     DRIVER_FAULTS,
+    BleDriver,
     Driver,
     DriverBroken,
     LocalDriver,
     SerialDriver,
     find,
     names,
+    said,
 )
 from gateway.mistakes import ConfigError, Mistake
 from gateway.schema import Setting, nearest, read_table, seen, settings_of
 from gateway.settings import (
+    BluetoothSettings,
     Broker,
     BufferSettings,
     GatewaySettings,
@@ -36,6 +39,7 @@ from gateway.settings import (
 from gateway.toml_lines import KeyPath, key_lines, line_of
 
 __all__ = [
+    "BluetoothSettings",
     "Broker",
     "BufferSettings",
     "Config",
@@ -58,6 +62,7 @@ class Config:
     gateway: GatewaySettings
     uplink: UplinkSettings
     buffer: BufferSettings
+    bluetooth: BluetoothSettings
     site: SiteSettings
     ports: Mapping[str, PortSettings]
     sensors: Mapping[str, SensorSettings]
@@ -79,6 +84,7 @@ def load(path: Path | str) -> Config:
         gateway=gateway,
         uplink=UplinkSettings(**{"client_id": gateway.id, **tables["uplink"]}),
         buffer=BufferSettings(**tables["buffer"]),
+        bluetooth=BluetoothSettings(**tables["bluetooth"]),
         site=SiteSettings(**tables["site"]),
         ports={name: PortSettings(**values) for name, values in ports.items()},
         sensors={sensor.name: sensor for sensor in found if sensor},
@@ -101,6 +107,7 @@ _TABLES: Mapping[str, type] = {
     "gateway": GatewaySettings,
     "uplink": UplinkSettings,
     "buffer": BufferSettings,
+    "bluetooth": BluetoothSettings,
     "site": SiteSettings,
 }
 _OF_SENSORS = settings_of(SensorSettings)
@@ -161,7 +168,7 @@ class _Source:
 
 
 class _Sensors:
-    """Reads sensors one by one; knows which of them has which port."""
+    """Reads sensors one by one; knows which of them has which port or address."""
 
     def __init__(self, source: _Source, ports: Mapping[str, dict[str, Any]]) -> None:
         self._source = source
@@ -213,7 +220,7 @@ class _Sensors:
         except DriverBroken as error:
             self._source.wrong((*path, "driver"), _one_line(str(error)))
         else:
-            self._source.note(path, _misfit(kind, "port" in table))
+            self._source.note(path, _misfit(kind, table))
             theirs = {key: value for key, value in table.items() if key not in _OF_SENSORS}
             made, wrong = _make(kind, theirs)
             self._source.note(path, wrong)
@@ -232,15 +239,25 @@ def _misspelt(table: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _misfit(kind: type[Driver], has_port: bool) -> dict[str, str]:
-    """Return what is wrong with the presence or absence of a port, by its key."""
-    if issubclass(kind, SerialDriver):
-        missing = f"missing, but required by a serial driver{_OF_SENSORS['port'].instance}"
-        return {} if has_port else {"port": missing}
-    if issubclass(kind, LocalDriver):
-        return {"port": "its driver reads the gateway itself and has no port"} if has_port else {}
-    link = getattr(kind, "link", None)
-    return {"driver": f"needs a link of kind {link!r}, which this gateway does not have"}
+def _misfit(kind: type[Driver], table: Mapping[str, Any]) -> dict[str, str]:
+    """Return what is wrong with the presence or absence of a port or an address, by its key."""
+    needed = next((key for each, key in _PLACES.items() if issubclass(kind, each)), None)
+    if needed is None:
+        link = getattr(kind, "link", None)
+        return {"driver": f"needs a link of kind {link!r}, which this gateway does not have"}
+    wrong = {
+        key: f"a {kind.link} driver has no {key}"
+        for key in filter(None, _PLACES.values())
+        if key in table and key != needed
+    }
+    if needed and needed not in table:
+        instance = _OF_SENSORS[needed].instance
+        wrong[needed] = f"missing, but required by a {kind.link} driver{instance}"
+    return wrong
+
+
+_PLACES: Mapping[type[Driver], str] = {SerialDriver: "port", BleDriver: "address", LocalDriver: ""}
+"""Where a sensor is found, by the kind of its driver."""
 
 
 def _make(
@@ -256,9 +273,9 @@ def _make(
         values, wrong = read_table(table, declared, read, _OF_SENSORS)
         return (None if wrong else kind(**values)), wrong
     except ValueError as error:
-        return None, {"": _one_line(str(error))}
+        return None, {"": _one_line(said(error))}
     except DRIVER_FAULTS as error:
-        fault = f"{type(error).__name__}: {error}"
+        fault = f"{type(error).__name__}: {said(error)}"
         return None, {"": f"driver of {kind.__module__} is broken: {_one_line(fault)}"}
 
 

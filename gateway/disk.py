@@ -22,6 +22,7 @@ class Disk:
         self.written = 0
         """Bytes written since the start."""
         self._open: dict[str, int] = {}
+        self._identity: tuple[int, int] | None = None
 
     def lock(self) -> bool:
         """Return whether the directory is ours alone, from now until this process ends."""
@@ -35,7 +36,38 @@ class Disk:
     def names(self) -> list[str]:
         """Return the names of all files, creating the directory where it is missing."""
         self.directory.mkdir(parents=True, exist_ok=True)
+        if self._identity is None:
+            self._identity = self._now()
         return sorted(entry.name for entry in os.scandir(self.directory) if entry.is_file())
+
+    def replaced(self) -> bool:
+        """Whether the directory or a file in it that is open was removed, or gave way to another.
+
+        Who goes on writing writes into files without a name, which are gone when they are closed.
+        """
+        if self._identity is None:
+            return False
+        gone = any(os.fstat(fd).st_nlink == 0 for fd in self._open.values())
+        return gone or self._now() != self._identity
+
+    def _now(self) -> tuple[int, int] | None:
+        with suppress(FileNotFoundError):
+            found = self.directory.stat()
+            return found.st_dev, found.st_ino
+        return None
+
+    def reopen(self) -> None:
+        """Take the directory that is there now for ours, creating it where it is missing."""
+        for name in list(self._open):
+            self.close(name)
+        self._identity = None
+        if not self.lock():
+            self._identity = (0, 0)
+            raise BlockingIOError(errno.EWOULDBLOCK, "another bygate uses it")
+
+    def size(self, name: str) -> int:
+        """Return how many bytes the file has."""
+        return (self.directory / name).stat().st_size
 
     def read(self, name: str, offset: int = 0, length: int = -1) -> bytes:
         """Return `length` bytes from `offset` on, fewer at the end, none where it is missing.

@@ -36,6 +36,14 @@ class Frame:
 
     def __post_init__(self) -> None:
         """Refuse a declaration that cannot cut anything."""
+        if not (isinstance(self.start, bytes) and isinstance(self.end, bytes)):
+            raise TypeError("a Frame's start and end are bytes")
+        if not isinstance(self.length, int | Length | None):
+            raise TypeError("a Frame's length is a number or a Length")
+        if not isinstance(self.longest, int) or self.longest < 1:
+            raise ValueError("a Frame's longest is a number of bytes")
+        if isinstance(self.length, int) and not len(self.start) <= self.length <= self.longest:
+            raise ValueError("a Frame's length is from that of its start to its longest")
         if (self.length is None) == (not self.end):
             raise ValueError("a Frame has either a length or an end")
         if self.length is not None and not self.start:

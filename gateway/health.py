@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from gateway import __version__
@@ -25,23 +25,46 @@ class Health:
         buffer: Buffer,
         pollers: Sequence[Poller],
         uplink: UplinkState,
+        *,
+        adapters: Callable[[], Mapping[str, str | None]] = dict,
     ) -> None:
         self._gateway, self._clock = gateway, clock
         self._buffer, self._pollers, self._uplink = buffer, pollers, uplink
+        self._adapters = adapters
         self._since = clock.now()
 
     def payload(self, state: str) -> bytes:
         """Return the snapshot as JSON."""
-        return json.dumps(self.snapshot(state), ensure_ascii=False).encode()
+        return _json(self.snapshot(state))
+
+    def will(self) -> bytes:
+        """Return what the broker says in our place when we vanish: who it was, and no more.
+
+        It travels in every CONNECT, where MQTT has 65 535 bytes for it and a broker may take less.
+        """
+        return _json(self._who("offline"))
 
     def digest(self) -> object:
         """Return what is worth a message when it changes."""
         stats = self._buffer.stats()
         reasons = tuple(poller.state.why is None for poller in self._pollers)
-        return reasons, stats.dropped, tuple(stats.refused), tuple(stats.faults)
+        return reasons, self._adapters(), stats.dropped, tuple(stats.refused), tuple(stats.faults)
 
     def snapshot(self, state: str) -> dict[str, object]:
         """Return everything known now; `state` is online or offline."""
+        return {
+            **self._who(state),
+            "clock": {"state": self._clock.state(), "error_ms": self._clock.error_ms()},
+            "buffer": self._of_buffer(),
+            "uplink": self._of_uplink(),
+            "bluetooth": {
+                name: {"state": "ok" if why is None else "silent", "why": why}
+                for name, why in self._adapters().items()
+            },
+            "sensors": {poller.name: self._of_sensor(poller) for poller in self._pollers},
+        }
+
+    def _who(self, state: str) -> dict[str, object]:
         return {
             "state": state,
             "gateway": self._gateway,
@@ -49,10 +72,6 @@ class Health:
             "since": _utc(self._since.wall_ms),
             "boot": self._clock.boot,
             "epoch": self._buffer.epoch,
-            "clock": {"state": self._clock.state(), "error_ms": self._clock.error_ms()},
-            "buffer": self._of_buffer(),
-            "uplink": self._of_uplink(),
-            "sensors": {poller.name: self._of_sensor(poller) for poller in self._pollers},
         }
 
     def _of_buffer(self) -> dict[str, object]:
@@ -107,6 +126,11 @@ class Health:
             "outcomes": dict(state.outcomes),
             "why": state.why,
         }
+
+
+def _json(fields: dict[str, object]) -> bytes:
+    # A message of the operating system may hold bytes that are no text: a ? stands for each
+    return json.dumps(fields, ensure_ascii=False).encode(errors="replace")
 
 
 def _room_days(stats: Stats, days: float | None) -> float | None:

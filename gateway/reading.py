@@ -4,7 +4,7 @@ Names, units, decimals and plausible ranges of the whole gateway stand here and 
 Units are SenML names (RFC 8428, RFC 8798) where there is one, else UCUM.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import IntEnum, IntFlag
 
@@ -32,6 +32,18 @@ Value = float | int | bool | str | None
 """None: the sensor itself says that the value is invalid. 0 and False are values."""
 
 Values = Mapping[Quantity, Value]
+
+
+def numbered(pairs: Iterable[tuple[Quantity, Value]]) -> dict[Quantity, Value]:
+    """Return values as one reading; what comes again becomes a part: `temperature_2`."""
+    found: dict[Quantity, Value] = {}
+    for quantity, value in pairs:
+        name, number = quantity, 1
+        while name in found:
+            number += 1
+            name = quantity.part(number)
+        found[name] = value
+    return found
 
 
 class ClockState(IntEnum):
@@ -148,6 +160,8 @@ ACCELERATION_Y = Quantity("acceleration_y", "m/s2", 3)
 ACCELERATION_Z = Quantity("acceleration_z", "m/s2", 3)
 MASS = Quantity("mass", "kg", 2)
 VOLUME = Quantity("volume", "m3", 3)
+GAS_VOLUME = Quantity("gas_volume", "m3", 3)
+WATER_VOLUME = Quantity("water_volume", "m3", 3)
 DURATION = Quantity("duration", "s", 3)
 CLOCK_OFFSET = Quantity("clock_offset", "ms", 3)
 DISK_FREE = Quantity("disk_free", "B")
@@ -155,6 +169,27 @@ MEMORY_FREE = Quantity("memory_free", "B")
 OPEN = Quantity("open")
 MOTION = Quantity("motion")
 OCCUPANCY = Quantity("occupancy")
+PRESENCE = Quantity("presence")
+MOVING = Quantity("moving")
+VIBRATION = Quantity("vibration")
+SMOKE = Quantity("smoke")
+GAS_DETECTED = Quantity("gas_detected")
+CO_DETECTED = Quantity("co_detected")
+SOUND_DETECTED = Quantity("sound_detected")
+LIGHT_DETECTED = Quantity("light_detected")
+WET = Quantity("wet")
+COLD = Quantity("cold")
+HOT = Quantity("hot")
+BATTERY_LOW = Quantity("battery_low")
+BATTERY_CHARGING = Quantity("battery_charging")
+CONNECTED = Quantity("connected")
+PLUGGED_IN = Quantity("plugged_in")
+POWERED = Quantity("powered")
+RUNNING = Quantity("running")
+UNLOCKED = Quantity("unlocked")
+TAMPERED = Quantity("tampered")
+SAFE = Quantity("safe")
+PROBLEM = Quantity("problem")
 
 CATALOGUE: Mapping[str, Quantity] = {
     quantity.name: quantity for quantity in list(globals().values()) if type(quantity) is Quantity

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from gateway.key import HIDDEN, Key
 from gateway.measure import (
     BYTES,
     SECONDS,
@@ -109,8 +110,8 @@ class Setting:
 
         Raises ValueError with what was expected, what was seen and a hint.
         """
-        if self.custom:
-            return self.custom(value)
+        if self.custom or self.kind is Key:  # their messages are their own: a key is never shown
+            return (self.custom or Key)(value)
         try:
             found = self._convert(value)
         except (TypeError, ValueError, OverflowError):
@@ -123,7 +124,7 @@ class Setting:
     def from_text(self, text: str) -> object:
         """Return what `read` makes of a value given without TOML's quotes."""
         choices = {str(choice): choice for choice in get_args(self.kind)}
-        if self.custom or self.kind in (str, Path, Duration, Size):
+        if self.custom or self.kind in (str, Path, Duration, Size, Key):
             return self.read(text)
         if get_origin(self.kind) is Literal:
             return self.read(choices.get(text, text))
@@ -237,7 +238,9 @@ def seen(value: object) -> str:
 
 
 def plain(kind: object, value: object) -> object:
-    """Return a value as TOML and JSON hold it: durations, sizes and paths as text."""
+    """Return a value as TOML and JSON hold it: durations, sizes and paths as text, keys hidden."""
+    if isinstance(value, Key):
+        return HIDDEN
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, int | float) and kind == Duration:
@@ -293,6 +296,7 @@ _KINDS: Mapping[object, tuple[str, Callable[[object], object]]] = {
     Path: ("a path beginning with '/'", _path),
     Duration: ("a duration such as '60s'", _measure(duration)),
     Size: ("a size such as '512 MiB'", _measure(size)),
+    Key: ("32 hexadecimal digits", Key),
 }
 
 

@@ -10,19 +10,23 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from gateway.about import about
 from gateway.buffer import Buffer
 from gateway.clock import Clock
 from gateway.config import Config, SensorSettings
 from gateway.disk import Disk
-from gateway.driver import LocalDriver, SerialDriver
+from gateway.driver import AdvertisementDriver, BleDriver, GattDriver, LocalDriver, SerialDriver
 from gateway.health import Health
-from gateway.poller import Listener, LocalPoller, Poller, SerialPoller
+from gateway.listener import AdvertisementListener, Listener, SerialListener
+from gateway.poller import GattPoller, LocalPoller, Poller, SerialPoller
 from gateway.reading import Reading
 from gateway.serialport import SerialPort
 from gateway.uplink import Uplink
+
+if TYPE_CHECKING:
+    from gateway.ble import Radio
 
 RESOLVERS = 4
 """Threads that look names up and connect; one that hangs must not hold up the next broker's."""
@@ -59,12 +63,18 @@ class Service:
         disk = _own(config.gateway.state_dir)
         self._buffer = Buffer(disk, config.buffer, config.gateway.id, self._clock.boot)
         self._urgent = asyncio.Event()
+        self._radio = _radio(config)
         self._pollers = [self._poller(sensor) for sensor in config.sensors.values()]
         self._uplink = Uplink(
             *(config.uplink, config.gateway.id, self._buffer, self._writer), about=about(config)
         )
         self._health = Health(
-            config.gateway.id, self._clock, self._buffer, self._pollers, self._uplink.state
+            config.gateway.id,
+            self._clock,
+            self._buffer,
+            self._pollers,
+            self._uplink.state,
+            adapters=self._radio.states if self._radio else dict,
         )
 
     def _poller(self, sensor: SensorSettings) -> Poller:
@@ -78,26 +88,45 @@ class Service:
             case LocalDriver() as driver:
                 return LocalPoller(driver=driver, threads=self._threads, **common)
             case SerialDriver() as driver if sensor.port:
-                kind = SerialPoller if driver.polled else Listener
+                kind = SerialPoller if driver.polled else SerialListener
                 port = SerialPort(sensor.port, driver, self._threads)
                 return kind(driver=driver, port=port, **common)
+            case BleDriver() as driver if sensor.address and self._radio:
+                return self._ble_poller(driver, sensor.address, self._radio, common)
         raise TypeError(f"{sensor.name}: no link serves a {type(sensor.driver).__name__}")
+
+    def _ble_poller(
+        self, driver: BleDriver, address: str, radio: "Radio", common: _Common
+    ) -> Poller:
+        if isinstance(driver, GattDriver):
+            from gateway.gatt import GattDevice  # noqa: PLC0415 - as _radio
+
+            return GattPoller(driver=driver, port=GattDevice(address, radio), **common)
+        if isinstance(driver, AdvertisementDriver):
+            listener = AdvertisementListener(driver=driver, air=radio, **common)
+            radio.listen(address, listener.hear)
+            return listener
+        raise TypeError(f"{common['name']}: neither advertises nor is connected to")
 
     def _sink(self, reading: Reading, *, durable: bool) -> None:
         self._buffer.append(reading, durable=durable)
         if self._buffer.urgent:
             self._urgent.set()
 
-    async def run(self) -> None:
-        """Run until the process is told to stop; then flush, seal, deliver and say goodbye."""
+    async def run(self) -> bool:
+        """Run until the process is told to stop; then flush, seal, deliver and say goodbye.
+
+        False: readings were lost, for the disk did not take them.
+        """
+        asyncio.get_running_loop().set_exception_handler(_stray)
         connecting = ThreadPoolExecutor(RESOLVERS, "connect")  # aiomqtt asks for the default one
         asyncio.get_running_loop().set_default_executor(connecting)
         async with asyncio.TaskGroup() as tasks:
-            await self._tick()
-            uplink = tasks.create_task(self._uplink.run(self._health), name="uplink")
             taking = tasks.create_task(self._take_readings(), name="readings")
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, taking.cancel)
+            await self._tick()
+            uplink = tasks.create_task(self._uplink.run(self._health), name="uplink")
             notify("READY=1")
             await asyncio.wait({taking})
             notify("STOPPING=1")
@@ -106,15 +135,21 @@ class Service:
             await self._uplink.farewell(self._health, FAREWELL)
             uplink.cancel()
         await self._on_writer(self._buffer.close)  # what was acknowledged last is written down
+        if lost := self._buffer.unsaved:
+            log.error("stopped: %d readings are lost: %s", lost, self._buffer.fault)
+            return False
         log.info(
             "stopped: %d batches wait for the next start", self._buffer.stats().waiting_batches
         )
+        return True
 
     async def _take_readings(self) -> None:
         """Poll every sensor and keep the buffer, for ever."""
         asked = [poller for poller in self._pollers if not isinstance(poller, Listener)]
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._keep_buffer(), name="buffer")
+            if self._radio:
+                tasks.create_task(self._radio.run(), name="radio")
             for poller in self._pollers:
                 place = asked.index(poller) / len(asked) if poller in asked else 0.0
                 delay = place * min(poller.interval, SPREAD)
@@ -138,6 +173,27 @@ class Service:
 
     async def _on_writer(self, work: Callable[[], None]) -> None:
         await asyncio.get_running_loop().run_in_executor(self._writer, work)
+
+
+def _radio(config: Config) -> "Radio | None":
+    """Return the radio, None when no sensor needs it: bleak is imported for those that do."""
+    if not any(isinstance(sensor.driver, BleDriver) for sensor in config.sensors.values()):
+        return None
+    from gateway.ble import Radio  # noqa: PLC0415 - bleak costs 10 MB
+
+    runtime = os.environ.get("RUNTIME_DIRECTORY")
+    return Radio(
+        config.bluetooth.adapter,
+        passive=config.bluetooth.scanning == "passive",
+        restart=Path(runtime, "restart-bluetooth") if runtime else None,
+    )
+
+
+def _stray(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log an error that no task has met; connections that are lost leave many (dbus-fast, paho)."""
+    error = context.get("exception")
+    level = logging.DEBUG if isinstance(error, OSError | EOFError) else logging.ERROR
+    log.log(level, "%s", context["message"], exc_info=error)
 
 
 def _own(directory: Path) -> Disk:

@@ -27,6 +27,17 @@ def _line(value: object) -> str:
     raise ValueError(f"expected text in quotes, one line, got {seen(value)}")
 
 
+LONGEST_TEXT = 65_535
+"""UTF-8 bytes of a text in MQTT."""
+
+
+def _login(value: object) -> str:
+    text = _line(value)
+    if (size := len(text.encode())) > LONGEST_TEXT:
+        raise ValueError(f"expected at most {LONGEST_TEXT} bytes, got {size}")
+    return text
+
+
 def _topic(value: object) -> str:
     topic = _line(value)
     if set(topic) & set("+#") or "" in topic.split("/") or topic[0] == "$" or len(topic) > 256:
@@ -54,6 +65,22 @@ def _degrees(value: object, bound: int) -> float:
     if isinstance(value, int | float) and -bound <= value <= bound and not isinstance(value, bool):
         return float(value)
     raise ValueError(value)
+
+
+def _address(value: object) -> str:
+    if isinstance(value, str) and re.fullmatch(r"[0-9A-Fa-f]{2}([:-]?[0-9A-Fa-f]{2}){5}", value):
+        digits = re.sub("[:-]", "", value.upper())
+        return ":".join(digits[at : at + 2] for at in range(0, 12, 2))
+    expected = "a Bluetooth address such as 'CC:B8:33:4C:88:4F'"
+    raise ValueError(f"expected {expected}, got {seen(value)}")
+
+
+def _adapters(value: object) -> tuple[str, ...]:
+    names = value if isinstance(value, list) and value else [value]
+    for name in names:
+        if not (isinstance(name, str) and re.fullmatch(r"hci[0-9]{1,3}", name)):
+            raise ValueError(f"expected an adapter such as 'hci0', got {seen(name)}")
+    return tuple(dict.fromkeys(names))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +147,7 @@ class UplinkSettings:
     )
     topic: str = setting("bygate/v1", "Root of all topics.", read=_topic)
     username: str | None = setting(
-        None, "Name to log in with at the broker.", example="trd-0042", read=_line
+        None, "Name to log in with at the broker.", example="trd-0042", read=_login
     )
     password_file: Path | None = setting(
         None,
@@ -132,7 +159,7 @@ class UplinkSettings:
         "",
         "MQTT client identifier, unique at the broker; the gateway's id when not given.",
         example="trd-0042",
-        read=_line,
+        read=_login,
     )
     ca_file: Path | None = setting(
         None,
@@ -178,6 +205,21 @@ class BufferSettings:
         low=size("1 MiB"),
     )
     keep_free: Size = setting(size("64 MiB"), "Space on the partition that is left to others.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BluetoothSettings:
+    """The radio that BLE sensors are heard with."""
+
+    adapter: tuple[str, ...] = setting(
+        ("hci0",),
+        "Bluetooth adapters to listen with; one alone may stand without a list.",
+        read=_adapters,
+    )
+    scanning: Literal["active", "passive"] = setting(
+        "active",
+        "Passive asks no device for more; where BlueZ cannot (no --experimental), it is active.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,6 +284,12 @@ class SensorSettings:
         "Path of its serial port, or a name from [ports].",
         example="/dev/serial/by-path/platform-xhci-usb-0:1.3:1.0-port0",
         read=_line,
+    )
+    address: str | None = setting(
+        None,
+        "Bluetooth address of a BLE sensor; `bygate scan` finds it.",
+        example="CC:B8:33:4C:88:4F",
+        read=_address,
     )
     interval: Duration = setting(duration("60s"), "One reading is taken in each.", low=0.1)
     durable: bool = setting(False, "Each reading is flushed to disk at once.")

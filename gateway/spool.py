@@ -10,6 +10,7 @@ they are 260 MiB and take 1.4 s, and on a full disk SQLite's WAL could not even 
 import bisect
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from threading import Lock
 
@@ -65,7 +66,6 @@ class Spool:
         self._acked = Acked(disk)
         self._number = 0
         self._usable = False
-        self._abandoned: list[str] = []
         self.last = 0
         """The highest sequence ever given to a batch."""
         self.previous: tuple[int, int] | None = None
@@ -76,6 +76,7 @@ class Spool:
         """Bytes of the batches that were appended."""
         self._damaged: list[tuple[str, int, bytes]] = []
         self._acked_at = -math.inf
+        self.recovered = False
 
     def recover(self) -> None:
         """Read everything there is; whatever that is, a usable spool comes of it."""
@@ -89,6 +90,7 @@ class Spool:
             self.last = max(self.last, last)
             for held in list(self.waiting(first - 1, last + 1)):
                 self._forget(held.sequence)
+        self.recovered = True
 
     def _recover_segment(self, name: str) -> None:
         self._disk.settle(name)
@@ -102,8 +104,9 @@ class Spool:
             self._take(segment, record)
         self._note_damage(name, end, data[end:])
         if not any(data[end:]):
-            self._disk.cut(name, end)
-            segment.size = end
+            with suppress(OSError):
+                self._disk.cut(name, end)
+                segment.size = end
         self._disk.close(name)
 
     def _note_damage(self, name: str, at: int, data: bytes) -> None:
@@ -154,6 +157,14 @@ class Spool:
         )
         segment.waiting.add(record.sequence)
 
+    def follow(self, other: "Spool") -> int:
+        """Go on where `other` ended, whose files are gone; return how many readings that cost."""
+        self.last = max(self.last, other.last)
+        self.dropped = max(self.dropped, other.dropped)
+        if other.previous:
+            self._saw(*other.previous)
+        return sum(h.readings for h in other.waiting() if h.sequence not in self._held)
+
     def append(
         self, epoch: int, sequence: int, readings: int, first_ms: int, payload: bytes
     ) -> None:
@@ -174,13 +185,16 @@ class Spool:
     def _begin(self, epoch: int, sequence: int) -> None:
         self._number += 1
         name = f"{self._number:08}{_ENDING}"
-        self._abandoned.append(name)
         head = msgpack.packb((self.dropped, self.previous or (0, 0)))
         data = pack(Record(Kind.HEAD, epoch, sequence, 0, 0, head))
-        self._disk.write(name, 0, data)
-        self._disk.sync(name)
-        self._disk.sync_directory()
-        self._abandoned.remove(name)
+        try:
+            self._disk.write(name, 0, data)
+            self._disk.sync(name)
+            self._disk.sync_directory()
+        except OSError:
+            with suppress(OSError):  # each attempt would leave one more
+                self._disk.remove(name)
+            raise
         with self._lock:
             self._segments.append(_Segment(name, len(data), sequence))
         self._usable = True
@@ -188,8 +202,13 @@ class Spool:
     def _write(self, record: Record) -> None:
         segment, data = self._segments[-1], pack(record)
         self._usable = False
-        self._disk.write(segment.name, segment.size, data)
-        self._disk.sync(segment.name)
+        try:
+            self._disk.write(segment.name, segment.size, data)
+            self._disk.sync(segment.name)
+        except OSError:
+            with suppress(OSError):  # half a record takes room that a full disk has not got
+                self._disk.cut(segment.name, segment.size)
+            raise
         self._usable = True
         with self._lock:
             if record.kind == Kind.BATCH:
@@ -211,10 +230,14 @@ class Spool:
             after = held.sequence
 
     def payload(self, held: Held) -> bytes | None:
-        """Return the bytes of a batch, as they were sealed; None when it was evicted meanwhile."""
+        """Return the bytes of a batch, as they were sealed; None when they are not there any more.
+
+        It was evicted meanwhile, or somebody removed the file.
+        """
         if held.sequence not in self._held:
             return None
-        return self._disk.read(held.segment, held.offset, held.length)
+        payload = self._disk.read(held.segment, held.offset, held.length)
+        return payload if len(payload) == held.length else None
 
     def acknowledge(self, sequence: int) -> None:
         """Let go of a batch: it was delivered, or set aside."""
@@ -232,26 +255,50 @@ class Spool:
             if segment.name == held.segment:
                 segment.waiting.discard(sequence)
 
-    def evict(self, reason: str, *, unlink_first: bool = False) -> int:
+    def evict(self, reason: str) -> int:
         """Drop the oldest segment that still holds something; return how many readings that cost.
 
-        The loss is recorded and synced before the file goes, unless the disk is too full for that.
+        The loss is recorded and synced before the file goes.
         """
-        victim = next((s for s in self._segments[:-1] if s.waiting), None)
+        victim = self._oldest()
         if victim is None:
             return 0
-        with self._lock:
-            lost = [self._held[sequence] for sequence in sorted(victim.waiting)]
-        if unlink_first:
-            self._disk.remove(victim.name)
+        lost = self._lost_with(victim)
         readings = sum(held.readings for held in lost)
         self.record_loss(lost[0].sequence, lost[-1].sequence, readings, reason)
+        self._let_go(lost)
+        self.tidy()
+        return readings
+
+    def evict_unrecorded(self) -> int:
+        """Do the same on a disk too full for the record: the next segment's head carries the sum.
+
+        That head is synced with the directory, so never without the file being gone.
+        """
+        victim = self._oldest()
+        if victim is None:
+            return 0
+        lost = self._lost_with(victim)
+        self._disk.remove(victim.name)
+        self._usable = False
+        readings = sum(held.readings for held in lost)
+        self.dropped += readings
+        self._let_go(lost)
+        self.tidy()
+        return readings
+
+    def _oldest(self) -> _Segment | None:
+        return next((s for s in self._segments[:-1] if s.waiting), None)
+
+    def _lost_with(self, victim: _Segment) -> list[Held]:
+        with self._lock:
+            return [self._held[sequence] for sequence in sorted(victim.waiting)]
+
+    def _let_go(self, lost: list[Held]) -> None:
         with self._lock:
             for held in lost:
                 if held.sequence in self._held:
                     self._forget(held.sequence)
-        self.tidy()
-        return readings
 
     def record_loss(self, first: int, last: int, readings: int, reason: str) -> None:
         """Record, for ever, that readings were lost, and why."""
@@ -270,19 +317,19 @@ class Spool:
         self._acked.write(ranges)
         self._acked_at = now
 
-    def tidy(self) -> None:
-        """Remove the segments that are done with."""
+    def tidy(self) -> bool:
+        """Remove the segments that are done with, all but the newest; whether there were any."""
         with self._lock:
             done = [segment.name for segment in self._segments[:-1] if not segment.waiting]
-            kept = [s for s in self._segments if s.name not in done]
-            if kept:
-                self._acked.forget_below(kept[0].first)
-        if self._usable:
-            for name in (*done, *self._abandoned):
-                self._disk.remove(name)
-            self._abandoned.clear()
-            with self._lock:
-                self._segments = [s for s in self._segments if s.name not in done]
+        if done and not self._usable:  # the newest may be one that only recovery has seen
+            self._disk.sync_directory()
+        for name in done:
+            self._disk.remove(name)
+        with self._lock:
+            self._segments = [s for s in self._segments if s.name not in done]
+            if self._segments:
+                self._acked.forget_below(self._segments[0].first)
+        return bool(done)
 
     @property
     def size(self) -> int:

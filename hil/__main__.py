@@ -14,13 +14,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from hil.bluezfaults import FAULTS as BLUEZ_FAULTS
 from hil.device import Device
 from hil.devices import DEVICES
 from hil.faults import FAULTS
 from hil.line import Sent
 from hil.serialline import SerialLine
 
-COMMANDS = ("serial", "broker", "bench")
+COMMANDS = ("serial", "bluez", "broker", "bench")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(run=_list)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _serial_arguments(commands.add_parser("serial", help="run one serial device till Ctrl-C"))
+    _bluez_arguments(commands.add_parser("bluez", help="run BlueZ on a private D-Bus till Ctrl-C"))
     _broker_arguments(commands.add_parser("broker", help="run the scriptable MQTT broker"))
     bench = commands.add_parser("bench", help="measure, and print the figures")
     bench.add_argument("names", nargs="+", metavar="NAME", type=_one_of(benches(), "bench"))
@@ -72,6 +74,29 @@ def _serial_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--delay", type=float, default=2, metavar="S", help="how late `late` is")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="other values, other bits")
     parser.add_argument("--verbose", "-v", action="store_true", help="print what is sent")
+
+
+def _bluez_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_bluez)
+    parser.add_argument(
+        "--advertise",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("ADDRESS", "WHAT=VALUE"),
+        help="a device: manufacturer:0499=HEX service:fcd2=HEX every=S rssi=N name=TEXT",
+    )
+    parser.add_argument("--crowd", type=int, default=0, metavar="N", help="so many strangers")
+    parser.add_argument(
+        "--file", nargs="+", default=[], type=Path, help="what is on the air, as TOML or JSON"
+    )
+    parser.add_argument(
+        "--fault", nargs="+", default=[], metavar="NAME", type=_one_of(BLUEZ_FAULTS, "fault")
+    )
+    parser.add_argument("--adapters", nargs="+", default=["hci0"], metavar="NAME")
+    parser.add_argument("--experimental", action="store_true", help="passive scans are possible")
+    parser.add_argument("--forget-after", type=float, default=30, metavar="S")
+    parser.add_argument("--path", type=Path, help="where the bus listens (default: a new one)")
 
 
 def _broker_arguments(parser: argparse.ArgumentParser) -> None:
@@ -115,15 +140,17 @@ def _about(device: type[Device]) -> str:
 def _list(_: argparse.Namespace) -> None:
     _table("serial DEVICE", {name: _about(device) for name, device in DEVICES.items()})
     _table("serial DEVICE --fault NAME", FAULTS)
+    _table("bluez --fault NAME", BLUEZ_FAULTS)
     _table("bench NAME", benches())
     _table("broker --fault NAME", importlib.import_module("hil.broker").FAULTS)
     print("`python -m hil COMMAND --help` tells the rest, hil/README.md how to test with it.")
 
 
 def _table(title: str, rows: Mapping[str, str]) -> None:
+    width = max([19, *map(len, rows)])
     print(title)
     for name, what in rows.items():
-        print(f"    {name:19} {what}")
+        print(f"    {name:{width}} {what}")
     print()
 
 
@@ -155,6 +182,13 @@ async def _run_serial(options: argparse.Namespace) -> None:
 def _show(sent: Sent) -> None:
     values = "  ".join(f"{quantity.name} {value}" for quantity, value in sent.values.items())
     print(f"{sent.fault or 'ok':12} {values}  {sent.data.hex(' ')}", flush=True)
+
+
+def _bluez(options: argparse.Namespace) -> None:
+    try:
+        importlib.import_module("hil.bluezcommand").run(options)
+    except ValueError as error:  # in a file of what is on the air
+        raise argparse.ArgumentTypeError(error) from None
 
 
 def _broker(options: argparse.Namespace) -> None:

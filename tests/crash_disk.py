@@ -29,6 +29,12 @@ class CrashDisk:
     def names(self) -> list[str]:
         return sorted(self._live)
 
+    def replaced(self) -> bool:
+        return False
+
+    def size(self, name: str) -> int:
+        return len(self._live[name])
+
     def read(self, name: str, offset: int = 0, length: int = -1) -> bytes:
         data = self._live.setdefault(name, bytearray())
         return bytes(data[offset:] if length < 0 else data[offset : offset + length])

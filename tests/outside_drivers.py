@@ -45,6 +45,7 @@ class Attic(LocalDriver):
 class Strict(SerialDriver):
     model = "Strict"
     quantities = ()
+    frame = Frame(start=b"S", length=2)
     height: float = required("Height above the water.", example=2.5)
 
 

@@ -1,10 +1,11 @@
 import errno
 import logging
+import os
 from pathlib import Path
 
 import pytest
 
-from gateway.buffer import BATCH_READINGS, Buffer
+from gateway.buffer import BATCH_READINGS, REFUSED_BYTES, Buffer
 from gateway.disk import Disk
 from gateway.reading import TEMPERATURE, ClockState, Instant, Reading, Value
 from gateway.record import size_of
@@ -398,6 +399,209 @@ def test_the_counts_say_what_waits_where(tmp_path: Path):
     buffer.tick(60.0)
     assert (buffer.stats().waiting_batches, buffer.stats().waiting_readings) == (1, 2)
     assert buffer.stats().taken == 2
+
+
+def test_refused_batches_are_bounded_and_the_oldest_goes_first(tmp_path: Path):
+    buffer = opened(tmp_path / "other")
+    take(buffer, 1.0, 2.0)
+    buffer.close()
+    old = buffer.payload(next(buffer.waiting()))
+    (tmp_path / "refused").mkdir()
+    (tmp_path / "refused" / "9-1-0x99.batch").write_bytes(old)
+    (tmp_path / "refused" / "10-1-0x99.batch").write_bytes(bytes(REFUSED_BYTES - len(old)))
+    buffer = opened(tmp_path)
+    take(buffer, 3.0)
+    buffer.close()
+    buffer.set_aside(next(buffer.waiting()), 0x95)
+    buffer.tick(1.0)
+    assert buffer.stats().refused == ["10-1-0x99.batch", "1-1-0x95.batch"]
+    assert not (tmp_path / "refused" / "9-1-0x99.batch").exists()
+    assert buffer.stats().dropped_by == {"refused by the broker": 2}
+
+
+# A directory that somebody removes
+
+
+@pytest.mark.parametrize("way", ["removed", "made again", "emptied", "moved away"])
+def test_a_directory_that_is_gone_is_begun_anew_and_what_it_held_is_counted(
+    tmp_path: Path, way: str
+):
+    state = tmp_path / "state"
+    buffer = opened(state)
+    take(buffer, 1.0, 2.0)
+    buffer.tick(0.0)
+    buffer.tick(60.0)
+    take(buffer, 3.0, durable=True)
+    buffer.tick(61.0)
+    if way == "moved away":
+        state.rename(tmp_path / "moved")
+    else:
+        for path in state.rglob("*"):
+            path.unlink() if path.is_file() else path.rmdir()
+        if way != "emptied":
+            state.rmdir()
+    if way == "made again":
+        state.mkdir()
+    take(buffer, 4.0, durable=True)
+    buffer.tick(62.0)
+    assert buffer.stats().dropped_by == {"state directory removed": 2}
+    assert "was removed or replaced" in buffer.stats().faults[0]
+    assert buffer.last == 1
+    again = opened(state, epoch=2)
+    assert values(again) == [3.0, 4.0]
+    assert [(b.epoch, b.sequence) for b in batches(again)] == [(1, 2)]
+    assert again.stats().dropped == 2
+
+
+def test_a_file_that_somebody_removed_is_no_empty_batch(tmp_path: Path):
+    buffer = opened(tmp_path)
+    take(buffer, 1.0)
+    buffer.close()
+    for segment in tmp_path.glob("*.seg"):
+        segment.unlink()
+    assert buffer.payload(next(buffer.waiting())) is None
+
+
+def test_a_directory_that_another_gateway_has_taken_is_left_to_it(tmp_path: Path):
+    state = tmp_path / "state"
+    buffer = opened(state)
+    take(buffer, 1.0, durable=True)
+    buffer.tick(1.0)
+    state.rename(tmp_path / "moved")
+    other = Disk(state)
+    assert other.lock()
+    buffer.tick(2.0)
+    assert "another bygate uses it" in buffer.stats().faults[0]
+    assert other.names() == ["lock"]
+    assert buffer.unsaved == 0
+
+
+# A disk that is full
+
+
+class SmallDisk(Disk):
+    """One that holds so many bytes in all; of what is too much it takes half."""
+
+    most = 4 << 20
+    dead = False
+
+    def write(self, name: str, offset: int, data: bytes) -> None:
+        if self.dead:
+            raise OSError(errno.EIO, "Input/output error")
+        sizes = {path.name: path.stat().st_size for path in self.directory.iterdir()}
+        grown = offset + len(data) - sizes.get(name, 0)
+        if grown > 0 and sum(sizes.values()) + grown > self.most:
+            super().write(name, offset, data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().write(name, offset, data)
+
+
+UNBOUND = BufferSettings(flush_interval=10, seal_interval=60, max_size=1 << 40, keep_free=0)
+
+
+def filled(disk: SmallDisk) -> tuple[Buffer, int]:
+    """Return a buffer on the disk that has hardly any room left, and what it took."""
+    buffer = Buffer(disk, UNBOUND, "trd-0042", boot=7, epoch=1)
+    buffer.tick(0.0)
+    taken = 0
+    while sum(path.stat().st_size for path in disk.directory.iterdir()) < disk.most - 200_000:
+        taken += fill(buffer)
+    return buffer, taken
+
+
+def fill(buffer: Buffer) -> int:
+    take(buffer, *(os.urandom(120).hex() for n in range(200)))
+    buffer.tick(0.0)
+    return 200
+
+
+def test_on_a_full_disk_the_oldest_that_waits_goes_first_and_is_counted(tmp_path: Path):
+    disk = SmallDisk(tmp_path)
+    buffer, taken = filled(disk)
+    while taken < 60_000:
+        taken += fill(buffer)
+        assert buffer.stats().faults == []
+    buffer.close()
+    dropped = buffer.stats().dropped
+    assert buffer.stats().dropped_by == {"disk full": dropped}
+    assert len(values(buffer)) + dropped == taken
+    again = opened(tmp_path, epoch=2)
+    assert again.stats().dropped == dropped
+    assert len(values(again)) + dropped == taken
+
+
+def test_on_a_full_disk_what_is_acknowledged_goes_first(tmp_path: Path):
+    disk = SmallDisk(tmp_path)
+    buffer, _ = filled(disk)
+    for held in list(buffer.waiting()):
+        buffer.acknowledge(held.sequence)
+    disk.most = sum(path.stat().st_size for path in tmp_path.iterdir())
+    for _ in range(20):
+        fill(buffer)
+    assert buffer.stats().faults == []
+    assert buffer.stats().dropped == 0
+    assert len(list(tmp_path.glob("*.seg"))) < 4
+
+
+def test_a_disk_that_others_filled_is_no_deadlock(tmp_path: Path):
+    disk = SmallDisk(tmp_path)
+    buffer = Buffer(disk, UNBOUND, "trd-0042", boot=7, epoch=1)
+    buffer.tick(0.0)
+    fill(buffer)
+    segments = len(list(tmp_path.glob("*.seg")))
+    disk.most = 0
+    for second in range(20):
+        take(buffer, 1.0)
+        buffer.tick(100.0 * second)
+    assert "No space left" in buffer.stats().faults[0]
+    assert len(list(tmp_path.glob("*.seg"))) == segments
+    disk.most = 4 << 20
+    buffer.tick(3000.0)
+    assert buffer.stats().faults == []
+    assert buffer.stats().dropped == 0
+    buffer.close()
+    assert len(values(buffer)) == 220
+
+
+def test_what_is_delivered_goes_although_the_disk_takes_nothing(tmp_path: Path):
+    disk = SmallDisk(tmp_path)
+    buffer, _ = filled(disk)
+    for held in list(buffer.waiting()):
+        buffer.acknowledge(held.sequence)
+    disk.dead = True
+    fill(buffer)
+    assert "Input/output error" in buffer.stats().faults[0]
+    assert len(list(tmp_path.glob("*.seg"))) == 1
+
+
+def test_it_says_how_many_readings_are_in_ram_alone(tmp_path: Path):
+    disk = SmallDisk(tmp_path)
+    buffer = Buffer(disk, UNBOUND, "trd-0042", boot=7, epoch=1)
+    buffer.tick(0.0)
+    take(buffer, 1.0)
+    buffer.tick(20.0)
+    assert buffer.unsaved == 0
+    disk.dead = True
+    take(buffer, 2.0, 3.0)
+    assert buffer.unsaved == 2
+    buffer.close()
+    assert buffer.unsaved == 2
+    assert values(opened(tmp_path, epoch=2)) == [1.0]
+
+
+def test_it_starts_on_a_full_disk_and_recovers_once(tmp_path: Path):
+    disk = SmallDisk(tmp_path)
+    buffer, taken = filled(disk)
+    buffer.close()
+    disk.most = 0
+    again = Buffer(disk, UNBOUND, "trd-0042", boot=7, epoch=2)
+    for second in range(20):
+        again.tick(100.0 * second)
+    assert len(values(again)) + again.stats().dropped == taken
+    assert len(list(tmp_path.glob("*.seg"))) <= 1
+    disk.most = 4 << 20
+    again.tick(3000.0)
+    assert again.stats().faults == []
 
 
 def test_the_oldest_reading_that_waits_is_known_wherever_it_is(tmp_path: Path):

@@ -216,6 +216,24 @@ def test_one_driver_as_json_has_types_defaults_and_units(site: Path):
     assert told["quantities"] == [{"name": "temperature", "unit": "Cel"}]
 
 
+def test_a_bluetooth_driver_shows_how_it_is_known_and_what_is_read(site: Path):
+    ruuvi = bygate(site, "drivers", "ruuvi").stdout
+    assert ruuvi.startswith("ruuvi: RuuviTag, Ruuvi Air\nble\n\ncompanies: 0x0499\n\n")
+    sensing = bygate(site, "drivers", "environmental_sensing").stdout
+    assert "\ngatt\n\nservices: 181a\ncharacteristics: 2a6e, 2a6f, 2a6d, " in sensing
+    told = json.loads(bygate(site, "drivers", "airthings", "--json").stdout)
+    assert told["companies"] == ["0x0334"]
+    assert len(told["characteristics"]) == 3
+
+
+def test_numbered_quantities_stand_in_one_line(site: Path):
+    told = bygate(site, "drivers", "bthome").stdout
+    rows = [line.split() for line in told.partition("QUANTITY")[2].splitlines()[1:]]
+    assert rows[0] == ["temperature", "(to", "_4)", "Cel"]
+    assert ["bthome_unknown", "-"] in rows
+    assert not [row for row in rows if row[0].endswith("_2")]
+
+
 def test_an_unknown_driver_gets_its_near_match(site: Path):
     done = bygate(site, "drivers", "buyo")
     assert (done.returncode, done.stdout) == (2, "")

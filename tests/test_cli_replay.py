@@ -121,10 +121,19 @@ def of_frame(frame: dict[str, Any], driver: str) -> dict[str, Any]:
     return {"outcome": "ok", "values": shown}
 
 
+def listed(given: str | list[str]) -> list[str]:
+    return [given] if isinstance(given, str) else given
+
+
 @pytest.mark.parametrize(("name", "capture"), CAPTURES)
 def test_a_capture_is_printed_as_it_says(name: str, capture: dict[str, Any], replay: Replay):
     chosen = [f"--set={key}={value}" for key, value in capture.get("settings", {}).items()]
-    code = replay(name, *chosen, capture["hex"])
+    chosen += [
+        f"--{option}={value}"
+        for option in ("manufacturer", "service", "address", "characteristic")
+        for value in listed(capture.get(option, []))
+    ]
+    code = replay(name, *chosen, *listed(capture["hex"]))
     assert replay.told == [of_frame(each, name) for each in capture["frames"]] or [NO_REPLY]
     assert code == int(any(each["outcome"] != "ok" for each in replay.told))
 
@@ -208,8 +217,8 @@ def test_settings_are_the_drivers_own(replay: Replay):
     [
         (("sds01", "00"), "there is no driver 'sds01'; did you mean 'sds011'?"),
         (("zzz", "00"), "there is no driver 'zzz'; `bygate drivers` lists them"),
-        (("host", "00"), "driver 'host' hears no device on a port: there is nothing to replay"),
-        (("formless", "00"), "driver 'formless' declares no frame: there is nothing to cut"),
+        (("host", "00"), "driver 'host' hears no device: there is nothing to replay"),
+        (("formless", "00"), "driver 'formless' cannot be loaded: it declares no frame"),
         (("lost", "00"), "driver 'lost' cannot be loaded: No module named 'replayed_nowhere'"),
         (("sds011", "0g"), "HEX '0g': 'g' is no hexadecimal digit"),
         (("sds011", GOOD, "a0x"), "HEX 'a0x': 'x' is no hexadecimal digit"),

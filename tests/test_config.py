@@ -169,6 +169,7 @@ TABLE_MISTAKES = {
     "gateway.state_dir: expected a path beginning with '/', got": ['"x"', '"/a\\u0000"', "5"],
     "uplink.keepalive: expected a duration such as '60s' from 1s to 65535s, got": ['"0s"', '"1d"'],
     "uplink.client_id: expected text in quotes, one line, got": ['""', "5", '"a\\nb"'],
+    "uplink.client_id: expected at most 65535 bytes, got 70000": [f'"{"é" * 35_000}"'],
     "site.location: expected [latitude, longitude] in degrees, such as [63.4333, 10.4032], got": [
         *(
             "[91, 0]",
@@ -284,7 +285,7 @@ def test_a_required_setting_of_a_driver_is_asked_for_with_an_example():
 
 def test_a_local_driver_takes_no_port():
     found = mistake(BASE + '[sensors.a]\ndriver = "attic"\nport = "/dev/x"\n')
-    assert found == "7: sensors.a.port: its driver reads the gateway itself and has no port"
+    assert found == "7: sensors.a.port: a local driver has no port"
 
 
 def test_a_port_that_is_not_there_gets_its_near_match():

@@ -12,7 +12,8 @@ from drivers import pms5003, sds011
 from gateway.buffer import Buffer
 from gateway.disk import Disk
 from gateway.driver import SerialDriver
-from gateway.poller import Listener, SerialPoller
+from gateway.listener import SerialListener
+from gateway.poller import SerialPoller
 from gateway.reading import PM10, Reading
 from gateway.settings import BufferSettings
 from gateway.wire import decode
@@ -42,7 +43,7 @@ class Day:
             for n in range(18)
         ]
         self.heard = [
-            self.sensor(f"p{n}", Pms5003(seed=n, period=10), pms5003.Driver(), Listener, n)
+            self.sensor(f"p{n}", Pms5003(seed=n, period=10), pms5003.Driver(), SerialListener, n)
             for n in range(2)
         ]
 

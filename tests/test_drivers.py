@@ -1,26 +1,43 @@
 """What holds for every driver. Run as a module it renews the table in drivers/README.md."""
 
+import argparse
 import ast
 import dataclasses
 import inspect
+import io
+import random
+import re
+import tokenize
 import tomllib
-from functools import cache, reduce
+from collections.abc import Iterable, Iterator
+from functools import cache, partial, reduce
 from operator import xor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESCCM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.advertisement import full_uuid
+from gateway.cli import replay_ble
+from gateway.cli.columns import folded
 from gateway.driver import (
+    Advertisement,
+    AdvertisementDriver,
+    BleDriver,
     Driver,
+    GattDriver,
     LocalDriver,
+    Outcome,
     SensorError,
     SerialDriver,
     find,
+    heard,
     names,
+    outcome,
     outcomes,
 )
 from gateway.reading import CATALOGUE, Quantity, Value
@@ -32,6 +49,9 @@ MARKS = ("<!-- table of drivers -->\n", "<!-- end of table -->")
 
 DRIVERS = names()
 SERIAL = [name for name in DRIVERS if issubclass(find(name), SerialDriver)]
+BLE = [name for name in DRIVERS if issubclass(find(name), BleDriver)]
+OPTIONS = ("manufacturer", "service", "address", "characteristic")
+"""What a capture says of its bytes, as `bygate replay` takes it."""
 
 FORBIDDEN = {"asyncio", "logging", "os", "pathlib", "serial", "socket", "threading", "time"}
 
@@ -63,21 +83,38 @@ EVERY_CAPTURE = [
 
 
 def made(name: str, **chosen: object) -> Any:
-    return find(name)(**chosen)
+    declared = settings_of(find(name))
+    return find(name)(**{key: declared[key].read(value) for key, value in chosen.items()})
 
 
 @cache
-def variants(name: str) -> list[SerialDriver]:
+def variants(name: str) -> list[Any]:
     """The driver with every set of settings that its captures use."""
     sets = [capture.get("settings", {}) for capture in captures(name)]
     return [made(name, **one) for one in [{}, *sets]]
 
 
-def replayed(driver: SerialDriver, data: bytes) -> list[dict[str, Any]]:
-    return [
-        {"outcome": one.name} if one.values is None else named(one.values)
-        for one in outcomes(driver, data)
-    ]
+def listed(given: str | list[str]) -> list[str]:
+    return [given] if isinstance(given, str) else given
+
+
+def replayed(name: str, capture: dict[str, Any]) -> list[dict[str, Any]]:
+    return shown(told(made(name, **capture.get("settings", {})), capture))
+
+
+def shown(found: Iterable[Outcome]) -> list[dict[str, Any]]:
+    return [{"outcome": one.name} if one.values is None else named(one.values) for one in found]
+
+
+def told(driver: Any, capture: dict[str, Any]) -> Iterable[Outcome]:
+    data = [bytes.fromhex(text) for text in listed(capture["hex"])]
+    options = {option: capture.get(option) for option in OPTIONS}
+    options["characteristic"] = listed(capture.get("characteristic", []))
+    if isinstance(driver, SerialDriver):
+        return outcomes(driver, *data)
+    if isinstance(driver, GattDriver):
+        return replay_ble.readings(driver, argparse.Namespace(**options), data)
+    return replay_ble.advertisements(driver, argparse.Namespace(**options), data)
 
 
 def named(values: Any) -> dict[str, Any]:
@@ -95,28 +132,29 @@ def typed(frames: list[dict[str, Any]]) -> list[dict[str, type]]:
 
 @pytest.mark.parametrize(("name", "capture"), EVERY_CAPTURE)
 def test_a_capture_means_what_it_says(name: str, capture: dict[str, Any]):
-    found = replayed(made(name, **capture.get("settings", {})), bytes.fromhex(capture["hex"]))
+    found = replayed(name, capture)
     assert found == capture["frames"]
     assert typed(found) == typed(capture["frames"])
 
 
-@pytest.mark.parametrize("name", SERIAL)
-def test_a_serial_driver_has_captures_good_and_bad(name: str):
+@pytest.mark.parametrize("name", SERIAL + BLE)
+def test_a_driver_of_a_device_has_captures_good_and_bad(name: str):
     frames = [frame for capture in captures(name) for frame in capture["frames"]]
     assert any("values" in frame for frame in frames)
     assert any(frame.get("outcome", "").startswith("bad ") for frame in frames)
-    assert any(not capture["frames"] for capture in captures(name))
+    assert name in BLE or any(not capture["frames"] for capture in captures(name))
 
 
 @pytest.mark.parametrize(("name", "capture"), EVERY_CAPTURE)
 def test_a_capture_has_a_source_and_no_key_that_means_nothing(name: str, capture: dict[str, Any]):
-    assert {"source", "hex", "frames"} <= capture.keys() <= {"source", "hex", "frames", "settings"}
+    needed = {"source", "hex", "frames"}
+    assert needed <= capture.keys() <= needed | {"settings", *(OPTIONS if name in BLE else ())}
     assert all(frame.keys() <= {"outcome", "values", "invalid"} for frame in capture["frames"])
 
 
 def test_a_quantity_has_one_type_whatever_the_driver():
     types: dict[str, set[type]] = {}
-    for name in SERIAL:
+    for name in SERIAL + BLE:
         for capture in captures(name):
             for frame in typed(capture["frames"]):
                 for quantity, kind in frame.items():
@@ -127,10 +165,15 @@ def test_a_quantity_has_one_type_whatever_the_driver():
 # Any bytes: declared quantities or a sensor's error.
 
 
-def check(driver: SerialDriver, values: Any) -> None:
-    assert values is None or values.keys() <= set(driver.quantities)
+def check(driver: Driver, values: Any) -> None:
+    assert values is None or values.keys() <= declared(type(driver))
     for quantity, value in (values or {}).items():
         assert plain(quantity, value), (quantity.name, value)
+
+
+@cache
+def declared(driver: type[Driver]) -> set[Quantity]:
+    return set(driver.quantities)
 
 
 def plain(quantity: Quantity, value: Value) -> bool:
@@ -168,9 +211,9 @@ def test_a_spoilt_stream_gives_declared_quantities_or_named_outcomes(
     name: str, data: st.DataObject
 ):
     driver, stream = data.draw(st.sampled_from(variants(name))), data.draw(mutated(name))
-    for outcome in outcomes(driver, stream):
-        check(driver, outcome.values)
-        assert outcome.frame in stream
+    for one in outcomes(driver, stream):
+        check(driver, one.values)
+        assert one.frame in stream
 
 
 @pytest.mark.parametrize("name", sorted(set(SERIAL) & SEALS.keys()))
@@ -188,6 +231,75 @@ def test_every_checked_driver_has_a_seal():
     assert {name for name in SERIAL if find(name).checked} == SEALS.keys()
 
 
+ROUNDS = 10_000
+
+
+def spoilt(chance: random.Random, data: bytes) -> bytes:
+    """Return any bytes, or `data` with some of its own changed, put in, left out."""
+    if chance.random() < 0.3:
+        return chance.randbytes(chance.randrange(60))
+    kept = bytearray(data)
+    for _ in range(chance.randrange(4)):
+        at = chance.randrange(len(kept) + 1)
+        kept[at : at + chance.randrange(3)] = chance.randbytes(chance.randrange(4))
+    return bytes(kept)
+
+
+def spoilt_captures(name: str) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Yield 10 000 captures whose bytes were spoilt, the same at each run, and drivers for them."""
+    chance = random.Random(name)
+    drivers = [made(name, **each.get("settings", {})) for each in captures(name)]
+    known = list(zip(drivers, captures(name), strict=True))
+    for _ in range(ROUNDS):
+        driver, capture = chance.choice(known)
+        texts = listed(capture["hex"])
+        changed = [spoilt(chance, bytes.fromhex(text)).hex() for text in texts]
+        yield driver, capture | {"hex": changed}
+
+
+def decoded(driver: Any, capture: dict[str, Any]) -> Iterable[Outcome]:
+    if not isinstance(driver, GattDriver):
+        return told(driver, capture)
+    values = {
+        uuid: bytes.fromhex(text)
+        for uuid, text in zip(listed(capture["characteristic"]), capture["hex"], strict=False)
+    }
+    return [outcome(b"", partial(driver.decode, values))]
+
+
+@pytest.mark.parametrize("name", BLE)
+def test_ten_thousand_spoilt_payloads_give_declared_quantities_or_named_outcomes(name: str):
+    seen = set()
+    for driver, capture in spoilt_captures(name):
+        for one in decoded(driver, capture):
+            seen.add(one.name)
+            check(driver, one.values)
+            assert one.why or one.name in ("ok", "not mine"), "a fault is told in words"
+    assert "driver error" not in seen
+    assert {"ok", "bad frame"} <= seen
+
+
+def test_what_is_rightly_sealed_and_nonsense_gives_no_other_error():
+    chance = random.Random(0)
+    driver = made("bthome", key=SEALED["key"])
+    for number in range(ROUNDS // 2):
+        said = sealed_bthome(spoilt(chance, bytes.fromhex("02ca0903bf13")), number)
+        (one,) = heard(driver, [said])
+        assert one.name in ("ok", "not mine", "bad frame")
+        check(driver, one.values)
+
+
+SEALED = {"key": "231d39c1d7cc1ab1aee224cd096db932", "address": "54:48:E6:8F:80:A5"}
+
+
+def sealed_bthome(plain: bytes, counter: int) -> Advertisement:
+    count = counter.to_bytes(4, "little")
+    nonce = bytes.fromhex(SEALED["address"].replace(":", "")) + b"\xd2\xfc\x41" + count
+    sealed = AESCCM(bytes.fromhex(SEALED["key"]), 4).encrypt(nonce, plain, None)
+    data = b"\x41" + sealed[:-4] + count + sealed[-4:]
+    return Advertisement(address=SEALED["address"], service_data={full_uuid("fcd2"): data})
+
+
 # The contract.
 
 
@@ -202,11 +314,37 @@ def test_a_driver_describes_its_device(name: str):
     assert not issubclass(driver, SerialDriver) or driver.frame
 
 
+@pytest.mark.parametrize("name", BLE)
+def test_a_ble_driver_says_how_its_devices_are_known_and_what_is_read(name: str):
+    driver: Any = find(name)
+    assert driver.companies or driver.services
+    assert all(0 <= company <= 0xFFFF for company in driver.companies)
+    uuids = [*driver.services, *getattr(driver, "characteristics", ())]
+    assert len({full_uuid(uuid) for uuid in uuids}) == len(uuids)
+    assert not issubclass(driver, GattDriver) or driver.characteristics
+
+
+@pytest.mark.parametrize("name", BLE)
+def test_a_ble_driver_hears_its_own_captures_and_no_other(name: str):
+    driver: Any = find(name)
+    assert all(
+        driver.hears(Advertisement(address="", service_uuids=(full_uuid(each),)))
+        for each in driver.services
+    )
+    assert all(
+        driver.hears(Advertisement(address="", manufacturer_data={each: b""}))
+        for each in driver.companies
+    )
+    assert not driver.hears(Advertisement(address="", manufacturer_data={0x004C: b""}))
+
+
 @pytest.mark.parametrize("name", DRIVERS)
 def test_a_quantity_is_in_the_catalogue_or_bears_the_drivers_name(name: str):
     for quantity in find(name).quantities:
         own = quantity.name.startswith(f"{name}_") and quantity.name not in CATALOGUE
-        assert own or CATALOGUE.get(quantity.name) == quantity
+        whole, _, part = quantity.name.rpartition("_")
+        parts = [CATALOGUE[whole].part(part)] if whole in CATALOGUE else []
+        assert own or quantity in [CATALOGUE.get(quantity.name), *parts]
 
 
 @pytest.mark.parametrize("name", DRIVERS)
@@ -225,10 +363,17 @@ def test_each_setting_is_described(name: str):
 
 @pytest.mark.parametrize("name", DRIVERS)
 def test_a_driver_fits_on_a_page_that_begins_with_its_frame(name: str):
-    assert len(inspect.getsource(module(name)).splitlines()) <= 80
-    if issubclass(find(name), SerialDriver):
+    assert code_lines(inspect.getsource(module(name))) <= 80
+    if not issubclass(find(name), LocalDriver):
         drawn = [line for line in (module(name).__doc__ or "").splitlines() if line[:4] == "    "]
         assert drawn, "the docstring draws no frame"
+
+
+def code_lines(source: str) -> int:
+    """Count the lines on which something begins that is no comment; a text counts as one line."""
+    shape = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+    tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))[:-1]
+    return len({token.start[0] for token in tokens if token.type not in shape})
 
 
 @pytest.mark.parametrize("name", DRIVERS)
@@ -286,7 +431,7 @@ def table() -> str:
     rows = ["| driver | link | model | quantities |", "| --- | --- | --- | --- |"]
     for name in DRIVERS:
         driver: type[Driver] = find(name)
-        quantities = ", ".join(quantity.name for quantity in driver.quantities)
+        quantities = ", ".join(folded([quantity.name for quantity in driver.quantities]))
         note = "" if driver.checked else ", no checksum"
         rows.append(f"| {name} | {driver.link}{note} | {driver.model} | {quantities} |")
     return "\n".join(rows) + "\n"
@@ -308,11 +453,22 @@ def test_the_readmes_example_is_a_driver():
     assert code == (README.parent / "sds011.py").read_text()
 
 
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
+
+
 def test_the_readmes_capture_means_what_it_says():
-    text = README.read_text().partition("```toml\n")[2].partition("```")[0]
-    (capture,) = tomllib.loads(text)["capture"]
-    driver = made("maxbotix", **capture["settings"])
-    assert replayed(driver, bytes.fromhex(capture["hex"])) == capture["frames"]
+    (capture,) = tomllib.loads(blocks("toml")[0])["capture"]
+    assert replayed("maxbotix", capture) == capture["frames"]
+
+
+@pytest.mark.parametrize(("number", "base"), [(0, AdvertisementDriver), (1, GattDriver)])
+def test_the_readmes_bluetooth_drivers_decode_its_captures(number: int, base: type[Driver]):
+    space: dict[str, Any] = {"__name__": "guide"}
+    exec(blocks("python")[1 + number], space)
+    driver, capture = space["Driver"](), tomllib.loads(blocks("toml")[1])["capture"][number]
+    assert isinstance(driver, base)
+    assert shown(told(driver, capture)) == capture["frames"]
 
 
 if __name__ == "__main__":

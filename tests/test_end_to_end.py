@@ -326,7 +326,26 @@ def test_the_status_is_retained_and_the_will_says_offline(tmp_path: Path):
             assert json.loads(broker.retained[topic])["state"] == "online"
             daemon.process.kill()
             await broker.wait_for(lambda _: not broker.connections)
-            assert json.loads(broker.retained[topic])["state"] == "offline"
+            will = json.loads(broker.retained[topic])
+            assert will["state"] == "offline"
+            shown = (ROOT / "gateway/WIRE.md").read_text()
+            example = next(line for line in shown.split("\n") if line.startswith('{"state"'))
+            assert will.keys() == json.loads(example).keys()
+
+    run(scenario())
+
+
+def test_any_number_of_sensors_finds_its_broker_again(tmp_path: Path):
+    async def scenario() -> None:
+        many = "".join(
+            sensor(f"{'street-' * 8}{n}", "simulator", interval="1h") for n in range(400)
+        )
+        async with Broker() as broker, gateway(tmp_path, broker.url, many) as daemon:
+            topic = "bygate/v1/trd-0042/status"
+            await broker.wait_for(lambda _: len(broker.retained.get(topic, b"")) > 65_535)
+            broker.drop()
+            await broker.wait_for(lambda _: broker.connects == 2)
+            assert await daemon.stop() == 0
 
     run(scenario())
 

@@ -62,14 +62,14 @@ def test_nothing_but_the_demo_imports_simulated_hardware():
     assert users == [GATEWAY / "cli/demo.py"]
 
 
-def test_the_daemon_imports_neither_rich_nor_bleak():
+def test_the_daemon_imports_neither_rich_nor_bleak_nor_cryptography():
     program = """
 import sys
 import gateway.cli, gateway.cli.run, gateway.service
 from gateway.driver import find, names
 for name in names():
     find(name)
-print(sorted({"rich", "bleak", "hil"} & set(sys.modules)))
+print(sorted({"rich", "bleak", "cryptography", "hil"} & set(sys.modules)))
 """
     ran = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True

@@ -114,6 +114,54 @@ def test_told_to_stop_before_it_has_started_it_ends_in_good_order(tmp_path: Path
     run(scenario())
 
 
+CRASHES = """
+import asyncio
+import gateway.service
+
+async def crash(*_):
+    await asyncio.sleep(0.5)
+    raise RuntimeError("a bug")
+
+class Driver(Driver):
+    def __post_init__(self):
+        gateway.service.Uplink.run = crash
+"""
+
+
+def test_a_mistake_of_its_own_ends_it_although_a_thread_hangs(stuck_driver: str, tmp_path: Path):
+    (tmp_path / "stuck_driver.py").write_text(HANGS + CRASHES)
+
+    async def scenario() -> None:
+        async with gateway(tmp_path, "mqtt://127.0.0.1:1", sensor("it", stuck_driver)) as daemon:
+            assert "a bug" in await daemon.says("RuntimeError")
+            async with asyncio.timeout(5):
+                assert await daemon.process.wait() == 1
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("sealed", ["1h", "400ms"])
+def test_it_says_how_many_readings_a_broken_disk_costs(sealed: str, tmp_path: Path):
+    (tmp_path / "state").write_text("a file where the directory should be")
+
+    async def scenario() -> None:
+        async with SerialLine(Sds011(), tmp_path / "tty") as line:
+            sensors = sensor("air", "sds011", line.path)
+            url = "mqtt://127.0.0.1:1"
+            async with gateway(tmp_path, url, sensors, seal_interval=sealed) as daemon:
+                await daemon.says("nothing listens there")
+                while len(line.good) < 3:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+                await asyncio.sleep(0.2)
+                assert await daemon.stop() == 1
+                said = await daemon.says("stopped")
+                assert int(said.split()[2]) >= 2, said
+                assert "are lost" in said
+                assert "set [gateway] state_dir" in said
+
+    run(scenario())
+
+
 def test_a_second_signal_changes_nothing(tmp_path: Path):
     async def scenario() -> None:
         async with Broker() as broker, SerialLine(Sds011(), tmp_path / "tty") as line:

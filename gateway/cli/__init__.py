@@ -18,6 +18,7 @@ COMMANDS = {
     "run": "the daemon",
     "demo": "the whole gateway on this machine with simulated sensors and a broker of its own",
     "check": "every mistake in config.toml at once, or what will run",
+    "scan": "BLE sensors of known families that are heard, and the lines for config.toml",
     "drivers": "the drivers there are, or one driver's settings and quantities",
     "decode": "batch files or standard input as JSON lines, for whoever receives them",
     "replay": "recorded bytes through a driver: what comes out, or which fault",

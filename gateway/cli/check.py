@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.cli import DEFAULT_CONFIG
-from gateway.cli.columns import columns
+from gateway.cli.columns import columns, folded
 from gateway.config import Config, ConfigError, PortSettings, SensorSettings, load
 from gateway.driver import SerialDriver
 from gateway.measure import shown_duration, shown_size
@@ -49,7 +49,7 @@ def _print_mistakes(error: ConfigError, *, as_json: bool) -> None:
 
 
 def _as_text(config: Config) -> str:
-    heads = ("SENSOR", "DRIVER", "LINK", "PORT", "INTERVAL", "QUANTITIES")
+    heads = ("SENSOR", "DRIVER", "LINK", "PORT OR ADDRESS", "INTERVAL", "QUANTITIES")
     sensors = (
         columns(heads, *map(_row, config.sensors.values()))
         if config.sensors
@@ -62,9 +62,16 @@ def _row(sensor: SensorSettings) -> tuple[str, ...]:
     line = sensor.driver.link
     if isinstance(sensor.driver, SerialDriver) and sensor.port:
         line += f" {_line(sensor.driver, sensor.port)}"
-    port = str(sensor.port.path) if sensor.port else "-"
+    port = str(sensor.port.path) if sensor.port else sensor.address or "-"
     interval = shown_duration(sensor.interval) + (", durable" if sensor.durable else "")
-    return sensor.name, sensor.driver_name, line, port, interval, ", ".join(_quantities(sensor))
+    return (
+        sensor.name,
+        sensor.driver_name,
+        line,
+        port,
+        interval,
+        ", ".join(folded(_quantities(sensor))),
+    )
 
 
 def _line(driver: SerialDriver, port: PortSettings) -> str:
@@ -100,6 +107,7 @@ def _as_json(config: Config) -> dict[str, Any]:
         "gateway": _table(config.gateway),
         "uplink": _table(config.uplink) | {"url": [broker.url for broker in config.uplink.url]},
         "buffer": _table(config.buffer),
+        "bluetooth": _table(config.bluetooth),
         "sensors": [_sensor(sensor) for sensor in config.sensors.values()],
     }
 
@@ -115,6 +123,7 @@ def _sensor(sensor: SensorSettings) -> dict[str, Any]:
         "driver": sensor.driver_name,
         "link": sensor.driver.link,
         "port": _table(sensor.port) if sensor.port else None,
+        "address": sensor.address,
         "interval": shown_duration(sensor.interval),
         "durable": sensor.durable,
         "settings": _table(sensor.driver),

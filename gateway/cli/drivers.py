@@ -7,8 +7,18 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.cli.columns import columns
-from gateway.driver import DRIVER_FAULTS, Driver, DriverBroken, SerialDriver, find, names
+from gateway.cli.columns import columns, folded
+from gateway.driver import (
+    DRIVER_FAULTS,
+    BleDriver,
+    Driver,
+    DriverBroken,
+    GattDriver,
+    SerialDriver,
+    find,
+    names,
+    said,
+)
 from gateway.schema import Setting, nearest, plain, settings_of
 
 
@@ -40,7 +50,7 @@ def _describe(name: str) -> dict[str, Any]:
     except DriverBroken as error:
         return {"name": name, "broken": " ".join(str(error).split())}
     except DRIVER_FAULTS as error:
-        return {"name": name, "broken": " ".join(f"{type(error).__name__}: {error}".split())}
+        return {"name": name, "broken": " ".join(f"{type(error).__name__}: {said(error)}".split())}
 
 
 def _said_by(name: str, driver: type[Driver]) -> dict[str, Any]:
@@ -49,12 +59,28 @@ def _said_by(name: str, driver: type[Driver]) -> dict[str, Any]:
         "name": name,
         "link": driver.link,
         "line": _line(driver) if issubclass(driver, SerialDriver) else None,
+        **_heard(driver),
         "model": driver.model,
         "checked": driver.checked,
         "quantities": [{"name": each.name, "unit": each.unit} for each in driver.quantities],
         "settings": [_setting(setting) for setting in settings_of(driver).values()],
         "doc": "\n\n".join(filter(None, (inspect.getdoc(module), _own_doc(driver)))),
     }
+
+
+_HEARD = ("companies", "services", "characteristics")
+
+
+def _heard(driver: type[Driver]) -> dict[str, list[str]]:
+    """Return how its advertisements are known, and what is read when it is connected."""
+    if not issubclass(driver, BleDriver):
+        return {}
+    found = {
+        "companies": [f"0x{company:04x}" for company in driver.companies],
+        "services": list(driver.services),
+    }
+    read = list(driver.characteristics) if issubclass(driver, GattDriver) else []
+    return {key: value for key, value in (found | {"characteristics": read}).items() if value}
 
 
 def _own_doc(driver: type[Driver]) -> str:
@@ -84,7 +110,7 @@ def _list(found: list[dict[str, Any]]) -> str:
 def _row(driver: Mapping[str, Any]) -> tuple[str, ...]:
     if "broken" in driver:
         return driver["name"], "broken", "-", driver["broken"]
-    quantities = ", ".join(each["name"] for each in driver["quantities"])
+    quantities = ", ".join(folded([each["name"] for each in driver["quantities"]]))
     return driver["name"], driver["link"], driver["model"], quantities
 
 
@@ -93,12 +119,14 @@ def _one(driver: Mapping[str, Any]) -> str:
         return str(driver["broken"])
     check = "frames carry a checksum" if driver["checked"] else "frames carry no checksum"
     facts = [driver["link"], driver["line"], check if driver["line"] else None]
-    quantities = [(each["name"], each["unit"] or "-") for each in driver["quantities"]]
+    units = {each["name"]: each["unit"] or "-" for each in driver["quantities"]}
+    quantities = [(name, units[name.partition(" ")[0]]) for name in folded([*units])]
     settings = [
         (each["name"], each["type"], _default(each), each["doc"]) for each in driver["settings"]
     ]
     parts = [
         f"{driver['name']}: {driver['model']}\n{', '.join(fact for fact in facts if fact)}",
+        "\n".join(f"{key}: {', '.join(driver[key])}" for key in _HEARD if key in driver),
         driver["doc"],
         columns(("SETTING", "TYPE", "DEFAULT", "MEANING"), *settings) if settings else "",
         columns(("QUANTITY", "UNIT"), *quantities),

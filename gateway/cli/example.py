@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from gateway.config import (
+    BluetoothSettings,
     BufferSettings,
     GatewaySettings,
     PortSettings,
@@ -29,6 +30,11 @@ driver = "nmea0183"
 port = "usb-adapter"
 interval = "10s"
 
+[sensors.hall]
+driver = "ruuvi"
+# {address}
+address = "CC:B8:33:4C:88:4F"
+
 [sensors.box]
 driver = "host"
 interval = "5min"
@@ -37,21 +43,26 @@ _TABLES = {
     "gateway": GatewaySettings,
     "uplink": UplinkSettings,
     "buffer": BufferSettings,
+    "bluetooth": BluetoothSettings,
     "site": SiteSettings,
     "ports.usb-adapter": PortSettings,
     "sensors.air-street": SensorSettings,
 }
 _WRITTEN = {"sensors.air-street": {"port"}}
+_ELSEWHERE = {"sensors.air-street": {"address"}}
+"""Settings that the table cannot have, and that stand in `_MORE`."""
 
 
 def example() -> str:
     """Return every setting with its sentence, the optional ones commented out."""
     tables = "".join(_table(name, kind) for name, kind in _TABLES.items())
-    return _HEAD + tables + _MORE
+    address = settings_of(SensorSettings)["address"].doc
+    return _HEAD + tables + _MORE.format(address=address)
 
 
 def _table(name: str, kind: type) -> str:
-    lines = [line for setting in settings_of(kind).values() for line in _setting(name, setting)]
+    shown = [s for s in settings_of(kind).values() if s.name not in _ELSEWHERE.get(name, ())]
+    lines = [line for setting in shown for line in _setting(name, setting)]
     return "\n".join(["", f"# {kind.__doc__}", f"[{name}]", *lines, ""])
 
 

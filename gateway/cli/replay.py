@@ -6,15 +6,18 @@ import json
 import re
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from gateway.config import ConfigError, Mistake, settings_from_text
+from gateway.cli import replay_ble
+from gateway.cli.faults import checked, mistakes_named, wrong
+from gateway.config import settings_from_text
 from gateway.driver import (
+    AdvertisementDriver,
+    Driver,
     DriverBroken,
+    GattDriver,
     NoReply,
     Outcome,
-    SensorError,
     SerialDriver,
     find,
     names,
@@ -22,9 +25,17 @@ from gateway.driver import (
     outcomes,
 )
 from gateway.frame import Framer
-from gateway.poller import DRIVER_ERROR, NOT_A_NUMBER, OK, judge
+from gateway.judge import NOT_A_NUMBER, judge
+from gateway.poller import OK
 from gateway.reading import Values
 from gateway.schema import nearest, seen
+
+_LINKS: Mapping[type[Driver], tuple[str, tuple[str, ...]]] = {
+    SerialDriver: ("what comes from a port", ()),
+    AdvertisementDriver: ("advertisements", ("manufacturer", "service", "address")),
+    GattDriver: ("characteristics", ("characteristic",)),
+}
+"""What can be replayed, and the options that say what HEX is."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,16 +53,23 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "hex",
         nargs="+",
         metavar="HEX",
-        help="what came from the device, of a polled one an answer each; -: a line each from stdin",
+        help="what came from the device: answers, advertisements or values of characteristics; "
+        "-: one a line from standard input",
     )
+    replay_ble.arguments(parser)
     parser.add_argument("--json", action="store_true", help="JSON lines are printed anyway")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print an outcome for each frame; return 1 when one of them is not ok."""
-    driver = _driver(args.driver, args.settings)
+    driver = _driver(args)
     answers = [_bytes(text) for text in _texts(args.hex)]
-    found = _dialogue(driver, answers) if driver.dialogue else _frames(driver, answers)
+    if isinstance(driver, SerialDriver):
+        found = _dialogue(driver, answers) if driver.dialogue else _frames(driver, answers)
+    elif isinstance(driver, AdvertisementDriver):
+        found = replay_ble.advertisements(driver, args, answers)
+    else:
+        found = replay_ble.readings(driver, args, answers)
     return max([_print_outcome(each) for each in found], default=0)
 
 
@@ -79,25 +97,29 @@ def _shown(found: Outcome) -> dict[str, object]:
 # What was given
 
 
-def _driver(name: str, settings: Iterable[str]) -> SerialDriver:
+def _driver(args: argparse.Namespace) -> SerialDriver | AdvertisementDriver | GattDriver:
+    name = args.driver
     try:
-        driver = settings_from_text(find(name), dict(map(_pair, settings)))
+        driver = settings_from_text(find(name), dict(map(_pair, args.settings)))
     except LookupError:
         hint = nearest(name, names()) or "; `bygate drivers` lists them"
-        raise _wrong(f"there is no driver {name!r}{hint}") from None
+        raise wrong(f"there is no driver {name!r}{hint}") from None
     except DriverBroken as error:
-        raise _wrong(" ".join(str(error).split())) from error
-    if not isinstance(driver, SerialDriver):
-        raise _wrong(f"driver {name!r} hears no device on a port: there is nothing to replay")
-    if not hasattr(driver, "frame"):
-        raise _wrong(f"driver {name!r} declares no frame: there is nothing to cut out of HEX")
+        raise wrong(" ".join(str(error).split())) from error
+    if not isinstance(driver, SerialDriver | AdvertisementDriver | GattDriver):
+        raise wrong(f"driver {name!r} hears no device: there is nothing to replay")
+    reads, fit = next(said for kind, said in _LINKS.items() if isinstance(driver, kind))
+    for option in sorted({each for _, some in _LINKS.values() for each in some} - set(fit)):
+        if getattr(args, option):
+            instead = ", ".join(f"--{each}" for each in fit) or "leave it out"
+            raise wrong(f"--{option}: driver {name!r} reads {reads}: {instead}")
     return driver
 
 
 def _pair(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not (key and equals):
-        raise _wrong(f"--set {text}: expected KEY=VALUE")
+        raise wrong(f"--set {text}: expected KEY=VALUE")
     return key, value
 
 
@@ -108,15 +130,11 @@ def _texts(arguments: Iterable[str]) -> Iterator[str]:
 
 def _bytes(text: str) -> bytes:
     digits = re.sub(r"\b0[xX]|[\s:]", "", text)
-    if wrong := re.search(r"[^0-9a-fA-F]", digits):
-        raise _wrong(f"HEX {seen(text)}: {wrong[0]!r} is no hexadecimal digit")
+    if other := re.search(r"[^0-9a-fA-F]", digits):
+        raise wrong(f"HEX {seen(text)}: {other[0]!r} is no hexadecimal digit")
     if len(digits) % 2:
-        raise _wrong(f"HEX {seen(text)}: {len(digits)} digits, a byte has two")
+        raise wrong(f"HEX {seen(text)}: {len(digits)} digits, a byte has two")
     return bytes.fromhex(digits)
-
-
-def _wrong(text: str) -> ConfigError:
-    return ConfigError("", [Mistake(None, "", text)])
 
 
 # What becomes of it
@@ -129,8 +147,8 @@ def _frames(driver: SerialDriver, answers: Iterable[bytes]) -> Iterator[Outcome]
     """
 
     def decode(frame: bytes) -> Values | None:
-        with _mistakes_named():
-            return _checked(driver, driver.decode(frame))
+        with mistakes_named():
+            return checked(driver, driver.decode(frame))
 
     for data in answers if driver.polled else [b"".join(answers)]:
         silence = Outcome(NoReply.outcome, data, why=_no_frame(data))
@@ -142,8 +160,8 @@ def _dialogue(driver: SerialDriver, answers: Sequence[bytes]) -> Iterator[Outcom
     port = _Answers(driver, answers)
 
     async def poll() -> Values | None:
-        with _mistakes_named():
-            return _checked(driver, await driver.poll(port))
+        with mistakes_named():
+            return checked(driver, await driver.poll(port))
 
     def polled() -> Values | None:
         try:
@@ -186,30 +204,3 @@ class _Answers:
 
 def _no_frame(data: bytes) -> str:
     return f"{len(data)} bytes, no frame among them" if data else "0 bytes"
-
-
-class _DriverError(SensorError):
-    """A driver's own mistake, in words."""
-
-    outcome = DRIVER_ERROR
-
-
-@contextmanager
-def _mistakes_named() -> Iterator[None]:
-    try:
-        yield
-    except SensorError:
-        raise
-    except Exception as error:
-        raise _DriverError(f"{type(error).__name__}: {error}") from error
-
-
-def _checked(driver: SerialDriver, values: Values | None) -> Values | None:
-    """Return the values; raises what the gateway would raise at those that are none."""
-    if values is None:
-        return None
-    for quantity, value in values.items():
-        if quantity not in driver.quantities:
-            raise ValueError(f"{quantity.name}: not among the driver's quantities")
-        judge(quantity, value)
-    return values

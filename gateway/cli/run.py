@@ -1,12 +1,15 @@
 """`bygate run`: the daemon."""
 
 import argparse
+import logging
 import os
 import signal
 import sys
 from pathlib import Path
 
 from gateway.cli import DEFAULT_CONFIG
+
+log = logging.getLogger(__name__)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,15 +30,19 @@ def run(args: argparse.Namespace) -> int:
     config = load(args.config)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
 
-    async def serve() -> None:
-        await Service(config).run()
+    async def serve() -> bool:
+        return await Service(config).run()
 
+    code = 1
     try:
-        asyncio.new_event_loop().run_until_complete(serve())
+        code = 0 if asyncio.new_event_loop().run_until_complete(serve()) else 1
     except StateDirInUse as error:
         print(error, file=sys.stderr)
-        return 1
-    logging.shutdown()
-    # Threads that hang in open() or in the resolver cannot be ended; they must not hold up the stop
-    sys.stdout.flush()
-    os._exit(0)
+    except KeyboardInterrupt:
+        code = 130
+    except BaseException:
+        log.exception("bygate ends by a mistake of its own; what was flushed is kept")
+    finally:
+        # Threads that hang in open() or the resolver cannot be ended; they must not hold up the end
+        logging.shutdown()
+        os._exit(code)

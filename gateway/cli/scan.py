@@ -1,0 +1,197 @@
+"""`bygate scan`: BLE sensors of known families that are heard, with the lines for config.toml.
+
+Who advertises anything else, a phone or a watch, is neither listed nor kept.
+"""
+
+import argparse
+import asyncio
+import json
+import logging
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.cli.columns import columns
+from gateway.driver import (
+    DRIVER_FAULTS,
+    Advertisement,
+    AdvertisementDriver,
+    BleDriver,
+    DeviceRefused,
+    DriverBroken,
+    SensorError,
+    find,
+    names,
+)
+from gateway.judge import judge
+from gateway.reading import Quantity, Value
+from gateway.schema import settings_of
+from gateway.settings import BluetoothSettings
+
+SECONDS = 10.0
+"""Most sensors advertise at least once in so long."""
+
+
+@dataclass(slots=True)
+class Found:
+    """A sensor that was heard."""
+
+    address: str
+    driver: str
+    kind: type[BleDriver]
+    rssi: int | None = None
+    values: dict[Quantity, Value] = field(default_factory=dict)
+    why: str = ""
+
+    @property
+    def table(self) -> str:
+        """The lines to paste into config.toml."""
+        name = f"{self.driver}-{self.address[-5:].replace(':', '').lower()}"
+        lines = [f"[sensors.{name}]", f'driver = "{self.driver}"', f'address = "{self.address}"']
+        if "key" in settings_of(self.kind) and self.why:
+            lines.append("#key = the 32 hexadecimal digits that its maker's app shows, in quotes")
+        return "\n".join(lines)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `bygate scan`."""
+    parser.add_argument(
+        "--seconds", type=_seconds, default=SECONDS, metavar="N", help="listen so long (10)"
+    )
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        type=_adapter,
+        metavar="NAME",
+        help="a Bluetooth adapter such as hci0; several if given several times",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what was heard; 1 when no adapter could be used."""
+    from gateway.ble import survey
+
+    logging.getLogger("gateway").addHandler(logging.NullHandler())  # what is wrong is said below
+    survey_of = Survey()
+    adapters = args.adapter or BluetoothSettings().adapter
+    if not args.json:
+        print(f"listening with {', '.join(adapters)} for {args.seconds:g} s", file=sys.stderr)
+    why = asyncio.run(survey(adapters, args.seconds, survey_of.hear))
+    found = sorted(survey_of.found.values(), key=lambda each: -(each.rssi or -128))
+    if args.json:
+        print(json.dumps([_as_json(each) for each in found], indent=2))
+    elif found:
+        print(_as_text(found))
+    elif not why:
+        print(_nothing(survey_of.heard))
+    if why:
+        print(why, file=sys.stderr)
+    return int(bool(why))
+
+
+class Survey:
+    """What was heard so far; `heard` counts the advertisements of all, and says no more of them."""
+
+    def __init__(self) -> None:
+        self.heard = 0
+        self.found: dict[tuple[str, str], Found] = {}
+        self._kinds = dict(_kinds())
+
+    def hear(self, advertisement: Advertisement) -> None:
+        """Keep what comes from a sensor of a known family, and nothing else."""
+        self.heard += 1
+        for name, kind in self._kinds.items():
+            if kind.hears(advertisement):
+                self._note(name, kind, advertisement)
+
+    def _note(self, name: str, kind: type[BleDriver], advertisement: Advertisement) -> None:
+        values, why = _read(kind, advertisement)
+        if values is None:
+            return
+        key = advertisement.address, name
+        found = self.found.setdefault(key, Found(advertisement.address, name, kind))
+        found.rssi, found.why = advertisement.rssi, why
+        found.values |= values
+
+
+def _kinds() -> Iterator[tuple[str, type[BleDriver]]]:
+    for name in names():
+        try:
+            kind = find(name)
+        except DriverBroken:
+            continue
+        if issubclass(kind, BleDriver):
+            yield name, kind
+
+
+def _read(
+    kind: type[BleDriver], advertisement: Advertisement
+) -> tuple[Mapping[Quantity, Value] | None, str]:
+    """Return the values in an advertisement and what to say of it; None: not of this family."""
+    if not issubclass(kind, AdvertisementDriver):
+        return {}, "is read by connecting"
+    try:
+        return kind().decode(advertisement), ""
+    except DeviceRefused as error:
+        return {}, str(error)
+    except (SensorError, *DRIVER_FAULTS):
+        return None, ""
+
+
+def _as_json(found: Found) -> dict[str, Any]:
+    return {
+        "address": found.address,
+        "rssi": found.rssi,
+        "driver": found.driver,
+        "link": found.kind.link,
+        "model": found.kind.model,
+        "values": {q.name: {"value": v, "unit": q.unit} for q, v in found.values.items()},
+        "why": found.why or None,
+        "config": found.table,
+    }
+
+
+def _as_text(found: list[Found]) -> str:
+    rows = [
+        (each.address, _signal(each.rssi), each.driver, each.kind.model, _says(each))
+        for each in found
+    ]
+    heads = ("ADDRESS", "SIGNAL", "DRIVER", "MODEL", "SAYS")
+    tables = "\n\n".join(each.table for each in found)
+    return f"{columns(heads, *rows)}\n\nFor config.toml:\n\n{tables}"
+
+
+def _signal(rssi: int | None) -> str:
+    return "-" if rssi is None else f"{rssi} dBm"
+
+
+def _says(found: Found) -> str:
+    if found.why:
+        return found.why
+    judged = [(q, judge(q, said)[0]) for q, said in found.values.items()]
+    shown = [f"{q.name} {value} {q.unit}".strip() for q, value in judged if value is not None]
+    return ", ".join(shown[:4]) + (", …" if len(shown) > 4 else "")
+
+
+def _nothing(heard: int) -> str:
+    if heard:
+        return f"no sensor of a known family among {heard} advertisements: nearer? `bygate drivers`"
+    return "nothing was heard at all: is there an antenna, and does the sensor have a battery?"
+
+
+def _adapter(text: str) -> str:
+    try:
+        settings_of(BluetoothSettings)["adapter"].read(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text) if text.replace(".", "", 1).isdecimal() else 0.0
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    return seconds

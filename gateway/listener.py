@@ -1,0 +1,177 @@
+"""Listens to one sensor that sends unasked: the latest value of each quantity per interval.
+
+The first value of each quantity goes out at once, so that a new sensor shows within seconds; so
+does what a sensor says after a silence.
+"""
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from gateway.driver import (
+    Advertisement,
+    AdvertisementDriver,
+    BadChecksum,
+    BadFrame,
+    NoAdapter,
+    NoReply,
+    PortError,
+    Replayed,
+    SensorError,
+    SerialDriver,
+    outcome_of,
+    said,
+)
+from gateway.poller import DRIVER_ERROR, Link, Poller, nothing
+from gateway.reading import Quantity, Reading
+
+AFTER_MISTAKE = 0.1
+"""Seconds of a pause after a driver error, so that one that comes at once does not fill the CPU."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Listener(Poller):
+    """What both kinds of listening have in common. What is heard ends in one named outcome."""
+
+    _latest: dict[Quantity, Reading] = field(default_factory=dict)
+    _bad: SensorError | None = None
+    _quiet: bool = True
+
+    def _first(self, delay: float) -> float:
+        return self.interval
+
+    def _hear(self, readings: list[Reading]) -> None:
+        silent = self.state.why is not None
+        new = [r for r in readings if silent or r.quantity not in self.state.last]
+        self._latest.update((r.quantity, r) for r in readings if r not in new)
+        self._quiet = False
+        self._take(new)
+
+    async def _turn(self) -> None:
+        latest, self._latest = self._latest, {}
+        bad, self._bad = self._bad, None
+        quiet, self._quiet = self._quiet, True
+        missed = self._missed()
+        if not quiet:
+            self._take(latest.values())
+        elif bad and not isinstance(missed, PortError):  # counted when it came
+            self._silent(said(bad))
+        else:
+            raise missed
+
+    def _missed(self) -> SensorError | PortError:
+        """Return why nothing was heard since it was asked last."""
+        raise NotImplementedError
+
+
+@dataclass(kw_only=True, eq=False)
+class SerialListener(Listener):
+    """Hears a sensor on a serial port."""
+
+    driver: SerialDriver
+    port: Link
+    _heard: int = 0
+
+    async def _until(self, due: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(due):
+                while True:
+                    mistakes = self.state.outcomes[DRIVER_ERROR]
+                    with self._named():
+                        await self._listen()
+                    if self.state.outcomes[DRIVER_ERROR] > mistakes:
+                        await asyncio.sleep(AFTER_MISTAKE)  # it may not have waited at all
+
+    async def _listen(self) -> None:
+        await self.port.opened()
+        frame = await self.port.frame()
+        try:
+            values = self.driver.decode(frame)
+        except (BadFrame, BadChecksum) as error:
+            self._bad = error
+            if self.port.reject():
+                self._count(outcome_of(error))
+        else:
+            if values is not None:
+                self._hear(self._judged(values))
+
+    def _missed(self) -> SensorError | PortError:
+        heard, self._heard = self.port.heard - self._heard, self.port.heard
+        return PortError(self.port.why) if self.port.why else nothing(self.interval, heard)
+
+
+class Air(Protocol):
+    """What a listener needs of the radio."""
+
+    @property
+    def why(self) -> str:
+        """Why nothing can be heard; empty while it can."""
+
+
+@dataclass(kw_only=True, eq=False)
+class AdvertisementListener(Listener):
+    """Hears the advertisements of a BLE sensor.
+
+    A sensor whose values are steady repeats itself. A repetition is not decoded and counted again,
+    but shows that its values still hold; where a counter ought to have grown it shows nothing.
+    """
+
+    driver: AdvertisementDriver
+    air: Air
+    _said: Advertisement | None = None
+    _readings: list[Reading] = field(default_factory=list)
+    _counter: int | None = None
+    _others: int = 0
+
+    def hear(self, advertisement: Advertisement) -> None:
+        """Take an advertisement of this sensor's address; called by the radio, never raises."""
+        with self._named():
+            if not _same(advertisement, self._said):
+                self._said = advertisement
+                self._decode(advertisement)
+            elif self._readings and self._counter is None:
+                instant = self.clock.now()
+                self._hear([replace(reading, instant=instant) for reading in self._readings])
+
+    def _decode(self, advertisement: Advertisement) -> None:
+        self._readings = []
+        try:
+            values = self.driver.decode(advertisement)
+            if values is not None:
+                self._check(self.driver.counter(advertisement))
+        except SensorError as error:
+            self._bad = error
+            self._count(outcome_of(error))
+            return
+        if values is None:
+            self._others += 1
+        else:
+            self._readings = self._judged(values)
+            self._hear(self._readings)
+
+    def _check(self, counter: int | None) -> None:
+        last = self._counter
+        if counter is not None and last is not None and counter <= last:
+            raise Replayed(
+                f"counter {counter} after {last}: somebody repeats what the sensor said, or it "
+                "began anew: after a change of its battery, systemctl restart bygate"
+            )
+        self._counter = counter
+
+    def _missed(self) -> SensorError | PortError:
+        others, self._others = self._others, 0
+        within = f"within {self.interval:g} s"
+        if self.air.why:
+            return NoAdapter(self.air.why)
+        if others:
+            return NoReply(f"{others} advertisements {within}, none that its driver reads")
+        return NoReply(f"no advertisement {within}: check address, battery and distance")
+
+
+def _same(one: Advertisement, other: Advertisement | None) -> bool:
+    return (
+        other is not None
+        and one.manufacturer_data == other.manufacturer_data
+        and one.service_data == other.service_data
+    )

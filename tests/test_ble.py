@@ -1,0 +1,263 @@
+"""The radio against a simulated BlueZ: unmodified bleak, a real bus, every fault by name."""
+
+import asyncio
+import logging
+
+import pytest
+
+from tests.radio_scene import NEEDS_DBUS, TAG, Ears, apart, on_air, resources, scene
+
+pytestmark = NEEDS_DBUS
+
+RUUVI = 0x0499
+CURED = 2.0
+"""Seconds after the cure in which values flow again."""
+
+
+@pytest.fixture(autouse=True)
+def private(monkeypatch):
+    monkeypatch.delenv("DBUS_SYSTEM_BUS_ADDRESS", raising=False)
+
+
+@pytest.fixture
+def unlogged():
+    """Log nothing: pytest would keep each line."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def counter(number):
+    return number.to_bytes(4, "big")
+
+
+def tag(bluez, **more):
+    return bluez.advertise(TAG, manufacturer={RUUVI: counter}, every=0.02, **more)
+
+
+def warnings(caplog):
+    return _said(caplog, logging.WARNING)
+
+
+def infos(caplog):
+    return _said(caplog, logging.INFO)
+
+
+def _said(caplog, level):
+    ours = [each for each in caplog.records if each.name.startswith("gateway")]
+    return [each.getMessage() for each in ours if each.levelno == level]
+
+
+FAULTS = {
+    "powered off": "hci0 is off: sudo rfkill unblock bluetooth; bluetoothctl power on",
+    "blocked": "hci0 is off: sudo rfkill unblock bluetooth; bluetoothctl power on",
+    "no adapter": "there is no Bluetooth adapter hci0",
+    "BlueZ gone": "BlueZ does not run: sudo systemctl start bluetooth",
+    "BlueZ crashed": "BlueZ does not run: sudo systemctl start bluetooth",
+    "D-Bus gone": "",
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+@on_air
+async def test_a_fault_is_said_once_and_its_end_once_and_adverts_come_again(name, caplog):
+    caplog.set_level(logging.INFO, "gateway")
+    async with scene() as (bluez, radio):
+        ears = Ears(radio)
+        tag(bluez)
+        await ears.next()
+        async with bluez.fault(name):
+            await asyncio.sleep(1.2)
+            assert radio.why
+            assert radio.why.startswith(FAULTS[name])
+            assert radio.states() == {"hci0": radio.why}
+        _, after = await ears.next()
+    assert after < CURED
+    assert len(warnings(caplog)) == 1
+    assert infos(caplog) == ["hci0: scans again"]
+
+
+@pytest.mark.parametrize("name", [*FAULTS, "scan refused"])
+@on_air
+async def test_a_fault_at_the_start_is_said_once_and_waited_out(name, caplog):
+    caplog.set_level(logging.INFO, "gateway")
+    async with scene() as (bluez, radio):
+        await bluez.begin(name)
+        ears = Ears(radio)
+        tag(bluez)
+        await asyncio.sleep(1.2)
+        assert radio.why
+        assert not ears.heard
+        await bluez.cure(name)
+        _, after = await ears.next()
+    assert after < CURED
+    assert len(warnings(caplog)) == 1
+
+
+@on_air
+async def test_what_is_not_configured_is_never_seen_by_anyone(caplog):
+    caplog.set_level(logging.DEBUG)
+    async with scene() as (bluez, radio):
+        bluez.crowd(50, every=0.02)
+        ears = Ears(radio)
+        tag(bluez)
+        for _ in range(20):
+            await ears.next()
+        assert list(radio._addresses) == [TAG]
+    gateways = [r.getMessage() for r in caplog.records if r.name.startswith(("gateway", "bleak"))]
+    assert not gateways
+
+
+@on_air
+async def test_only_what_changed_is_passed_on_though_bluez_keeps_the_old():
+    async with scene() as (bluez, radio):
+        ears = Ears(radio)
+        old = bluez.advertise(TAG, manufacturer={0x0001: b"old"}, every=0.05)
+        assert (await ears.next())[0].manufacturer_data == {1: b"old"}
+        old.stop()
+        bluez.advertise(TAG, manufacturer={RUUVI: b"new"}, every=0.05)
+        assert (await ears.next())[0].manufacturer_data == {RUUVI: b"new"}
+
+
+@on_air
+async def test_a_steady_advert_is_heard_each_time_though_bluez_would_suppress_it():
+    async with scene() as (bluez, radio):
+        await bluez.begin("steady adverts suppressed")
+        ears = Ears(radio)
+        bluez.advertise(TAG, manufacturer={RUUVI: b"steady"}, every=0.02)
+        for _ in range(10):
+            assert (await ears.next())[0].manufacturer_data == {RUUVI: b"steady"}
+
+
+@on_air
+async def test_what_bleak_tells_when_a_scan_ends_is_not_heard_as_an_advert():
+    async with scene() as (bluez, radio):
+        ears = Ears(radio)
+        old = bluez.advertise(TAG, manufacturer={RUUVI: b"old"}, every=0.02)
+        await ears.next()
+        old.stop()
+        await asyncio.sleep(0.1)
+        ears.heard.clear()
+        await bluez.begin("powered off")
+        await asyncio.sleep(0.3)
+        assert not ears.heard
+
+
+@on_air
+async def test_two_adapters_are_listened_with_and_one_does_for_the_other():
+    async with scene(("hci0", "hci1")) as (bluez, radio):
+        ears = Ears(radio)
+        tag(bluez)
+        await ears.next()
+        async with bluez.fault("no adapter", at="hci0"):
+            await asyncio.sleep(0.1)
+            await ears.next()
+            assert radio.why == ""
+            assert radio.states()["hci1"] is None
+            assert "no Bluetooth adapter hci0" in radio.states()["hci0"]
+
+
+@on_air
+async def test_passive_scanning_hears_where_bluez_can(caplog):
+    async with scene(passive=True, bluez={"experimental": True}) as (bluez, radio):
+        ears = Ears(radio)
+        bluez.advertise(TAG, manufacturer={RUUVI: counter}, every=0.02)
+        await ears.next()
+    assert not warnings(caplog)
+
+
+@on_air
+async def test_passive_scanning_falls_back_and_says_so_once(caplog):
+    async with scene(passive=True) as (bluez, radio):
+        ears = Ears(radio)
+        tag(bluez)
+        await ears.next()
+        await bluez.restart()
+        await ears.next()
+    assert len([w for w in warnings(caplog) if "scans actively" in w]) == 1
+
+
+# The ladder: silence for 90 s in the field, for 0.3 s here
+
+
+@on_air
+async def test_an_adapter_deaf_until_it_is_switched_off_and_on_is_switched_so(caplog):
+    async with scene(silence=0.3) as (bluez, radio):
+        ears = Ears(radio)
+        tag(bluez)
+        await ears.next()
+        await bluez.begin("deaf until power cycle")
+        await ears.next()
+        assert radio.why == ""
+    assert [line.rpartition(": ")[2] for line in warnings(caplog)] == [
+        "scans anew",
+        "is switched off and on",
+    ]
+
+
+@on_air
+async def test_an_adapter_deaf_until_bluez_restarts_has_that_asked_for(caplog, tmp_path):
+    ask = tmp_path / "restart-bluetooth"
+    async with scene(silence=0.3, restart=ask) as (bluez, radio):
+        ears = Ears(radio)
+        tag(bluez)
+        await ears.next()
+        await bluez.begin("deaf until BlueZ restarts")
+        while not ask.exists():
+            await radio.bluez.change()
+        await bluez.restart()
+        await ears.next()
+        assert radio.why == ""
+
+
+@on_air
+async def test_an_adapter_that_nothing_helps_is_said_to_need_a_power_cut(caplog, tmp_path):
+    async with scene(silence=0.2, restart=tmp_path / "ask") as (bluez, radio):
+        ears = Ears(radio)
+        tag(bluez)
+        await ears.next()
+        await bluez.begin("deaf until power cut")
+        while "power cut" not in radio.why:
+            await radio.bluez.change()
+        told = len(warnings(caplog))
+        await asyncio.sleep(1)
+        assert len(warnings(caplog)) == told == 4
+        await bluez.power_cut()
+        _, after = await ears.next()
+        assert after < CURED
+        assert radio.why == ""
+
+
+# A hundred times
+
+
+SAID = [f"{number:02x}" for number in range(256)]
+SCENE = {
+    "advertiser": [{"address": TAG, "every": 0.02, "manufacturer": {"0499": SAID}}],
+    "crowd": {"size": 20, "rotate": 0.1, "every": 0.05},
+}
+
+
+AGAIN = [
+    ["restart"],
+    ["fault BlueZ crashed", "cure BlueZ crashed"],
+    ["fault powered off", "cure powered off"],
+]
+
+
+@pytest.mark.parametrize("what", AGAIN, ids=" then ".join)
+@on_air
+async def test_a_hundred_times_leave_nothing_behind(what, unlogged):
+    async with apart(SCENE) as (bluez, radio):
+        ears = Ears(radio)
+        for turn in range(120):
+            if turn == 20:
+                before = resources()
+            for line in what:
+                await bluez.tell(line)
+            ears.heard.clear()
+            await ears.next()
+        after = resources()
+    assert after[0] <= before[0] + 3  # a scan that ends as the next begins
+    assert after[1] <= before[1] + 3
+    assert after[2] < before[2] + 300

@@ -1,0 +1,169 @@
+"""Connections to BLE devices against a simulated BlueZ: every fault by name ends in one outcome."""
+
+import asyncio
+import time
+from contextlib import asynccontextmanager
+
+import pytest
+from bleak.backends.bluezdbus.version import BlueZFeatures
+
+from gateway import gatt
+from gateway.clock import Clock
+from gateway.driver import GattClient, GattDriver
+from gateway.gatt import GattDevice
+from gateway.poller import GattPoller
+from gateway.reading import HUMIDITY, TEMPERATURE, Values
+from hil.radio import Characteristic
+from tests.radio_scene import METER, NEEDS_DBUS, on_air, resources, scene, until
+
+pytestmark = NEEDS_DBUS
+
+SERVICES = {"181a": {"2a6e": b"\xd0\x07", "2a6f": b"\x88\x13"}}
+
+
+class Thermometer(GattDriver):
+    model = "a thermometer"
+    quantities = (TEMPERATURE, HUMIDITY)
+    characteristics = ("2a6e", "2A6F")
+
+    def decode(self, values):
+        return {
+            TEMPERATURE: int.from_bytes(values["2a6e"], "little") / 100,
+            HUMIDITY: int.from_bytes(values["2A6F"], "little") / 100,
+        }
+
+
+class Asked(Thermometer):
+    async def poll(self, client: GattClient) -> Values:
+        said = await client.request("2a6e", b"?", "2a6f")
+        return {TEMPERATURE: int.from_bytes(said, "little") / 100}
+
+
+@pytest.fixture(autouse=True)
+def private(monkeypatch):
+    monkeypatch.setattr(BlueZFeatures, "checked_bluez_version", True)
+    monkeypatch.delenv("DBUS_SYSTEM_BUS_ADDRESS", raising=False)
+
+
+@asynccontextmanager
+async def polled(driver=None, services=SERVICES, interval=0.3):
+    """Give a simulated BlueZ and a poller that reads the one device in the air."""
+    async with scene() as (bluez, radio):
+        meter = bluez.peripheral(METER, services, every=0.05)
+        poller = GattPoller(
+            name="meter",
+            driver=driver or Thermometer(),
+            interval=interval,
+            clock=Clock(),
+            sink=lambda reading: None,
+            port=GattDevice(METER, radio),
+        )
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(poller.run())
+            yield bluez, poller, meter
+            running.cancel()
+
+
+async def counted(poller, outcome, more=1):
+    """Return the seconds until an outcome has been counted so many times more."""
+    began, target = time.monotonic(), poller.state.outcomes[outcome] + more
+    await until(lambda: poller.state.outcomes[outcome] >= target)
+    return time.monotonic() - began
+
+
+@on_air
+async def test_a_device_is_connected_to_read_and_let_go_of():
+    async with polled() as (bluez, poller, _):
+        await counted(poller, "ok")
+        values = {q.name: r.value for q, r in poller.state.last.items()}
+        assert values == {"temperature": 20.0, "humidity": 50.0}
+        await counted(poller, "ok")
+        await until(lambda: not bluez.adapters["hci0"].devices[METER].shown["Connected"])
+
+
+@on_air
+async def test_a_device_that_has_not_all_characteristics_gives_those_it_has():
+    class Part(Thermometer):
+        def decode(self, values):
+            return {TEMPERATURE: len(values)}
+
+    async with polled(Part(), {"181a": {"2a6e": b"\xd0\x07"}}) as (_, poller, _):
+        await counted(poller, "ok")
+        assert poller.state.last[TEMPERATURE].value == 1
+
+
+@on_air
+async def test_a_device_that_has_none_of_them_is_refused_with_their_names():
+    async with polled(services={"181a": {"2a19": b"\x64"}}) as (_, poller, _):
+        await counted(poller, "refused")
+        assert poller.state.why == "the device has none of 2a6e, 2A6F"
+
+
+@on_air
+async def test_what_answers_a_request_is_what_is_notified():
+    answer = Characteristic(b"", flags=("notify",))
+    ask = Characteristic(b"", flags=("write",), on_write=lambda data: answer.notify(b"\xd0\x07"))
+    async with polled(Asked(), {"181a": {"2a6e": ask, "2a6f": answer}}) as (_, poller, _):
+        await counted(poller, "ok", 2)
+        assert poller.state.last[TEMPERATURE].value == 20.0
+
+
+FAULTS = {
+    "connect refused": ("refused", "not connected"),
+    "in progress": ("refused", "InProgress"),
+    "adverts stop": ("no reply", "not heard within"),
+    "services never resolve": ("no reply", "not connected in time"),
+    "vanishes mid-read": ("no reply", "not read"),
+    "silent": ("no reply", "not read in time"),
+    "ATT error": ("refused", "pair"),
+    "not paired": ("refused", "pair"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+@on_air
+async def test_a_fault_has_its_outcome_and_values_come_again_when_it_is_cured(name, monkeypatch):
+    monkeypatch.setattr(gatt, "HEARING", 0.5)
+    monkeypatch.setattr(gatt, "CONNECT", 0.5)
+    monkeypatch.setattr(gatt, "CALL", 0.5)
+    outcome, why = FAULTS[name]
+    async with polled() as (bluez, poller, _):
+        await counted(poller, "ok")
+        async with bluez.fault(name):
+            await counted(poller, outcome)
+            assert why in poller.state.why
+        assert await counted(poller, "ok") < 4
+
+
+@on_air
+async def test_a_device_that_bluez_forgets_is_not_waited_for_till_the_deadline():
+    async with polled() as (bluez, poller, _):
+        await counted(poller, "ok")
+        await bluez.begin("vanishes mid-read", times=1)
+        assert await counted(poller, "no reply") < 1.5
+        assert await counted(poller, "ok") < 2
+
+
+@on_air
+async def test_a_connection_that_is_aborted_once_is_tried_again_within_the_poll():
+    async with polled() as (bluez, poller, _):
+        await counted(poller, "ok")
+        await bluez.begin("connect refused", times=2)
+        await counted(poller, "ok", 2)
+        assert poller.state.outcomes["refused"] == 0
+
+
+@pytest.mark.parametrize("name", ["vanishes mid-read", "connect refused", "silent"])
+@on_air
+async def test_a_fault_thirty_times_leaves_no_descriptor_and_no_task(name, monkeypatch):
+    monkeypatch.setattr(gatt, "CALL", 0.05)
+    monkeypatch.setattr(gatt, "TRIES", 1)
+    async with polled(interval=0.1) as (bluez, poller, _):
+        await counted(poller, "ok", 2)
+        before = resources()
+        async with bluez.fault(name):
+            await counted(poller, FAULTS[name][0], 30)
+        await counted(poller, "ok", 2)
+        after = resources()
+    assert after[0] <= before[0] + 3  # the connection of a read that goes on
+    assert after[1] <= before[1] + 3
