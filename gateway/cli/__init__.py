@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 from gateway import __version__
-from gateway.config import ConfigError
+from gateway.mistakes import ConfigError
 
 DEFAULT_CONFIG = Path("/etc/bygate/config.toml")
 """Where the configuration is unless `-c` says otherwise."""
