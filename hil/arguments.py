@@ -21,3 +21,10 @@ def whole(text: str) -> int:
         return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from None
+
+
+def port(text: str) -> int:
+    """Return a TCP port; 0 is any that is free. Raises argparse's error for what is none."""
+    if not 0 <= (found := whole(text)) <= 65535:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got {text}")
+    return found

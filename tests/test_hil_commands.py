@@ -1,13 +1,9 @@
 """The commands that simulate and measure: what they say of what they are given."""
 
-import asyncio
-import json
-
 import pytest
 
 import gateway.cli
 import hil.__main__
-from hil import bench_idle
 
 
 @pytest.mark.parametrize("given", ["x", "0", "-1", "nan", "inf", ""])
@@ -47,23 +43,3 @@ def test_wrong_usage_is_told_in_words(
     with pytest.raises(SystemExit, match="2"):
         hil.__main__.main(arguments)
     assert said in capsys.readouterr().err
-
-
-def test_a_bench_has_its_options_and_shows_each_figure_as_it_comes(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    shown = []
-
-    async def measure(interval: str, seconds: float) -> bench_idle.Cost:
-        shown.append(capsys.readouterr().out)
-        await asyncio.sleep(0)
-        return bench_idle.Cost(interval, 30.0, seconds, 0.2, 1.0)
-
-    monkeypatch.setattr(bench_idle, "measure", measure)
-    arguments = ["--seconds", "7", "--interval", "5s", "9s"]
-    assert hil.__main__.main(["bench", "idle", *arguments]) == 0
-    assert "first reading s" in shown[0]
-    assert "5s     30.0" in shown[1]
-    assert "9s     30.0              7.00" in capsys.readouterr().out
-    assert hil.__main__.main(["bench", "idle", "--json", *arguments]) == 0
-    assert [line["interval"] for line in json.loads(capsys.readouterr().out)] == ["5s", "9s"]
