@@ -7,7 +7,6 @@ in this one and are not counted.
 import argparse
 import asyncio
 import json
-import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from hil.arguments import seconds
 from hil.broker import Broker, Received
 from hil.daemon import Daemon
 from hil.devices import Maxbotix, Pms5003, Sds011
+from hil.proc import cpu_seconds, rss_mb
 from hil.serialline import SerialLine
 
 _CONFIG = """\
@@ -72,10 +72,10 @@ async def measure(interval: str, watched: float) -> Cost:
             async with Daemon(config) as daemon:
                 await broker.wait_for(lambda seen: bool(_batches(seen)), timeout=90)
                 first_batch = time.time() - began
-                before = _cpu_seconds(daemon.pid)
+                before = cpu_seconds(daemon.pid)
                 await asyncio.sleep(watched)
-                used = _cpu_seconds(daemon.pid) - before
-                rss = _rss_mb(daemon.pid)
+                used = cpu_seconds(daemon.pid) - before
+                rss = rss_mb(daemon.pid)
                 first = min(r.instant.wall_ms for r in _batches(broker.received)[0].readings)
     took = first / 1000 - began
     return Cost(interval, rss, 100 * used / watched, round(took, 3), round(first_batch, 3))
@@ -83,16 +83,6 @@ async def measure(interval: str, watched: float) -> Cost:
 
 def _batches(received: list[Received]) -> list[Batch]:
     return [decode(message.payload) for message in received if "/batch/" in message.topic]
-
-
-def _cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _rss_mb(pid: int) -> float:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
