@@ -1,5 +1,8 @@
 """The commands that simulate and measure: what they say of what they are given."""
 
+import json
+import shutil
+
 import pytest
 
 import gateway.cli
@@ -43,3 +46,15 @@ def test_wrong_usage_is_told_in_words(
     with pytest.raises(SystemExit, match="2"):
         hil.__main__.main(arguments)
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not shutil.which("dbus-daemon"), reason="dbus is not installed")
+def test_the_bench_of_bluetooth_counts_what_was_lost(capsys: pytest.CaptureFixture[str]):
+    arguments = ["bench", "ble", "--json", "--seconds", "2", "--strangers", "5"]
+    assert hil.__main__.main(arguments) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["adverts"] > 1000
+    assert figures["lost"] == 0
+    assert 0 <= figures["late_ms_median"] <= figures["late_ms_p99"]
+    assert [cost["process"] for cost in figures["costs"]] == ["bleak alone", "daemon"]
+    assert len(figures["strangers_rss_mb"]) > 1
