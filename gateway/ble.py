@@ -10,7 +10,8 @@ restarted, then it is said that the adapter needs a power cut; each of these onc
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ from bleak.backends.scanner import AdvertisementData
 from bleak.exc import BleakDBusError, BleakError
 from dbus_fast import DBusError
 
-from gateway.bluez import CALL, NO_ANSWER, RETRY, Bluez
+from gateway.bluez import CALL, NO_ANSWER, RETRY, Bluez, words
 from gateway.driver import Advertisement
 
 SILENCE = 90.0
@@ -36,6 +37,8 @@ STARTED = 2.0
 """Seconds in which an adapter begins to scan that can."""
 SETTLED = 5.0
 """Seconds after which another reason for the same outage is worth another line."""
+STOP = 1.0
+"""Seconds in which bleak tidies up when a call is given up; that may hang too."""
 NO_SIGNAL = -127
 """What bleak gives for the signal when it tells old data anew because a scan has ended."""
 OFF = 1.0
@@ -57,6 +60,7 @@ Heard = Callable[["Adapter", BLEDevice, AdvertisementData], None]
 log = logging.getLogger(__name__)
 
 _K = TypeVar("_K")
+_T = TypeVar("_T")
 
 
 class Adapter:
@@ -79,8 +83,17 @@ class Adapter:
         self._bluez, self._tell_heard = bluez, heard
         self._passive, self._silence, self._ask = passive, silence, ask
         self._rung = 0
+        self._dark = False
+        self._said = ""
         self._heard = self._told = float("-inf")
+        self.since = float("inf")
+        """The loop's time from which on it has listened without a break."""
         self._breaks = 0
+
+    @property
+    def breaks(self) -> int:
+        """How often something has happened that ends scans and connections."""
+        return self._bluez.breaks(self.name)
 
     async def run(self) -> None:
         """Scan for ever."""
@@ -98,6 +111,8 @@ class Adapter:
 
     async def _ready(self) -> None:
         """Return when nothing is known to stand in the way of a scan."""
+        if self._dark:
+            await self._switch_on()
         while why := self._bluez.why(self.name):
             self._close(why)
             await self._pause(RETRY)
@@ -107,9 +122,9 @@ class Adapter:
 
     @asynccontextmanager
     async def _scan(self) -> AsyncIterator[None]:
-        self._breaks = self._bluez.breaks(self.name)
+        self._breaks = self.breaks
         scanner = await self._started()
-        self._heard = asyncio.get_running_loop().time()
+        self.since = self._heard = asyncio.get_running_loop().time()
         if not self._rung:
             self._opened()
         try:
@@ -137,14 +152,12 @@ class Adapter:
         scanner = BleakScanner(
             self._detected, scanning_mode=mode, bluez={**how, "adapter": self.name}
         )
-        async with asyncio.timeout(CALL):
-            await scanner.start()
+        await bounded(scanner.start(), CALL)
         return scanner
 
     async def _stop(self, scanner: BleakScanner) -> None:
         with suppress(*BLEAK_FAULTS):  # it is gone already, or goes with its connection
-            async with asyncio.timeout(CALL):
-                await scanner.stop()
+            await bounded(scanner.stop(), CALL)
 
     def _detected(self, device: BLEDevice, data: AdvertisementData) -> None:
         if data.rssi == NO_SIGNAL:
@@ -159,7 +172,7 @@ class Adapter:
         """Return when the scan is dead; whether it was silence that showed it."""
         loop = asyncio.get_running_loop()
         idle = None
-        while self._bluez.breaks(self.name) == self._breaks:
+        while self.breaks == self._breaks:
             idle = (idle or loop.time()) if self._idle else None
             silent = self._heard + self._silence
             due = silent if idle is None else min(idle + IDLE, silent)
@@ -188,15 +201,25 @@ class Adapter:
                 self._say(f"{silent}: scans anew")
             case 2:
                 self._say(f"{silent}: is switched off and on")
-                await self._bluez.power(self.name, on=False)
-                await asyncio.sleep(OFF)
-                await self._bluez.power(self.name, on=True)
+                await self._power_cycle()
             case 3:
                 self._say(f"{silent}: bluetooth.service is to be restarted")
                 self._restart()
             case 4:
                 self._say(f"{silent}: {POWER_CUT}")
                 self._close(f"{self.name} hears nothing: {POWER_CUT}")
+
+    async def _power_cycle(self) -> None:
+        self._dark = True
+        try:
+            await self._bluez.power(self.name, on=False)
+            await asyncio.sleep(OFF)
+        finally:  # not left off by a stop
+            await self._switch_on()
+
+    async def _switch_on(self) -> None:
+        await self._bluez.power(self.name, on=True)
+        self._dark = False
 
     def _restart(self) -> None:
         if self._ask is None:
@@ -212,16 +235,17 @@ class Adapter:
     def _opened(self) -> None:
         if self._told > float("-inf"):
             log.info("%s: scans again", self.name)
-        self.why, self._told = "", float("-inf")
+        self.why, self._said, self._told = "", "", float("-inf")
         self._bluez.tell()
 
     def _close(self, why: str) -> None:
-        if why != self.why and asyncio.get_running_loop().time() - self._told > SETTLED:
+        if why != self._said and asyncio.get_running_loop().time() - self._told > SETTLED:
             self._say(why)
         self.why = why
 
     def _say(self, line: str) -> None:
         log.warning("%s", line)
+        self._said = line
         self._told = asyncio.get_running_loop().time()
 
 
@@ -233,6 +257,7 @@ class _Address:
     device: tuple[Adapter, BLEDevice] | None = None
     data: dict[str, AdvertisementData] = field(default_factory=dict)
     news: dict[str, Advertisement] = field(default_factory=dict)
+    alone: asyncio.Lock = field(default_factory=asyncio.Lock)
     waiting: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -257,14 +282,19 @@ class Radio:
     async def run(self) -> None:
         """Listen for ever."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self.bluez.run(), name="bluez")
+            tasks.create_task(_unending(self.bluez.run), name="bluez")
             for adapter in self._adapters:
-                tasks.create_task(adapter.run(), name=adapter.name)
+                tasks.create_task(_unending(adapter.run), name=adapter.name)
 
     @property
     def why(self) -> str:
         """Why no adapter scans; empty while one does."""
         return _why(self._adapters)
+
+    @property
+    def since(self) -> float:
+        """The loop's time from which on an adapter has listened without a break."""
+        return min(adapter.since for adapter in self._adapters)
 
     async def opened(self) -> None:
         """Return when an adapter scans."""
@@ -278,6 +308,10 @@ class Radio:
     def listen(self, address: str, hear: Callable[[Advertisement], None]) -> None:
         """Have `hear` called with each advertisement of an address; it must not raise."""
         self._addresses.setdefault(address, _Address()).hear.append(hear)
+
+    def alone(self, address: str) -> asyncio.Lock:
+        """Return what only one at a time holds: whoever disconnects ends all connections to it."""
+        return self._addresses.setdefault(address, _Address()).alone
 
     async def next(self, address: str) -> tuple[Adapter, BLEDevice]:
         """Return the adapter that hears the address, and the device, when it is heard next."""
@@ -338,6 +372,43 @@ def _why(adapters: Sequence[Adapter]) -> str:
     return "; ".join(dict.fromkeys(reasons)) if all(reasons) else ""
 
 
+async def bounded(call: Coroutine[object, object, _T], seconds: float) -> _T:
+    """Return what a call of bleak does; raise TimeoutError if it takes longer.
+
+    Given up, by time or because we stop, bleak asks BlueZ to end what it had begun. Where BlueZ
+    does not answer that either it is given up again.
+    """
+    task = asyncio.ensure_future(call)
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+    finally:
+        late = not task.done()
+        for _ in range(2):
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task}, timeout=STOP)
+    if late:
+        with suppress(*BLEAK_FAULTS, asyncio.CancelledError, asyncio.InvalidStateError):
+            task.result()
+        raise TimeoutError
+    return task.result()
+
+
+async def _unending(run: Callable[[], Awaitable[None]]) -> None:
+    """Run it for ever: what bleak does wrong costs Bluetooth a second, and no serial sensor."""
+    said = set()
+    while True:
+        try:
+            await run()
+        except Exception as error:  # noqa: BLE001 - whatever it is; its text may name a stranger
+            kind = type(error).__name__
+            if kind not in said:
+                said.add(kind)
+                place = "".join(traceback.format_tb(error.__traceback__))
+                log.error("Bluetooth is begun anew after a %s, said once:\n%s", kind, place)  # noqa: TRY400
+        await asyncio.sleep(RETRY)
+
+
 def _forget() -> None:
     """Have bleak forget all devices: after a crash of bluetoothd none is told to be gone.
 
@@ -378,9 +449,8 @@ def reason(error: Exception) -> str:
     """Return what one of BLEAK_FAULTS means, with what mends it."""
     if isinstance(error, TimeoutError):
         return NO_ANSWER
-    words = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, BleakDBusError | DBusError) and "AccessDenied" in words:
-        return f"BlueZ refuses: {words}: sudo usermod -aG bluetooth bygate"
+    if isinstance(error, BleakDBusError | DBusError) and "AccessDenied" in str(error):
+        return f"BlueZ refuses: {words(error)}: sudo usermod -aG bluetooth bygate"
     if isinstance(error, OSError | EOFError):
-        return f"the connection to BlueZ was lost: {words}"
-    return f"BlueZ cannot scan: {words}"
+        return f"the connection to BlueZ was lost: {words(error)}: sudo systemctl restart bluetooth"
+    return f"BlueZ cannot scan: {words(error)}: sudo systemctl restart bluetooth"

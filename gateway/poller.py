@@ -22,6 +22,7 @@ from gateway.driver import (
     GattClient,
     GattDriver,
     LocalDriver,
+    NoAdapter,
     NoReply,
     Port,
     PortError,
@@ -67,8 +68,11 @@ class Link(Port, Way, Protocol):
 class Device(Way, Protocol):
     """What the poller needs of a BLE device."""
 
-    def connected(self) -> AbstractAsyncContextManager[GattClient]:
-        """Connect; disconnect at the end. Raises NoReply, DeviceRefused or NoAdapter."""
+    def connected(self, within: float) -> AbstractAsyncContextManager[GattClient]:
+        """Connect, disconnect at the end; no call takes longer than `within` seconds.
+
+        Raises NoReply, DeviceRefused or NoAdapter.
+        """
 
 
 @dataclass(slots=True)
@@ -94,6 +98,7 @@ class Poller:
     clock: Clock
     sink: Callable[[Reading], None]
     state: SensorState = field(default_factory=SensorState)
+    _told: bool = False
 
     async def run(self, delay: float = 0.0) -> None:
         """Take readings for ever, the first after `delay` seconds; no drift, no queue of turns."""
@@ -125,7 +130,7 @@ class Poller:
             yield
         except (SensorError, PortError) as error:
             self._count(outcome_of(error))
-            self._silent(said(error))
+            self._silent(said(error), told=isinstance(error, NoAdapter))
         except asyncio.CancelledError as error:
             if _cancelled():
                 raise
@@ -142,9 +147,11 @@ class Poller:
     def _count(self, outcome: str) -> None:
         self.state.outcomes[outcome] += 1
 
-    def _silent(self, why: str) -> None:
-        if self.state.why is None:
+    def _silent(self, why: str, *, told: bool = False) -> None:
+        """Note why it gives nothing; `told`: the adapter says that, once for all its sensors."""
+        if not (told or self._told):
             log.warning("%s: %s", self.name, why)
+            self._told = True
         self.state.why = why
 
     def _judged(self, values: Values) -> list[Reading]:
@@ -164,9 +171,9 @@ class Poller:
         for reading in readings:
             self.state.last[reading.quantity] = reading
             self.sink(reading)
-        if self.state.why is not None:
+        if self._told:
             log.info("%s: gives readings again", self.name)
-        self.state.why = None
+        self.state.why, self._told = None, False
 
 
 @dataclass(kw_only=True, eq=False)
@@ -224,7 +231,7 @@ class GattPoller(Asker):
     port: Device
 
     async def _turn(self) -> None:
-        async with self.port.connected() as client:
+        async with self.port.connected(self.interval) as client:
             try:
                 async with asyncio.timeout(self.driver.timeout):
                     values = await self.driver.poll(client)
