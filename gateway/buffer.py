@@ -104,6 +104,7 @@ class Buffer:
         self._filling: Filling | None = None
         self._sealed: deque[_Sealed] = deque()
         self._sequence = 0
+        self._inherited = 0
         self._previous: tuple[int, int] | None = None
         self._next_flush = 0.0
         self._taken = self._overflowed = self._overflow_recorded = 0
@@ -323,7 +324,7 @@ class Buffer:
                 self._append(batch)
         self._spool.begin(self.epoch)
         if not self._sequence:
-            self._previous = self._spool.previous
+            self._previous, self._inherited = self._spool.previous, self._spool.last
         self._sequence = max(self._sequence, self._spool.last + 1)
         refused = [name for name in self._refused.names() if name.endswith(_ENDING)]
         self._refused_sizes = {name: self._refused.size(name) for name in sorted(refused, key=_age)}
@@ -435,6 +436,11 @@ class Buffer:
         filling = self._filling
         young = len(filling.readings) - filling.journaled if filling else 0
         return len(self._fresh) + young + sum(b.readings - b.journaled for b in self._sealed)
+
+    @property
+    def inherited(self) -> int:
+        """The highest sequence of the runs before this one; 0 until the disk has told."""
+        return self._inherited
 
     @property
     def last(self) -> int:

@@ -5,6 +5,7 @@ broker's "not authorized" would look like success.
 """
 
 import asyncio
+import logging
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -25,9 +26,19 @@ CONNECT_WITHIN = 10.0
 TCP_GIVES_UP_MS = 10_000
 """TCP_USER_TIMEOUT: a pulled cable is noticed after 10.7 s; with keepalive 60 alone, not in 60."""
 
+TAKEN_OVER, UNSPECIFIED = 0x8E, 0x80
+"""Reason codes of DISCONNECT; the second is also paho's for an end without one."""
+
+_SILENT = logging.getLogger("gateway.paho")
+_SILENT.disabled = True
+
 
 class UplinkError(Exception):
     """The broker cannot be reached, or refuses; the text says what was seen and what mends it."""
+
+
+class TakenOver(UplinkError):
+    """The broker let go of us for another client of the same id, as we make it do to that one."""
 
 
 class Connection(aiomqtt.Client):
@@ -46,6 +57,7 @@ class Connection(aiomqtt.Client):
             username=settings.username,
             password=_text(secret) if secret else None,
             identifier=settings.client_id or gateway,
+            logger=_SILENT,  # what paho says of a malformed packet comes as an error, too
             protocol=aiomqtt.ProtocolVersion.V5,
             will=aiomqtt.Will(status, will, qos=1, retain=True),
             keepalive=round(settings.keepalive),
@@ -60,6 +72,7 @@ class Connection(aiomqtt.Client):
         self._client.connect_timeout = CONNECT_WITHIN
         self._acks: dict[int, asyncio.Future[int]] = {}
         self._connack: Properties | None = None
+        self._id = settings.client_id or gateway
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator["Connection"]:
@@ -67,18 +80,45 @@ class Connection(aiomqtt.Client):
         try:
             await self.__aenter__()
             heed_cancel()  # asyncio.wait_for prefers its result to it, before Python 3.12
+            if self._disconnected.done():  # by what came together with the CONNACK
+                raise self._loss()
             yield self
         except (aiomqtt.MqttError, UnicodeError) as error:  # a..b is no name that DNS could have
             raise UplinkError(_remedy(error)) from error
         finally:
             self._client._sock_close()
-            if self._disconnected.done() and not self._disconnected.cancelled():
-                self._disconnected.exception()
+
+    @property
+    def _disconnected(self) -> asyncio.Future[None]:
+        return self._end
+
+    @_disconnected.setter
+    def _disconnected(self, end: asyncio.Future[None]) -> None:
+        # aiomqtt sets another when the first is done before it is entered, and forgets the cause
+        if not hasattr(self, "_end"):
+            self._end = end
+            end.add_done_callback(self._ended)
+
+    def _ended(self, end: asyncio.Future[None]) -> None:
+        error = None if end.cancelled() else end.exception()
+        if not self._connected.done():  # else it would be waited for till the time is up
+            said = f"closed before the broker had answered: {_cause(error)}"
+            self._connected.set_exception(aiomqtt.MqttError(said))
+            self._connected.exception()  # nobody may wait for it any more
 
     async def lost(self) -> None:
         """Wait until the connection is lost, and raise."""
         await asyncio.wait({self._disconnected})
-        raise UplinkError(f"connection lost: {self._disconnected.exception() or 'closed'}")
+        raise self._loss()
+
+    def _loss(self) -> UplinkError:
+        error = self._disconnected.exception()
+        if isinstance(error, aiomqtt.MqttCodeError) and _code(error) == TAKEN_OVER:
+            return TakenOver(
+                f"another client connected with our id {self._id!r}, and the broker let go of us: "
+                "give each its own: set [uplink] client_id"
+            )
+        return UplinkError(f"connection lost: {_cause(error)}")
 
     def send(
         self, topic: str, payload: bytes, *, retain: bool = False, kind: str = ""
@@ -89,6 +129,8 @@ class Connection(aiomqtt.Client):
             properties.ContentType = kind
         info = self._client.publish(topic, payload, 1, retain, properties)
         if info.rc != paho.MQTT_ERR_SUCCESS:
+            if self._disconnected.done():
+                raise self._loss()
             raise UplinkError(f"cannot publish: {aiomqtt.MqttCodeError(info.rc)}")
         ack = self._acks[info.mid] = asyncio.get_running_loop().create_future()
         return ack
@@ -124,6 +166,18 @@ class Connection(aiomqtt.Client):
         self._connack = properties
         super()._on_connect(client, userdata, flags, reason_code, properties)
 
+    def _on_disconnect(
+        self,
+        client: paho.Client,
+        userdata: object,
+        flags: paho.DisconnectFlags,
+        reason_code: ReasonCode,
+        properties: Properties | None = None,
+    ) -> None:
+        if not (self._connected.done() or self._disconnected.done()):
+            self._disconnected.set_exception(aiomqtt.MqttCodeError(reason_code))
+        super()._on_disconnect(client, userdata, flags, reason_code, properties)
+
     def _on_publish(
         self,
         client: paho.Client,
@@ -142,6 +196,19 @@ def heed_cancel() -> None:
     task = asyncio.current_task()
     if task and task.cancelling():
         raise asyncio.CancelledError
+
+
+def _code(error: aiomqtt.MqttCodeError) -> int | None:
+    return error.rc.value if isinstance(error.rc, ReasonCode) else error.rc
+
+
+def _cause(error: BaseException | None) -> str:
+    """Return why a connection ended, on one line."""
+    if error is None or (isinstance(error, aiomqtt.MqttCodeError) and _code(error) == UNSPECIFIED):
+        return "the other end closed it"
+    if isinstance(error, aiomqtt.MqttError | OSError):
+        return str(error)
+    return f"what came was no MQTT: {type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _tls(settings: UplinkSettings) -> ssl.SSLContext:
@@ -212,6 +279,10 @@ def _remedy(error: Exception) -> str:
         "Not authorized": "check [uplink] username and password_file, and the broker's ACL",
         "Network is unreachable": "no route: is there a network?",
         "No route to host": "no route: is there a network?",
+        "Retain not supported": "the broker must take retained messages: change its settings",
+        "QoS not supported": "the broker must take QoS 1: change its settings",
+        "closed before": "does it speak MQTT 5 there, TLS or plain as url says, or want cert_file?",
+        "[SSL:": "no TLS is spoken there, or none of today: mqtt:// for plain TCP, or another port",
         "timed out": "no answer: check [uplink] url, firewall and network",
         "certificate": "check [uplink] ca_file, the name in url, and this box's clock",
     }

@@ -128,9 +128,12 @@ class Poller:
     def _named(self) -> Iterator[None]:
         try:
             yield
+        except NoAdapter as error:  # said once already, by the adapter, for all its sensors
+            self._count(outcome_of(error))
+            self.state.why = said(error)
         except (SensorError, PortError) as error:
             self._count(outcome_of(error))
-            self._silent(said(error), told=isinstance(error, NoAdapter))
+            self._silent(said(error))
         except asyncio.CancelledError as error:
             if _cancelled():
                 raise
@@ -147,12 +150,10 @@ class Poller:
     def _count(self, outcome: str) -> None:
         self.state.outcomes[outcome] += 1
 
-    def _silent(self, why: str, *, told: bool = False) -> None:
-        """Note why it gives nothing; `told`: the adapter says that, once for all its sensors."""
-        if not (told or self._told):
+    def _silent(self, why: str) -> None:
+        if not self._told:
             log.warning("%s: %s", self.name, why)
-            self._told = True
-        self.state.why = why
+        self.state.why, self._told = why, True
 
     def _judged(self, values: Values) -> list[Reading]:
         """Return the values as readings of this instant, and count how they were."""

@@ -17,6 +17,7 @@ from typing import Protocol
 from gateway.buffer import Buffer
 from gateway.connection import Connection, UplinkError
 from gateway.spool import Held
+from gateway.suspects import Suspects
 from gateway.wire import content_type
 
 SUCCESS, NOBODY_SUBSCRIBES = 0x00, 0x10
@@ -90,13 +91,15 @@ class Session:
         writer: Executor,
         *,
         state: UplinkState,
+        suspects: Suspects,
         ack_within: float,
     ) -> None:
         self.news = asyncio.Event()
         self.delivered = 0
         self.refused = False
         self._client, self._root, self._buffer, self._writer = client, root, buffer, writer
-        self._state, self._ack_within = state, ack_within
+        self._state, self._suspects, self._ack_within = state, suspects, ack_within
+        self._flying: dict[int, None] = {}  # in the order in which they were sent
         self._window = asyncio.Semaphore(1)
         # The broker counts the status, too; one that takes a single publish has it take turns
         self._place_of_status = self._window if client.at_once == 1 else asyncio.Semaphore(1)
@@ -105,6 +108,11 @@ class Session:
         self._backlog = 0
         self._settled = asyncio.Event()
         self._status: asyncio.Task[None] | None = None
+
+    @property
+    def head(self) -> int | None:
+        """The batch that has been under way for longest, if any is."""
+        return next(iter(self._flying), None)
 
     async def run(self, status: Status, every: float, about: bytes | None) -> None:
         """Deliver until the connection is lost; raises UplinkError, never returns."""
@@ -119,14 +127,17 @@ class Session:
                     await self.news.wait()
                     continue
                 held, lane = found
+                self._flying[held.sequence] = None
                 payload = await asyncio.get_running_loop().run_in_executor(
                     self._writer, self._buffer.payload, held
                 )
                 if payload is None:  # evicted meanwhile, and counted
+                    self._landed(held)
                     self._window.release()
                     continue
                 if not self._fits(payload):
                     await self._set_aside(held, 0x95)
+                    self._landed(held)
                     self._window.release()
                     continue
                 topic = f"{self._root}/batch/{lane}"
@@ -134,13 +145,30 @@ class Session:
                 tasks.create_task(self._settle(held, ack))
 
     def _next(self) -> tuple[Held, str] | None:
-        if live := next(self._buffer.waiting(self._live), None):
+        if any(sequence in self._suspects for sequence in self._flying):
+            return None
+        since = max(self._since, self._buffer.inherited)  # a disk may be there later than a broker
+        if live := next(self._buffer.waiting(max(self._live, since)), None):
             self._live = live.sequence
             return live, "live"
-        if old := next(self._buffer.waiting(self._backlog, self._since + 1), None):
+        for old in self._buffer.waiting(self._backlog, since + 1):
             self._backlog = old.sequence
-            return old, "backlog"
+            if old.sequence not in self._suspects:
+                return old, "backlog"
+        return None if self._flying else self._suspect()
+
+    def _suspect(self) -> tuple[Held, str] | None:
+        for sequence in self._suspects.due():
+            if held := next(self._buffer.waiting(sequence - 1, sequence + 1), None):
+                return held, "backlog"
+            self._suspects.clear(sequence)
         return None
+
+    def _landed(self, held: Held) -> None:
+        self._flying.pop(held.sequence, None)
+        self._suspects.clear(held.sequence)
+        if not self._flying:
+            self.news.set()
 
     def _send(
         self, topic: str, payload: bytes, *, retain: bool = False, kind: str
@@ -166,6 +194,7 @@ class Session:
             raise UplinkError(
                 f"the broker refuses batches: 0x{code:02x} {_REASONS.get(code, '')}; all are kept"
             )
+        self._landed(held)
         if self._size < self._client.window:
             self._size += 1
             self._window.release()

@@ -11,9 +11,10 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 from tenacity.wait import wait_base
 
 from gateway.buffer import Buffer
-from gateway.connection import Connection, UplinkError, heed_cancel
+from gateway.connection import Connection, TakenOver, UplinkError, heed_cancel
 from gateway.session import Session, Status, UplinkState
 from gateway.settings import Broker, UplinkSettings
+from gateway.suspects import LOSSES, Suspects
 
 ACK_WITHIN = 15.0
 """Seconds after which a missing PUBACK means that the link is dead."""
@@ -36,6 +37,7 @@ class Uplink:
         ack_within: float = ACK_WITHIN,
     ) -> None:
         self.state = UplinkState()
+        self._suspects = Suspects()
         self._about = about
         self._ack_within = ack_within
         self._settings, self._gateway = settings, gateway
@@ -86,6 +88,7 @@ class Uplink:
                 session = self._session = Session(
                     *(client, self._root, self._buffer, self._writer),
                     state=self.state,
+                    suspects=self._suspects,
                     ack_within=self._ack_within,
                 )
                 self.state.connected, self.state.why = True, None
@@ -98,9 +101,20 @@ class Uplink:
         heed_cancel()  # a task group prefers its child's error to it
         if self._left:
             return
-        if session is None or not session.delivered or session.refused:
+        if session and not session.refused:
+            self._suspect(session.head)
+        taken_over = isinstance(failure, TakenOver)
+        if session is None or not session.delivered or session.refused or taken_over:
             raise UplinkError(str(failure)) from failure
         self._say(str(failure))
+
+    def _suspect(self, head: int | None) -> None:
+        if head is not None and self._suspects.lost_at(head):
+            log.warning(
+                "batch %d: the connection was lost %d times with it under way: it goes last and "
+                "alone from now on; does the broker or a firewall bound what a message may hold?",
+                *(head, LOSSES),
+            )
 
     async def farewell(self, status: Status, within: float) -> None:
         """Deliver what waits as far as that is possible within so many seconds, and say goodbye."""

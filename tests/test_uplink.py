@@ -21,6 +21,7 @@ from gateway.disk import Disk
 from gateway.reading import COUNT, Instant, Reading
 from gateway.settings import Broker as Address
 from gateway.settings import BufferSettings, UplinkSettings
+from gateway.suspects import LOSSES, Suspects
 from gateway.uplink import Uplink
 from gateway.wire import decode
 from hil.broker import Broker, Faults, Limits, Received
@@ -624,6 +625,160 @@ def test_a_password_that_will_not_do_says_what_to_check(password, says, tmp_path
     run(scenario())
 
 
+# A batch at which the connection breaks
+
+
+def test_a_batch_at_which_the_broker_breaks_off_holds_up_no_other(tmp_path, caplog):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            await box.seal(30)
+
+            def breaks_off(message: Received) -> None:
+                if both([message]) == [5]:
+                    broker.drop()
+
+            broker.on_publish.append(breaks_off)
+            async with delivering(box):
+                await until(lambda: box.buffer.stats().waiting_batches == 1)
+                await until(lambda: both(broker.received).count(5) > LOSSES)
+                await box.seal(3)
+                await until(lambda: box.buffer.stats().waiting_batches == 1)
+                assert [held.sequence for held in box.buffer.waiting()] == [5]
+                tries = both(broker.received).count(5)
+                assert tries <= LOSSES + 2, "alone it waits a minute"
+        assert caplog.text.count("it goes last and alone") == 1
+
+    run(scenario())
+
+
+def test_a_suspect_is_delivered_when_the_fault_is_gone(tmp_path):
+    async def scenario() -> None:
+        async with Broker(faults=Faults(drop_after=1)) as broker:
+            box = Box(tmp_path, address(broker))
+            await box.seal(8)
+            async with delivering(box):
+                await until(lambda: broker.connects > 10)
+                broker.faults = Faults()
+                await box.empty()
+
+    run(scenario())
+
+
+def test_a_suspect_that_breaks_off_alone_is_tried_ever_more_rarely():
+    now = 0.0
+    suspects = Suspects(lambda: now)
+    assert [suspects.lost_at(7) for _ in range(LOSSES)] == [False] * (LOSSES - 1) + [True]
+    pauses = []
+    for _ in range(9):
+        assert list(suspects.due()) == [7]
+        assert not suspects.lost_at(7)
+        began = now
+        while not list(suspects.due()):
+            now += 1
+        pauses.append(now - began)
+    assert pauses == [60, 120, 240, 480, 960, 1920, 3600, 3600, 3600]
+    suspects.clear(7)
+    assert 7 not in suspects
+    assert not suspects.lost_at(7)
+
+
+def test_losses_at_one_batch_after_the_other_make_no_suspect():
+    suspects = Suspects()
+    assert not any(suspects.lost_at(head) for head in (1, 2, 1, 2, 1, 2, 3, 3, 4, 3, 3))
+
+
+def test_what_is_found_on_a_disk_that_came_late_is_backlog(tmp_path):
+    async def scenario() -> None:
+        before = Box(tmp_path / "state")
+        await before.seal(3)
+        (tmp_path / "state").rename(tmp_path / "away")
+        (tmp_path / "state").write_text("in the way")
+        async with Broker() as broker:
+            box = Box(tmp_path / "state", address(broker))
+            async with delivering(box):
+                await until(lambda: box.state.connected)
+                (tmp_path / "state").unlink()
+                (tmp_path / "away").rename(tmp_path / "state")
+                await box.seal(2)
+                await box.empty()
+            assert lane(broker.received, "backlog") == [1, 2, 3]
+            assert lane(broker.received, "live") == [4, 5]
+
+    run(scenario())
+
+
+# What a broker says, or what is none
+
+
+CONNACK = bytes.fromhex("2003000000")
+
+
+@contextlib.asynccontextmanager
+async def saying(answer: bytes, *, close: bool = False) -> AsyncIterator[Address]:
+    """Listen, and answer whatever comes first with these bytes."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        served.add(asyncio.current_task())
+        with contextlib.suppress(OSError):
+            await reader.read(4096)
+            writer.write(answer)
+            while not close and await reader.read(4096):
+                pass
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+    served: set[Any] = set()
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield Address("127.0.0.1", server.sockets[0].getsockname()[1], tls=False)
+    await asyncio.wait(served)
+
+
+@pytest.mark.parametrize(
+    ("answer", "close", "says"),
+    [
+        ("", True, "closed before the broker had answered: the other end closed it: does it"),
+        ("2003009a00", False, "Retain not supported: the broker must take retained messages"),
+        ("2003009b00", False, "QoS not supported: the broker must take QoS 1"),
+        ("2003000000 e0028e00", False, "another client connected with our id 'trd-0042'"),
+        ("2003000000 e0028b00", False, "connection lost: [code:139] Server shutting down"),
+        ("2003000000 3202ffff", False, "connection lost: "),
+        ("2003000000 30060002fffe0061", False, "connection lost: "),
+        ("2003000000 4004000177 00", False, "connection lost: "),
+        ("2003000000 e0028e7fff", False, "connection lost: "),
+        ("2005000002ff00", False, "closed before the broker had answered: "),
+        ("485454502f312e312034303020", True, "closed before the broker had answered: "),
+    ],
+)
+def test_what_a_broker_says_is_told_on_one_line_at_once(answer, close, says, tmp_path, caplog):
+    async def scenario() -> None:
+        async with saying(bytes.fromhex(answer), close=close) as broker:
+            box = Box(tmp_path, broker)
+            async with delivering(box):
+                await until(lambda: box.state.why and says in box.state.why, within=5)
+                assert "\n" not in box.state.why
+        gc.collect()
+
+    run(scenario())
+    assert "Traceback" not in caplog.text
+    assert "never retrieved" not in caplog.text
+    assert {record.name for record in caplog.records} == {"gateway.uplink"}
+
+
+@pytest.mark.filterwarnings("ignore:unclosed")  # paho leaves the socket of a bad handshake to gc
+def test_a_port_that_speaks_no_tls_says_so(tmp_path):
+    async def scenario() -> None:
+        async with saying(CONNACK, close=True) as plain:
+            box = Box(tmp_path, Address(plain.host, plain.port, tls=True))
+            async with delivering(box):
+                await until(lambda: box.state.why)
+                assert "mqtt:// for plain TCP, or another port" in box.state.why
+            gc.collect()
+
+    run(scenario())
+
+
 def state_of(broker: Broker) -> str:
     return json.loads(broker.retained.get("bygate/v1/trd-0042/status", b"{}")).get("state", "")
 
@@ -721,6 +876,7 @@ def test_a_farewell_delivers_what_waits_and_says_offline(tmp_path):
                 assert state_of(broker) == "offline"
                 await until(lambda: not broker.connections)
                 await asyncio.wait_for(task, 1)
+                assert broker.connects == 1, "it said goodbye, and came back"
 
     run(scenario())
 

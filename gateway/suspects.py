@@ -1,0 +1,57 @@
+"""Batches at which the connection is lost, again and again: they go last and alone.
+
+A broker or something on the way to it may drop the connection at one batch. Sent first at each new
+connection, that batch would hold up all others for ever; dropped, it would be lost for what may be
+a fault of the network.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+
+LOSSES = 3
+"""Connections that are lost with the same batch at the head before it is suspected."""
+PAUSE = 60.0
+"""Seconds until a suspect that was lost alone is tried again; doubles from then on."""
+LONGEST_PAUSE = 3600.0
+
+
+class Suspects:
+    """Which batches are suspected, over all connections."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._head, self._losses = 0, 0
+        self._tries: dict[int, int] = {}
+        self._due: dict[int, float] = {}
+
+    def lost_at(self, head: int) -> bool:
+        """Note that the connection was lost with this batch longest under way; True: now suspect.
+
+        Only the head is noted: each connection begins with one batch alone, so that sooner or later
+        the guilty one is it.
+        """
+        if head in self._due:
+            self._tries[head] = tries = self._tries[head] + 1
+            self._due[head] = self._now() + min(PAUSE * 2 ** (tries - 1), LONGEST_PAUSE)
+            return False
+        self._losses = self._losses + 1 if head == self._head else 1
+        self._head = head
+        if self._losses < LOSSES:
+            return False
+        self._tries[head], self._due[head] = 0, self._now()
+        return True
+
+    def clear(self, sequence: int) -> None:
+        """Forget a batch that is delivered, or gone."""
+        self._tries.pop(sequence, None)
+        self._due.pop(sequence, None)
+        if sequence == self._head:
+            self._losses = 0
+
+    def __contains__(self, sequence: int) -> bool:
+        return sequence in self._due
+
+    def due(self) -> Iterator[int]:
+        """Yield those whose turn it is, once there is nothing else to send."""
+        now = self._now()
+        yield from [sequence for sequence, at in sorted(self._due.items()) if at <= now]
