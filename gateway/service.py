@@ -36,6 +36,9 @@ TICK = 1.0
 FAREWELL = 2.0
 """Seconds that the last batches have, at the end; the buffer keeps what they do not suffice for."""
 
+RESTART_BLUETOOTH = "restart-bluetooth"
+"""File in $RUNTIME_DIRECTORY that asks for a restart of BlueZ: systemd/bygate-bluetooth.path."""
+
 log = logging.getLogger(__name__)
 
 
@@ -185,7 +188,7 @@ def _radio(config: Config) -> "Radio | None":
     return Radio(
         config.bluetooth.adapter,
         passive=config.bluetooth.scanning == "passive",
-        restart=Path(runtime, "restart-bluetooth") if runtime else None,
+        restart=Path(runtime, RESTART_BLUETOOTH) if runtime else None,
     )
 
 
