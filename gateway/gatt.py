@@ -27,8 +27,9 @@ from tenacity import (
     wait_random,
 )
 
+from gateway.adapter import BLEAK_FAULTS, Adapter, bounded
 from gateway.advertisement import full_uuid
-from gateway.ble import BLEAK_FAULTS, Adapter, Radio, bounded
+from gateway.ble import Radio
 from gateway.bluez import words
 from gateway.driver import DeviceRefused, NoAdapter, NoReply, SensorError
 
@@ -195,7 +196,7 @@ def _named(done: str) -> Iterator[None]:
     except BleakCharacteristicNotFoundError as error:
         raise DeviceRefused(f"the device has no such characteristic: {words(error)}") from error
     except BleakGATTProtocolError as error:
-        raise DeviceRefused(f"{words(error)}: where it asks for it, bluetoothctl pair it") from error
+        raise DeviceRefused(f"{words(error)}: where it asks for it: bluetoothctl pair") from error
     except BleakDBusError as error:
         refused = f"heard, but not {done}, for BlueZ says {words(error)}"
         raise DeviceRefused(f"{refused}: is it connected to a phone?") from error
