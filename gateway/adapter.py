@@ -17,7 +17,7 @@ from bleak.args.bluez import BlueZScannerArgs, OrPattern
 from bleak.assigned_numbers import AdvertisementDataType
 from bleak.backends.device import BLEDevice
 from bleak.backends.scanner import AdvertisementData
-from bleak.exc import BleakDBusError, BleakError
+from bleak.exc import BleakBluetoothNotAvailableError, BleakDBusError, BleakError
 from dbus_fast import DBusError
 
 from gateway.bluez import CALL, NO_ANSWER, RETRY, Bluez, words
@@ -269,4 +269,6 @@ def reason(error: Exception) -> str:
         return f"BlueZ refuses: {words(error)}: sudo usermod -aG bluetooth bygate"
     if isinstance(error, OSError | EOFError):
         return f"the connection to BlueZ was lost: {words(error)}: sudo systemctl restart bluetooth"
+    if isinstance(error, BleakBluetoothNotAvailableError):
+        return f"{error.args[0]}: sudo rfkill unblock bluetooth; bluetoothctl power on"
     return f"BlueZ cannot scan: {words(error)}: sudo systemctl restart bluetooth"

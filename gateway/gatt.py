@@ -44,6 +44,7 @@ SHORTEST = 1.0
 TRIES = 4
 NEWS = 0.2
 """Seconds after a failure in which the bus tells that it was the adapter's."""
+PAIR = "where it asks for pairing: bluetoothctl pair, trust"
 
 # bleak would ask bluetoothctl, and wait for ever for an answer once the first wait was cut short.
 BlueZFeatures.checked_bluez_version = True
@@ -136,7 +137,7 @@ class Connection:
         """Return a new connection to the device, whose calls have so many seconds."""
         client = BleakClient(device, timeout=CONNECT)
         connect = min(within, CONNECT)
-        with _named(f"connected within {connect:g} s"):
+        with _named("connected", connect):
             await bounded(client.connect(), connect)
         return cls(client, device.details["path"], within)
 
@@ -176,7 +177,7 @@ class Connection:
             await bounded(self._client.disconnect(), self._within)
 
     async def _call(self, call: Awaitable[_T]) -> _T:
-        with _named(f"read within {self._within:g} s"):
+        with _named("read", self._within):
             try:
                 async with asyncio.timeout(self._within) as self._deadline:
                     return await call
@@ -185,20 +186,20 @@ class Connection:
 
 
 @contextmanager
-def _named(done: str) -> Iterator[None]:
+def _named(done: str, within: float) -> Iterator[None]:
     """Turn what bleak raises into what the poller knows."""
+    failed = f"heard, but not {done}"
     try:
         yield
     except TimeoutError:
-        raise NoReply(
-            f"heard, but not {done}: is it near its limit of range, or its interval too short?"
-        ) from None
+        cause = "is it near its limit of range, or its interval too short?"
+        raise NoReply(f"{failed} within {within:g} s: {cause}") from None
     except BleakCharacteristicNotFoundError as error:
         raise DeviceRefused(f"the device has no such characteristic: {words(error)}") from error
     except BleakGATTProtocolError as error:
-        raise DeviceRefused(f"{words(error)}: where it asks for it: bluetoothctl pair") from error
+        raise DeviceRefused(f"{failed}: it answers {error.args[-1]}: {PAIR}") from error
     except BleakDBusError as error:
-        refused = f"heard, but not {done}, for BlueZ says {words(error)}"
-        raise DeviceRefused(f"{refused}: is it connected to a phone?") from error
+        remedy = PAIR if "NotPermitted" in error.dbus_error else "is it connected to a phone?"
+        raise DeviceRefused(f"{failed}: BlueZ says {words(error)}: {remedy}") from error
     except BLEAK_FAULTS as error:
-        raise NoReply(f"heard, but not {done}: {words(error)}: is it in range and on?") from error
+        raise NoReply(f"{failed}: {words(error)}: is it in range and on?") from error

@@ -115,8 +115,8 @@ FAULTS = {
     "services never resolve": ("no reply", "not connected within"),
     "vanishes mid-read": ("no reply", "not read"),
     "silent": ("no reply", "not read within"),
-    "ATT error": ("refused", "pair"),
-    "not paired": ("refused", "pair"),
+    "ATT error": ("refused", "it answers GATT Protocol Error: Unlikely Error"),
+    "not paired": ("refused", "bluetoothctl pair"),
 }
 
 
