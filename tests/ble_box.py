@@ -40,9 +40,13 @@ async def flow(broker, since, *names):
 
 
 @asynccontextmanager
-async def box(directory, monkeypatch, fault=None):
+async def box(directory, monkeypatch, fault=None, more="", **daemon):
     """Give a simulated BlueZ with both sensors in the air, a broker, and the daemon at work."""
-    async with PrivateBus() as bus, FakeBlueZ(bus) as bluez, Broker() as broker:
+    async with (
+        PrivateBus() as bus,
+        FakeBlueZ(bus, forget_after=2.0) as bluez,
+        Broker() as broker,
+    ):
         for name, address in bus.environment.items():
             monkeypatch.setenv(name, address)
         data = bytes.fromhex("0512fc5394c37c0004fffc040cac364200cdcbb8334c884f")
@@ -51,8 +55,8 @@ async def box(directory, monkeypatch, fault=None):
         if fault:
             await bluez.begin(fault)
         fast = {"flush_interval": "100ms", "seal_interval": "100ms"}
-        async with gateway(directory, broker.url, SENSORS, **fast) as daemon:
-            yield bluez, broker, daemon
+        async with gateway(directory, broker.url, SENSORS + more, **fast, **daemon) as running:
+            yield bluez, broker, running
 
 
 async def log_of(daemon):

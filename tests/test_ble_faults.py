@@ -38,7 +38,7 @@ AT_THE_START = {
 OF_A_DEVICE = {
     "adverts stop": "not heard within 5 s",
     "connect refused": "heard, but not connected: BlueZ says [org.bluez.Error.Failed]",
-    "connect aborted": "heard, but not connected: BlueZ says [org.bluez.Error.Failed]",
+    "connect aborted": "heard, but not connected within 1 s",
     "in progress": "InProgress",
     "services never resolve": "heard, but not connected within 1 s",
     "vanishes mid-read": "heard, but not read within 1 s",
