@@ -6,7 +6,6 @@ payload of a stranger is kept, logged or counted.
 
 import asyncio
 import logging
-import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from bleak.backends.scanner import AdvertisementData
 
 from gateway.adapter import SILENCE, Adapter
 from gateway.bluez import RETRY, Bluez
-from gateway.driver import Advertisement
+from gateway.driver import Advertisement, place_of
 
 STARTED = 2.0
 """Seconds in which an adapter begins to scan that can."""
@@ -153,16 +152,15 @@ def _why(adapters: Sequence[Adapter]) -> str:
 
 async def _unending(run: Callable[[], Awaitable[None]]) -> None:
     """Run it for ever: what bleak does wrong costs Bluetooth a second, and no serial sensor."""
-    said = set()
+    said: set[str] = set()
     while True:
         try:
             await run()
-        except Exception as error:  # noqa: BLE001 - whatever it is; its text may name a stranger
-            kind = type(error).__name__
-            if kind not in said:
-                said.add(kind)
-                place = "".join(traceback.format_tb(error.__traceback__))
-                log.error("Bluetooth is begun anew after a %s, said once:\n%s", kind, place)  # noqa: TRY400
+        except Exception as error:  # noqa: BLE001 - whatever it is
+            place = place_of(error)
+            if place not in said:
+                said.add(place)
+                log.error("Bluetooth is begun anew, from now on without a word: %s", place)  # noqa: TRY400
         await asyncio.sleep(RETRY)
 
 
