@@ -10,8 +10,9 @@ from itertools import pairwise
 import pytest
 from ble_box import TURN, box, flow, log_of, now_ms, taken
 
+from gateway.gatt import HEARING
 from hil.bluezfaults import DEAF, FAULTS
-from tests.radio_scene import METER, NEEDS_DBUS, TAG, on_air
+from tests.radio_scene import METER, NEEDS_DBUS, TAG, on_air, until
 
 pytestmark = NEEDS_DBUS
 
@@ -72,7 +73,7 @@ async def test_of_a_fault_of_the_adapter_the_adapter_is_said(name, tmp_path, mon
         await flow(broker, 0, "hall", "attic", "box")
         async with bluez.fault(name):
             await daemon.says(OF_THE_ADAPTER[name])
-            await asyncio.sleep(1.5 * TURN)  # each sensor has a turn in which it might say more
+            await asyncio.sleep(2.2 * TURN)  # each sensor has a turn in which it might say more
             cured = now_ms()
         after = await flow(broker, cured, "hall", "attic")
         say(name, cured, after)
@@ -80,6 +81,37 @@ async def test_of_a_fault_of_the_adapter_the_adapter_is_said(name, tmp_path, mon
     assert log == [f"WARNING {OF_THE_ADAPTER[name]}", "INFO hci0: scans again"]
     assert after < CURED
     assert undisturbed(broker)
+
+
+@on_air
+async def test_of_a_long_fault_of_the_adapter_its_sensors_say_nothing_either(tmp_path, monkeypatch):
+    async with box(tmp_path, monkeypatch) as (bluez, broker, daemon):
+        await flow(broker, 0, "hall", "attic", "box")
+        async with bluez.fault("blocked"):
+            await asyncio.sleep(HEARING[0] + 2 * TURN)
+            cured = now_ms()
+        assert await flow(broker, cured, "hall", "attic") < CURED
+        assert await log_of(daemon) == [f"WARNING {OFF}", "INFO hci0: scans again"]
+
+
+@pytest.mark.parametrize("name", ["powered off", "BlueZ crashed"])
+@on_air
+async def test_a_read_that_the_adapter_breaks_off_is_not_the_sensors_fault(
+    name, tmp_path, monkeypatch
+):
+    async with box(tmp_path, monkeypatch) as (bluez, broker, daemon):
+        await flow(broker, 0, "hall", "attic", "box")
+        device = bluez.adapters["hci0"].devices[METER]
+        async with bluez.fault("silent", at=METER):
+            await until(lambda: device.shown["ServicesResolved"])
+            async with bluez.fault(name):
+                await daemon.says(OF_THE_ADAPTER[name])
+                await asyncio.sleep(1.5 * TURN)
+                await bluez.cure("silent", at=METER)
+                cured = now_ms()
+        assert await flow(broker, cured, "hall", "attic") < CURED
+        log = await log_of(daemon)
+    assert log == [f"WARNING {OF_THE_ADAPTER[name]}", "INFO hci0: scans again"]
 
 
 @pytest.mark.parametrize("name", AT_THE_START)
