@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 
 import pytest
 from ble_box import box, flow, now_ms
@@ -11,11 +10,10 @@ from gateway_process import batches, sensor, values
 
 from hil.radio import full_uuid
 from tests.bthome_sealed import ADDRESS, KEY, sealed
-from tests.radio_scene import NEEDS_DBUS, on_air, until
+from tests.radio_scene import LONG, NEEDS_DBUS, on_air, until
 
 pytestmark = NEEDS_DBUS
 
-LONG = os.environ.get("BYGATE_TESTS") == "long"
 PASSING = {"size": 100, "every": 5, "rotate": 60} if LONG else {"size": 100, "rotate": 0.5}
 """A hundred new addresses a minute, or two hundred a second."""
 SECONDS = 60 if LONG else 1
