@@ -7,7 +7,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from gateway.driver import (
     names,
     said,
 )
+from gateway.mistakes import ConfigError, Mistake
 from gateway.schema import Setting, nearest, read_table, seen, settings_of
 from gateway.settings import (
     BluetoothSettings,
@@ -65,31 +66,6 @@ class Config:
     site: SiteSettings
     ports: Mapping[str, PortSettings]
     sensors: Mapping[str, SensorSettings]
-
-
-@dataclass(frozen=True, slots=True)
-class Mistake:
-    """One thing wrong. `line` is None for what stands on no line, `path` "" for the whole file."""
-
-    line: int | None
-    path: str
-    text: str
-
-
-class ConfigError(Exception):
-    """All that is wrong with one file, one line each."""
-
-    def __init__(self, file: str, mistakes: Sequence[Mistake]) -> None:
-        self.file = file
-        self.mistakes = sorted(mistakes, key=lambda mistake: mistake.line or 0)
-        super().__init__(file, self.mistakes)
-
-    def __str__(self) -> str:
-        return "\n".join(self._one(mistake) for mistake in self.mistakes)
-
-    def _one(self, mistake: Mistake) -> str:
-        where = f"{self.file}:{mistake.line}" if mistake.line else self.file
-        return ": ".join(part for part in (where, mistake.path, mistake.text) if part)
 
 
 def load(path: Path | str) -> Config:

@@ -14,6 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from hil.arguments import port, seconds, whole
 from hil.bluezfaults import FAULTS as BLUEZ_FAULTS
 from hil.device import Device
 from hil.devices import DEVICES
@@ -30,7 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if arguments and not arguments[0].startswith("-"):
             _known(arguments[0], COMMANDS, "command")
-        options = _parser().parse_args(arguments)
+        parser = _parser()
+        options, more = parser.parse_known_args(arguments)
+        if more and options.run is not _bench:
+            parser.error(f"unrecognized arguments: {' '.join(more)}")
+        options.more = more
         return int(options.run(options) or 0)
     except KeyboardInterrupt:
         return 0
@@ -49,7 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     _serial_arguments(commands.add_parser("serial", help="run one serial device till Ctrl-C"))
     _bluez_arguments(commands.add_parser("bluez", help="run BlueZ on a private D-Bus till Ctrl-C"))
     _broker_arguments(commands.add_parser("broker", help="run the scriptable MQTT broker"))
-    bench = commands.add_parser("bench", help="measure, and print the figures")
+    bench = commands.add_parser(
+        "bench", help="measure, and print the figures", epilog="Some have options of their own."
+    )
     bench.add_argument("names", nargs="+", metavar="NAME", type=_one_of(benches(), "bench"))
     bench.add_argument("--json", action="store_true", help="the figures as JSON")
     bench.set_defaults(run=_bench)
@@ -70,9 +77,11 @@ def _serial_arguments(parser: argparse.ArgumentParser) -> None:
         type=_one_of(["ok", *FAULTS], "fault"),
         help="what is wrong with each frame; several take turns, `ok` is a good one",
     )
-    parser.add_argument("--period", type=float, metavar="S", help="seconds from frame to frame")
-    parser.add_argument("--delay", type=float, default=2, metavar="S", help="how late `late` is")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="other values, other bits")
+    parser.add_argument("--period", type=seconds, metavar="S", help="seconds from frame to frame")
+    parser.add_argument("--delay", type=seconds, default=2, metavar="S", help="how late `late` is")
+    parser.add_argument(
+        "--seed", type=whole, default=0, metavar="N", help="other values, other bits"
+    )
     parser.add_argument("--verbose", "-v", action="store_true", help="print what is sent")
 
 
@@ -86,7 +95,7 @@ def _bluez_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("ADDRESS", "WHAT=VALUE"),
         help="a device: manufacturer:0499=HEX service:fcd2=HEX every=S rssi=N name=TEXT",
     )
-    parser.add_argument("--crowd", type=int, default=0, metavar="N", help="so many strangers")
+    parser.add_argument("--crowd", type=whole, default=0, metavar="N", help="so many strangers")
     parser.add_argument(
         "--file", nargs="+", default=[], type=Path, help="what is on the air, as TOML or JSON"
     )
@@ -95,13 +104,13 @@ def _bluez_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--adapters", nargs="+", default=["hci0"], metavar="NAME")
     parser.add_argument("--experimental", action="store_true", help="passive scans are possible")
-    parser.add_argument("--forget-after", type=float, default=30, metavar="S")
+    parser.add_argument("--forget-after", type=seconds, default=30, metavar="S")
     parser.add_argument("--path", type=Path, help="where the bus listens (default: a new one)")
 
 
 def _broker_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_broker)
-    parser.add_argument("--port", type=int, default=1883, metavar="N")
+    parser.add_argument("--port", type=port, default=1883, metavar="N")
     parser.add_argument(
         "--fault",
         nargs="+",
@@ -215,7 +224,7 @@ def _setting(text: str) -> tuple[str, object]:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    arguments = ["--json"] if options.json else []
+    arguments = [*options.more, *(["--json"] if options.json else [])]
     for name in options.names:
         importlib.import_module(f"hil.bench_{name}").main(arguments)
     return 0

@@ -7,7 +7,6 @@ in this one and are not counted.
 import argparse
 import asyncio
 import json
-import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -15,9 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gateway.wire import Batch, decode
+from hil.arguments import seconds
 from hil.broker import Broker, Received
 from hil.daemon import Daemon
 from hil.devices import Maxbotix, Pms5003, Sds011
+from hil.proc import cpu_seconds, rss_mb
 from hil.serialline import SerialLine
 
 _CONFIG = """\
@@ -48,7 +49,7 @@ class Cost:
     first_batch_s: float
 
 
-async def measure(interval: str, seconds: float) -> Cost:
+async def measure(interval: str, watched: float) -> Cost:
     """Return what three sensors at that interval cost over so many seconds."""
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place)
@@ -71,46 +72,37 @@ async def measure(interval: str, seconds: float) -> Cost:
             async with Daemon(config) as daemon:
                 await broker.wait_for(lambda seen: bool(_batches(seen)), timeout=90)
                 first_batch = time.time() - began
-                before = _cpu_seconds(daemon.pid)
-                await asyncio.sleep(seconds)
-                used = _cpu_seconds(daemon.pid) - before
-                rss = _rss_mb(daemon.pid)
+                before = cpu_seconds(daemon.pid)
+                await asyncio.sleep(watched)
+                used = cpu_seconds(daemon.pid) - before
+                rss = rss_mb(daemon.pid)
                 first = min(r.instant.wall_ms for r in _batches(broker.received)[0].readings)
     took = first / 1000 - began
-    return Cost(interval, rss, 100 * used / seconds, round(took, 3), round(first_batch, 3))
+    return Cost(interval, rss, 100 * used / watched, round(took, 3), round(first_batch, 3))
 
 
 def _batches(received: list[Received]) -> list[Batch]:
     return [decode(message.payload) for message in received if "/batch/" in message.topic]
 
 
-def _cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _rss_mb(pid: int) -> float:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table, or with `--json` one JSON list of its lines."""
     parser = argparse.ArgumentParser(prog="bench idle", description=__doc__)
     parser.add_argument("--json", action="store_true", help="figures as JSON")
-    parser.add_argument("--seconds", type=float, default=30, help="how long to watch each")
+    parser.add_argument("--seconds", type=seconds, default=30, help="how long to watch each")
     parser.add_argument("--interval", nargs="+", default=["60s", "10s", "1s"], help="of the polls")
     args = parser.parse_args(arguments)
-    costs = [asyncio.run(measure(interval, args.seconds)) for interval in args.interval]
+    costs = (asyncio.run(measure(interval, args.seconds)) for interval in args.interval)
     if args.json:
         print(json.dumps([asdict(cost) for cost in costs], indent=1))
         return
     print("3 serial sensors; the daemon alone, simulated devices and broker not counted\n")
-    print("interval   RSS MB   CPU % of a core   first reading s   first batch s")
+    print("interval   RSS MB   CPU % of a core   first reading s   first batch s", flush=True)
     for cost in costs:
         print(
             f"{cost.interval:>8} {cost.rss_mb:8.1f} {cost.cpu_percent:17.2f}"
-            f" {cost.first_reading_s:17.2f} {cost.first_batch_s:15.2f}"
+            f" {cost.first_reading_s:17.2f} {cost.first_batch_s:15.2f}",
+            flush=True,
         )
 
 

@@ -5,13 +5,16 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
 
 STOPS_WITHIN = 7.0
 """Seconds after which a daemon that was told to stop is killed; it promises five."""
+
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 _PR_SET_PDEATHSIG = 1
 _ROOT = Path(__file__).resolve().parent.parent
@@ -26,16 +29,19 @@ class Daemon:
     """`bygate run` with this configuration while the context lasts.
 
     It has a session of its own, so that Ctrl-C reaches only us, and we stop it in our own time.
+    What is in `environment` it has beside ours.
     """
 
-    def __init__(self, config: Path) -> None:
+    def __init__(self, config: Path, environment: Mapping[str, str] = NOTHING) -> None:
         self._config = config
+        self._environment = environment
         self._log = config.with_suffix(".log")
         self._process: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> Self:
-        path = os.environ.get("PYTHONPATH")
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(_ROOT), path)))}
+        environment = os.environ | self._environment
+        path = environment.get("PYTHONPATH")
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_ROOT), path)))
         parent = os.getpid()
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(

@@ -1,7 +1,7 @@
-"""The demonstration: simulated sensors on ptys, a broker, and the real daemon between them.
+"""The demonstration: simulated sensors and broker, and the real daemon between them.
 
     SerialLine ──pty──▶ bygate run ──MQTT 5──▶ Broker ──▶ Receiver ──▶ table, or counts as JSON
-    (4 devices)         a process of its own, with a real configuration and buffer
+    FakeBlueZ ──D-Bus─▶ a process of its own, with a real configuration and buffer
 
 What is shown was decoded from what the broker received. How many readings there should be is the
 daemon's own word, in its last status.
@@ -20,8 +20,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from hil.bledevices import BLE_DEVICES, BleDevice
+from hil.bluez import FakeBlueZ
 from hil.broker import Broker, Received
 from hil.daemon import Daemon, DaemonError
+from hil.dbusdaemon import PrivateBus
 from hil.devices import DEVICES
 from hil.receiver import Heard, Receiver
 from hil.serialline import SerialLine
@@ -33,7 +36,10 @@ SERIAL = {
     "river-level": "maxbotix",
     "mast": "nmea0183",
 }
-"""The simulated devices: sensor and driver."""
+"""The simulated devices on ptys: sensor and driver."""
+
+BLE = {"school-air": "ruuvi", "park-soil": "bthome", "bus-stop": "environmental_sensing"}
+"""Those of Bluetooth: two advertise, one is connected to."""
 
 LOCAL = {"city-air": "simulator", "box": "host"}
 """The sensors that need no device."""
@@ -126,6 +132,10 @@ class Show:
     def __init__(self) -> None:
         self.broker = Broker()
         self.receiver = Receiver()
+        self.ble: dict[str, BleDevice] = {}
+        """The BLE sensors; none where there can be no D-Bus of our own."""
+        self.without = ""
+        """Why there are none."""
         self.on_batch: Callable[[int], object] = lambda length: None
         """Called with the length of each distinct payload, once it is counted."""
         self._stack = AsyncExitStack()
@@ -139,7 +149,9 @@ class Show:
             for number, (name, driver) in enumerate(SERIAL.items()):
                 device = DEVICES[driver](seed=number)
                 await stack.enter_async_context(SerialLine(device, self._port(name), seed=number))
-            self.daemon = await stack.enter_async_context(Daemon(self._configured("config.toml")))
+            environment = await self._on_air(stack)
+            config = self._configured("config.toml")
+            self.daemon = await stack.enter_async_context(Daemon(config, environment))
             self._stack = stack.pop_all()
         return self
 
@@ -151,6 +163,22 @@ class Show:
     ) -> None:
         """End every process, and leave nothing behind."""
         await self._stack.__aexit__(kind, error, at)
+
+    async def _on_air(self, stack: AsyncExitStack) -> dict[str, str]:
+        """Put the BLE sensors on the air; return what the environment of its clients has to hold.
+
+        The D-Bus and the BlueZ are our own: a real adapter of this machine is left alone.
+        """
+        try:
+            bus = await stack.enter_async_context(PrivateBus())
+            bluez = await stack.enter_async_context(FakeBlueZ(bus))
+        except OSError as error:
+            self.without = f"{error}"
+            return {}
+        for number, (name, driver) in enumerate(BLE.items()):
+            self.ble[name] = BLE_DEVICES[driver](seed=number)
+            self.ble[name].put(bluez)
+        return bus.environment
 
     def _take(self, message: Received) -> None:
         before = self.receiver.batches
@@ -169,6 +197,9 @@ class Show:
         for name, driver in SERIAL.items() if sensors else ():
             port = json.dumps(str(self._port(name)))
             text += f'\n[sensors.{name}]\ndriver = "{driver}"\nport = {port}\ninterval = "1s"\n'
+        for name, device in self.ble.items() if sensors else ():
+            text += f'\n[sensors.{name}]\ndriver = "{BLE[name]}"\naddress = "{device.address}"\n'
+            text += 'interval = "1s"\n'
         for name, driver in LOCAL.items() if sensors else ():
             text += f'\n[sensors.{name}]\ndriver = "{driver}"\ninterval = "1s"\n'
         path = self.directory / file
@@ -236,6 +267,8 @@ async def _run(seconds: float | None, *, quiet: bool) -> Summary:
     told = asyncio.Event()
     _listen_to_signals(told)
     async with Show() as show:
+        if show.without:
+            print(f"bygate demo: without Bluetooth sensors: {show.without}", file=sys.stderr)
         with watching(show.receiver, show.broker.url, quiet=quiet) as view:
             show.on_batch = view.batch
             await _go_on(show, seconds, told, view.refresh)

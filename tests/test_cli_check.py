@@ -124,7 +124,7 @@ def test_the_example_file_is_what_the_settings_say(capsys: pytest.CaptureFixture
 @pytest.mark.parametrize("args", [["check", "-c", "good.toml"], ["drivers"], ["drivers", "buoy"]])
 def test_a_command_imports_nothing_that_it_does_not_need(site: Path, args: list[str]):
     modules = bygate(site, *args, program=IMPORTS).stderr.split()
-    assert {"gateway.config", f"gateway.cli.{args[0]}"} <= set(modules)
+    assert f"gateway.cli.{args[0]}" in modules
     foreign = {"aiomqtt", "bleak", "rich", "serial", "msgpack", "tenacity", "asyncio"}
     others = {f"gateway.cli.{name}" for name in [*COMMANDS, "example"]} - {f"gateway.cli.{args[0]}"}
     assert not (foreign | others) & set(modules)

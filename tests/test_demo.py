@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,12 +25,15 @@ from hil.table import packed, table
 ROOT = Path(__file__).parent.parent
 
 
-def start(tmp_path, *arguments):
+needs_dbus = pytest.mark.skipif(not shutil.which("dbus-daemon"), reason="dbus is not installed")
+
+
+def start(tmp_path, *arguments, **environment):
     """Start a demonstration whose temporary files lie in `tmp_path`."""
     return subprocess.Popen(
         [sys.executable, "-m", "gateway", "demo", *arguments],
         cwd=ROOT,
-        env=os.environ | {"TMPDIR": str(tmp_path)},
+        env=os.environ | {"TMPDIR": str(tmp_path)} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -37,16 +41,21 @@ def start(tmp_path, *arguments):
     )
 
 
-def daemons(tmp_path):
-    """Return the processes that were started with something in `tmp_path`."""
-    found = []
+def children(tmp_path):
+    """Return the processes that were started with something in `tmp_path`, and their commands."""
+    found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if os.fsencode(tmp_path) in (process / "cmdline").read_bytes():
-                found.append(int(process.name))
+            command = (process / "cmdline").read_bytes()
         except OSError:
             continue
+        if os.fsencode(tmp_path) in command:
+            found[int(process.name)] = command
     return found
+
+
+def daemons(tmp_path):
+    return [pid for pid, command in children(tmp_path).items() if b"\0gateway\0run" in command]
 
 
 def until_a_batch_has_come(process):
@@ -58,11 +67,12 @@ def until_a_batch_has_come(process):
 
 def gone(tmp_path, within=5.0):
     until = time.monotonic() + within
-    while daemons(tmp_path) and time.monotonic() < until:
+    while children(tmp_path) and time.monotonic() < until:
         time.sleep(0.05)
-    return not daemons(tmp_path)
+    return not children(tmp_path)
 
 
+@needs_dbus
 def test_all_that_was_taken_is_delivered_and_counted(tmp_path):
     process = start(tmp_path, "--seconds", "8", "--json")
     output, errors = process.communicate(timeout=30)
@@ -79,10 +89,58 @@ def test_all_that_was_taken_is_delivered_and_counted(tmp_path):
     assert drivers == {
         **dict.fromkeys(("sds011", "pms5003", "maxbotix", "nmea0183"), "serial"),
         **dict.fromkeys(("host", "simulator"), "local"),
+        **{"ruuvi": "ble", "bthome": "ble", "environmental_sensing": "gatt"},
     }
     assert all(sensor["outcomes"]["ok"] > 3 for sensor in sensors.values())
     assert sensors["air-street"]["last"]["pm2_5"]["unit"] == "ug/m3"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_dbus_daemon_one_line_says_so_and_the_rest_runs(tmp_path):
+    process = start(tmp_path, "--seconds", "4", "--json", PATH="/nowhere")
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert errors.splitlines() == [
+        "bygate demo: without Bluetooth sensors: dbus-daemon is missing; type: sudo apt-get install"
+        " dbus"
+    ]
+    counts = json.loads(output)
+    assert {sensor["link"] for sensor in counts["sensors"].values()} == {"serial", "local"}
+    assert counts["readings_taken"] == counts["readings_delivered"] > 0
+
+
+def readings_of(show, name, count):
+    """Return what comes of a sensor, in readings of one instant, till there are so many."""
+
+    async def gather():
+        seen = {}
+        heard = show.receiver.sensors
+        while len(seen) < count:
+            await asyncio.sleep(0.02)
+            for reading in heard[name].last.values() if name in heard else ():
+                seen.setdefault(reading.instant, {})[reading.quantity] = reading.value
+        return list(seen.values())
+
+    return gather()
+
+
+@needs_dbus
+def test_what_ble_sensors_say_is_what_is_delivered_to_the_last_digit():
+    async def scenario():
+        async with Show() as show, asyncio.timeout(20):
+            came = await asyncio.gather(*(readings_of(show, name, 3) for name in show.ble))
+            return dict(zip(show.ble, came, strict=True)), show.ble
+
+    came, devices = asyncio.run(scenario())
+    assert len(devices) == 3
+    for name in ("school-air", "park-soil"):
+        sent = list(devices[name].sent)
+        places = [sent.index(values) for values in came[name]]
+        assert places == sorted(set(places))
+    said = [{(q, v) for q, v in each.items()} for each in devices["bus-stop"].sent]
+    for values in came["bus-stop"]:  # each characteristic is measured when it is read
+        assert len(values) == 3
+        assert set(values.items()) <= set().union(*said)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +157,7 @@ def test_told_to_end_it_delivers_what_it_holds_and_leaves_nothing(tmp_path, numb
     assert (process.returncode, errors) == (0, "")
     assert " 0 lost" in output
     assert time.monotonic() - began < 5
-    assert (daemons(tmp_path), list(tmp_path.iterdir())) == ([], [])
+    assert (children(tmp_path), list(tmp_path.iterdir())) == ({}, [])
 
 
 def test_told_twice_it_ends_at_once(tmp_path):
@@ -113,7 +171,7 @@ def test_told_twice_it_ends_at_once(tmp_path):
     process.terminate()
     process.communicate(timeout=5)
     assert process.returncode == 130
-    assert (daemons(tmp_path), list(tmp_path.iterdir())) == ([], [])
+    assert (children(tmp_path), list(tmp_path.iterdir())) == ({}, [])
 
 
 def test_killed_it_takes_the_daemon_with_it(tmp_path):

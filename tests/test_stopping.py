@@ -1,7 +1,9 @@
 """How the daemon ends: soon, in good order, whatever hangs, and so that the next one goes on."""
 
 import asyncio
+import os
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Coroutine
@@ -9,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gateway_process import gateway, sensor
+from gateway_process import ROOT, gateway, sensor
 
 from gateway.wire import decode
 from hil.broker import Broker, Faults, Received
@@ -79,6 +81,35 @@ def test_it_stops_although_a_thread_hangs(stuck_driver: str, tmp_path: Path):
         async with Broker() as broker, gateway(tmp_path, broker.url, sensors) as daemon:
             await daemon.says("no answer within")
             assert await daemon.stop() == 0
+
+    run(scenario())
+
+
+def hears(pid: int, number: signal.Signals) -> bool:
+    """Whether the process has a handler for the signal."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    caught = next(line.split()[1] for line in lines if line.startswith("SigCgt"))
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
+def test_told_to_stop_before_it_has_started_it_ends_in_good_order(tmp_path: Path):
+    config = tmp_path / "config.toml"
+    os.mkfifo(config)  # nobody ever writes it: so it does not get as far as to start
+
+    async def scenario() -> None:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "gateway", "run", "-c", config), cwd=ROOT
+        )
+        try:
+            async with asyncio.timeout(20):
+                while not hears(process.pid, signal.SIGTERM):  # noqa: ASYNC110
+                    await asyncio.sleep(0.001)
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(process.wait(), 5) == 0
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
 
     run(scenario())
 

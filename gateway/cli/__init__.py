@@ -5,11 +5,12 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
 from gateway import __version__
-from gateway.config import ConfigError
+from gateway.mistakes import ConfigError
 
 DEFAULT_CONFIG = Path("/etc/bygate/config.toml")
 """Where the configuration is unless `-c` says otherwise."""
@@ -34,14 +35,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _run(sys.argv[1:] if argv is None else argv)
         print(end="", flush=True)  # a pipe closed by `| head` is noticed here, not at exit
     except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
+        return _failed(str(error), 2)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _print_no_more()
         return 141
+    except OSError as error:
+        _print_no_more()
+        return _failed(f"bygate: it cannot write what it has to say: {error}", 1)
     except KeyboardInterrupt:
         return 130
     return code
+
+
+def _failed(why: str, code: int) -> int:
+    with suppress(OSError):  # there may be nobody to tell
+        print(why, file=sys.stderr)
+    return code
+
+
+def _print_no_more() -> None:
+    """Have the interpreter not try again, at its end, to print what could not be printed."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(argv: Sequence[str]) -> int:

@@ -1,13 +1,14 @@
 """`bygate demo`: the whole gateway on this machine, with simulated sensors and broker."""
 
 import argparse
-import math
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `bygate demo`."""
+    from hil.arguments import seconds
+
     parser.add_argument(
-        "--seconds", type=_seconds, metavar="N", help="end after so long (default: at Ctrl-C)"
+        "--seconds", type=seconds, metavar="N", help="end after so long (default: at Ctrl-C)"
     )
     parser.add_argument(
         "--json", action="store_true", help="print no table, and what was counted at the end"
@@ -19,10 +20,3 @@ def run(args: argparse.Namespace) -> int:
     from hil.show import run
 
     return run(args.seconds, as_json=args.json)
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 < seconds < math.inf:
-        raise ValueError(text)
-    return seconds

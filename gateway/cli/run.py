@@ -1,9 +1,9 @@
 """`bygate run`: the daemon."""
 
 import argparse
-import asyncio
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -19,6 +19,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run until SIGTERM or SIGINT, then end the process."""
+    # Until the service hears it: there is nothing to save yet, but much to import
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    import asyncio
+    import logging
+
     from gateway.config import load
     from gateway.service import Service, StateDirInUse
 
