@@ -2,227 +2,29 @@
 
 What is not from a configured address is dropped before anything else sees it: no name, address or
 payload of a stranger is kept, logged or counted.
-
-A scan is begun anew when BlueZ or the adapter went away under it, and when nothing at all has been
-heard for 90 s. If that does not help the adapter is switched off and on, then bluetooth.service is
-restarted, then it is said that the adapter needs a power cut; each of these once.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
-from bleak import BleakScanner
-from bleak.args.bluez import BlueZScannerArgs, OrPattern
-from bleak.assigned_numbers import AdvertisementDataType
 from bleak.backends.bluezdbus.manager import _global_instances
 from bleak.backends.device import BLEDevice
 from bleak.backends.scanner import AdvertisementData
-from bleak.exc import BleakDBusError, BleakError
-from dbus_fast import DBusError
 
-from gateway.bluez import CALL, NO_ANSWER, RETRY, Bluez
-from gateway.driver import Advertisement
+from gateway.adapter import SILENCE, Adapter
+from gateway.bluez import RETRY, Bluez
+from gateway.driver import Advertisement, place_of
 
-SILENCE = 90.0
-"""Seconds without any advertisement at all after which a scan is taken for dead."""
-IDLE = 1.0
-"""Seconds that BlueZ may say it does not scan: it pauses for moments by itself."""
 STARTED = 2.0
 """Seconds in which an adapter begins to scan that can."""
-SETTLED = 5.0
-"""Seconds after which another reason for the same outage is worth another line."""
-NO_SIGNAL = -127
-"""What bleak gives for the signal when it tells old data anew because a scan has ended."""
-OFF = 1.0
-"""Seconds that an adapter stays off before it is switched on again."""
-
-POWER_CUT = (
-    "a new scan, off and on, and a restart of BlueZ did not help: the adapter needs a power cut, "
-    "or there is nothing near"
-)
-
-FLAGS = (b"\x02", b"\x04", b"\x05", b"\x06", b"\x1a")
-"""The usual flags of an advertisement: what a passive scan asks BlueZ for (CSS, part A, 1.3)."""
-
-BLEAK_FAULTS = (BleakError, DBusError, OSError, EOFError, TimeoutError, AssertionError)
-"""What calls of bleak end with; dbus-fast ends a connection whose socket is full by EOFError."""
-
-Heard = Callable[["Adapter", BLEDevice, AdvertisementData], None]
 
 log = logging.getLogger(__name__)
 
 _K = TypeVar("_K")
-
-
-class Adapter:
-    """One Bluetooth adapter, which scans for ever."""
-
-    def __init__(
-        self,
-        name: str,
-        bluez: Bluez,
-        heard: Heard,
-        *,
-        passive: bool,
-        silence: float,
-        ask: Path | None,
-    ) -> None:
-        self.name = name
-        self.why = f"{name} does not scan yet"
-        self.connections = asyncio.Semaphore(3)
-        self.connecting = asyncio.Lock()
-        self._bluez, self._tell_heard = bluez, heard
-        self._passive, self._silence, self._ask = passive, silence, ask
-        self._rung = 0
-        self._heard = self._told = float("-inf")
-        self._breaks = 0
-
-    async def run(self) -> None:
-        """Scan for ever."""
-        await self._bluez.looked.wait()
-        while True:
-            try:
-                await self._ready()
-                async with self._scan():
-                    silent = await self._over()
-                if silent:
-                    await self._climb()
-            except BLEAK_FAULTS as error:
-                self._close(self._bluez.why(self.name) or reason(error))
-                await self._pause(RETRY)
-
-    async def _ready(self) -> None:
-        """Return when nothing is known to stand in the way of a scan."""
-        while why := self._bluez.why(self.name):
-            self._close(why)
-            await self._pause(RETRY)
-            await self._bluez.look()
-
-    # One scan
-
-    @asynccontextmanager
-    async def _scan(self) -> AsyncIterator[None]:
-        self._breaks = self._bluez.breaks(self.name)
-        scanner = await self._started()
-        self._heard = asyncio.get_running_loop().time()
-        if not self._rung:
-            self._opened()
-        try:
-            yield
-        finally:
-            await self._stop(scanner)
-
-    async def _started(self) -> BleakScanner:
-        if not self._passive:
-            return await self._start("active", {"filters": {"DuplicateData": True}})
-        kind = AdvertisementDataType.FLAGS
-        try:
-            return await self._start(
-                "passive", {"or_patterns": [OrPattern(0, kind, flags) for flags in FLAGS]}
-            )
-        except BleakError as error:
-            scanner = await self._start("active", {"filters": {"DuplicateData": True}})
-            log.warning("%s: scans actively, for passively it cannot: %s", self.name, error)
-            self._passive = False
-            return scanner
-
-    async def _start(
-        self, mode: Literal["active", "passive"], how: BlueZScannerArgs
-    ) -> BleakScanner:
-        scanner = BleakScanner(
-            self._detected, scanning_mode=mode, bluez={**how, "adapter": self.name}
-        )
-        async with asyncio.timeout(CALL):
-            await scanner.start()
-        return scanner
-
-    async def _stop(self, scanner: BleakScanner) -> None:
-        with suppress(*BLEAK_FAULTS):  # it is gone already, or goes with its connection
-            async with asyncio.timeout(CALL):
-                await scanner.stop()
-
-    def _detected(self, device: BLEDevice, data: AdvertisementData) -> None:
-        if data.rssi == NO_SIGNAL:
-            return
-        self._heard = asyncio.get_running_loop().time()
-        if self._rung:
-            self._rung = 0
-            self._opened()
-        self._tell_heard(self, device, data)
-
-    async def _over(self) -> bool:
-        """Return when the scan is dead; whether it was silence that showed it."""
-        loop = asyncio.get_running_loop()
-        idle = None
-        while self._bluez.breaks(self.name) == self._breaks:
-            idle = (idle or loop.time()) if self._idle else None
-            silent = self._heard + self._silence
-            due = silent if idle is None else min(idle + IDLE, silent)
-            if loop.time() >= due:
-                return due == silent
-            await self._pause(due - loop.time())
-        return False
-
-    @property
-    def _idle(self) -> bool:
-        return self._bluez.idle(self.name) and not self._passive
-
-    async def _pause(self, seconds: float) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._bluez.change()
-
-    # The ladder
-
-    async def _climb(self) -> None:
-        """Do what the next rung asks for, before the next scan."""
-        self._rung += 1
-        silent = f"{self.name} has heard nothing at all for {self._rung * self._silence:g} s"
-        match self._rung:
-            case 1:
-                self._say(f"{silent}: scans anew")
-            case 2:
-                self._say(f"{silent}: is switched off and on")
-                await self._bluez.power(self.name, on=False)
-                await asyncio.sleep(OFF)
-                await self._bluez.power(self.name, on=True)
-            case 3:
-                self._say(f"{silent}: bluetooth.service is to be restarted")
-                self._restart()
-            case 4:
-                self._say(f"{silent}: {POWER_CUT}")
-                self._close(f"{self.name} hears nothing: {POWER_CUT}")
-
-    def _restart(self) -> None:
-        if self._ask is None:
-            log.warning("nobody here restarts bluetooth.service: see systemd/README.md")
-            return
-        try:
-            self._ask.touch()
-        except OSError as error:
-            log.warning("bluetooth.service cannot be restarted by %s: %s", self._ask, error)
-
-    # What it says
-
-    def _opened(self) -> None:
-        if self._told > float("-inf"):
-            log.info("%s: scans again", self.name)
-        self.why, self._told = "", float("-inf")
-        self._bluez.tell()
-
-    def _close(self, why: str) -> None:
-        if why != self.why and asyncio.get_running_loop().time() - self._told > SETTLED:
-            self._say(why)
-        self.why = why
-
-    def _say(self, line: str) -> None:
-        log.warning("%s", line)
-        self._told = asyncio.get_running_loop().time()
 
 
 @dataclass(slots=True)
@@ -233,6 +35,7 @@ class _Address:
     device: tuple[Adapter, BLEDevice] | None = None
     data: dict[str, AdvertisementData] = field(default_factory=dict)
     news: dict[str, Advertisement] = field(default_factory=dict)
+    alone: asyncio.Lock = field(default_factory=asyncio.Lock)
     waiting: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -257,14 +60,19 @@ class Radio:
     async def run(self) -> None:
         """Listen for ever."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self.bluez.run(), name="bluez")
+            tasks.create_task(_unending(self.bluez.run), name="bluez")
             for adapter in self._adapters:
-                tasks.create_task(adapter.run(), name=adapter.name)
+                tasks.create_task(_unending(adapter.run), name=adapter.name)
 
     @property
     def why(self) -> str:
         """Why no adapter scans; empty while one does."""
         return _why(self._adapters)
+
+    @property
+    def since(self) -> float:
+        """The loop's time from which on an adapter has listened without a break."""
+        return min(adapter.since for adapter in self._adapters)
 
     async def opened(self) -> None:
         """Return when an adapter scans."""
@@ -278,6 +86,10 @@ class Radio:
     def listen(self, address: str, hear: Callable[[Advertisement], None]) -> None:
         """Have `hear` called with each advertisement of an address; it must not raise."""
         self._addresses.setdefault(address, _Address()).hear.append(hear)
+
+    def alone(self, address: str) -> asyncio.Lock:
+        """Return what only one at a time holds: whoever disconnects ends all connections to it."""
+        return self._addresses.setdefault(address, _Address()).alone
 
     async def next(self, address: str) -> tuple[Adapter, BLEDevice]:
         """Return the adapter that hears the address, and the device, when it is heard next."""
@@ -338,6 +150,20 @@ def _why(adapters: Sequence[Adapter]) -> str:
     return "; ".join(dict.fromkeys(reasons)) if all(reasons) else ""
 
 
+async def _unending(run: Callable[[], Awaitable[None]]) -> None:
+    """Run it for ever: what bleak does wrong costs Bluetooth a second, and no serial sensor."""
+    said: set[str] = set()
+    while True:
+        try:
+            await run()
+        except Exception as error:  # noqa: BLE001 - whatever it is
+            place = place_of(error)
+            if place not in said:
+                said.add(place)
+                log.error("Bluetooth is begun anew, from now on without a word: %s", place)  # noqa: TRY400
+        await asyncio.sleep(RETRY)
+
+
 def _forget() -> None:
     """Have bleak forget all devices: after a crash of bluetoothd none is told to be gone.
 
@@ -372,15 +198,3 @@ def _news(
 
 def _changed(before: Mapping[_K, bytes], now: Mapping[_K, bytes]) -> dict[_K, bytes]:
     return {key: data for key, data in now.items() if before.get(key) != data}
-
-
-def reason(error: Exception) -> str:
-    """Return what one of BLEAK_FAULTS means, with what mends it."""
-    if isinstance(error, TimeoutError):
-        return NO_ANSWER
-    words = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, BleakDBusError | DBusError) and "AccessDenied" in words:
-        return f"BlueZ refuses: {words}: sudo usermod -aG bluetooth bygate"
-    if isinstance(error, OSError | EOFError):
-        return f"the connection to BlueZ was lost: {words}"
-    return f"BlueZ cannot scan: {words}"

@@ -8,8 +8,8 @@ milliseconds. Source: org.bluez.Adapter(5), the D-Bus specification (NameOwnerCh
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from dbus_fast import AuthError, BusType, DBusError, Message, MessageType, Variant
@@ -25,6 +25,7 @@ BUS = "org.freedesktop.DBus"
 OBJECTS = "org.freedesktop.DBus.ObjectManager"
 PROPERTIES = "org.freedesktop.DBus.Properties"
 
+NO_BUS = "there is no system bus: sudo systemctl start dbus"
 NO_ANSWER = "BlueZ does not answer: sudo systemctl restart bluetooth"
 NO_BLUEZ = "BlueZ does not run: sudo systemctl start bluetooth; where it is missing, install bluez"
 
@@ -51,7 +52,7 @@ class Bluez:
         self._gone = gone
         self._adapters = {path_of(name): name for name in adapters}
         self._bus: MessageBus | None = None
-        self._lost_bus = "the system bus is not reached yet"
+        self._lost_bus = NO_BUS
         self._runs = False
         self._powered: dict[str, bool] = {}
         self._idle: set[str] = set()
@@ -72,9 +73,11 @@ class Bluez:
                 self.looked.set()
                 self.tell()
                 await bus.wait_for_disconnect()  # type: ignore[no-untyped-call]  # dbus-fast types it not
-                self._lost_bus = "the connection to the system bus broke off"
-            except (OSError, EOFError, AuthError, DBusError, TimeoutError) as error:
-                self._lost_bus = f"no system bus ({_words(error)}): sudo systemctl start dbus"
+                self._lost_bus = NO_BUS
+            except (FileNotFoundError, ConnectionError, EOFError):
+                self._lost_bus = NO_BUS
+            except (OSError, AuthError, DBusError, TimeoutError) as error:
+                self._lost_bus = f"the system bus refuses ({words(error)}): see systemd/README.md"
             finally:
                 bus.disconnect()
                 self._bus = None
@@ -133,20 +136,20 @@ class Bluez:
             else:
                 self._powered[name] = powered.value
 
-    @contextmanager
-    def removal(self, path: str, tell: Callable[[], None]) -> Iterator[None]:
+    @asynccontextmanager
+    async def removal(self, path: str, tell: Callable[[], None]) -> AsyncIterator[None]:
         """Within it, call `tell` when BlueZ forgets the device at `path`: then bleak hangs."""
+        # Of this device's removal alone: those of strangers come by the hundred
+        rule = f"type='signal',interface='{OBJECTS}',member='InterfacesRemoved',arg0path='{path}'"
         self._removals[path] = tell
         try:
+            with suppress(DBusError, OSError, EOFError, TimeoutError):  # deadlines help without it
+                await self._match(rule)
             yield
         finally:
             del self._removals[path]
-
-    async def watch_removal(self, path: str, *, begin: bool) -> None:
-        """Have the bus tell of this device's removal, or no longer; of no other's."""
-        rule = f"type='signal',interface='{OBJECTS}',member='InterfacesRemoved',arg0path='{path}'"
-        with suppress(DBusError, OSError, EOFError, TimeoutError):  # without it, deadlines help
-            await self._match(rule, "AddMatch" if begin else "RemoveMatch")
+            with suppress(DBusError, OSError, EOFError, TimeoutError):
+                await self._match(rule, "RemoveMatch")
 
     # The bus
 
@@ -224,5 +227,6 @@ class Bluez:
         self.tell()
 
 
-def _words(error: Exception) -> str:
+def words(error: Exception) -> str:
+    """Return what an error says, in one line."""
     return " ".join(str(error).split()) or type(error).__name__

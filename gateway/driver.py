@@ -9,6 +9,7 @@ faults and was dead after one of them; as a declared frame with a pure `decode` 
 import importlib
 import math
 import pkgutil
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -459,6 +460,11 @@ def said(error: BaseException) -> str:
     except DRIVER_FAULTS as worse:
         text = f"its text cannot be told: {type(worse).__name__}"
     return text.encode(errors="backslashreplace").decode()[:LONGEST_WORDS]
+
+
+def place_of(error: BaseException) -> str:
+    """Return an exception's kind and where it arose, not its text: that may name a stranger."""
+    return f"{type(error).__name__}\n{''.join(traceback.format_tb(error.__traceback__))}"
 
 
 def _load(name: str) -> object:

@@ -1,33 +1,53 @@
 """Connects to BLE devices: right after they were heard, a few at a time, never for longer.
 
 Every call has a deadline of its own: bleak hangs for ever when a device is removed during a read,
-and retries for ever what BlueZ answers with InProgress (both seen with bleak 3.1).
+and retries for ever what BlueZ answers with InProgress (both seen with bleak 3.1). None outlasts
+the sensor's interval, so a device that hangs costs its own turn: it holds a place among the
+connections only while it is being connected to, and once it has failed it has one try a turn.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from typing import TypeVar
 
 from bleak import BleakClient
+from bleak.backends.bluezdbus.version import BlueZFeatures
 from bleak.backends.device import BLEDevice
 from bleak.exc import (
     BleakCharacteristicNotFoundError,
     BleakDBusError,
     BleakGATTProtocolError,
 )
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random
+from tenacity import (
+    AsyncRetrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_random,
+)
 
+from gateway.adapter import BLEAK_FAULTS, Adapter, bounded
 from gateway.advertisement import full_uuid
-from gateway.ble import BLEAK_FAULTS, Adapter, Radio
+from gateway.ble import Radio
+from gateway.bluez import words
 from gateway.driver import DeviceRefused, NoAdapter, NoReply, SensorError
 
-HEARING = 30.0
-"""Seconds in which a device must be heard that is to be connected to."""
+HEARING = (5.0, 30.0)
+"""Seconds in which a device must be heard that is to be connected to, at least and at most."""
 CONNECT = 20.0
-TRIES = 4
+"""Seconds in which a device is connected to; it takes 0.6 to 2.1 s."""
 CALL = 5.0
 """Seconds in which a device reads or writes one value; it takes 10 to 100 ms."""
+SHORTEST = 1.0
+"""Seconds that each of these calls has however short the sensor's interval."""
+TRIES = 4
+NEWS = 0.2
+"""Seconds after a failure in which the bus tells that it was the adapter's."""
+PAIR = "where it asks for pairing: bluetoothctl pair, trust"
+
+# bleak would ask bluetoothctl, and wait for ever for an answer once the first wait was cut short.
+BlueZFeatures.checked_bluez_version = True
 
 _T = TypeVar("_T")
 
@@ -38,6 +58,7 @@ class GattDevice:
     def __init__(self, address: str, radio: Radio) -> None:
         self.address = address
         self._radio = radio
+        self._tries = TRIES
 
     @property
     def why(self) -> str:
@@ -49,41 +70,54 @@ class GattDevice:
         await self._radio.opened()
 
     @asynccontextmanager
-    async def connected(self) -> AsyncIterator["Connection"]:
-        """Connect; disconnect at the end. Raises NoReply, DeviceRefused or NoAdapter."""
-        adapter, device = await self._heard()
-        async with adapter.connections:
-            connection = await self._connect(adapter, device)
-            path = connection.path
-            with self._radio.bluez.removal(path, connection.lost):
-                await self._radio.bluez.watch_removal(path, begin=True)
-                try:
-                    yield connection
-                finally:
-                    await self._radio.bluez.watch_removal(path, begin=False)
-                    await connection.close()
+    async def connected(self, within: float) -> AsyncIterator["Connection"]:
+        """Connect, disconnect at the end; no call takes longer than `within` seconds.
 
-    async def _heard(self) -> tuple[Adapter, BLEDevice]:
+        Raises NoReply, DeviceRefused or NoAdapter.
+        """
+        async with self._radio.alone(self.address), AsyncExitStack() as held:
+            adapter, device = await self._heard(within)
+            breaks = adapter.breaks
+            try:
+                yield await self._connected(adapter, device, within, held)
+            except SensorError:
+                await asyncio.sleep(NEWS)
+                if adapter.breaks != breaks:
+                    raise NoAdapter(self._radio.why or f"{adapter.name} was lost") from None
+                raise
+
+    async def _heard(self, within: float) -> tuple[Adapter, BLEDevice]:
+        within = min(max(within, HEARING[0]), HEARING[1])
         try:
-            async with asyncio.timeout(HEARING):
+            async with asyncio.timeout(within):
                 return await self._radio.next(self.address)
         except TimeoutError:
-            if self._radio.why:
-                raise NoAdapter(self._radio.why) from None
-            heard = f"not heard within {HEARING:g} s: check address, battery and distance"
+            if self._radio.why or asyncio.get_running_loop().time() - self._radio.since < within:
+                raise NoAdapter(self._radio.why or "the adapter has only begun to listen") from None
+            heard = f"not heard within {within:g} s: check address, battery and distance"
             raise NoReply(f"{heard}; is it connected to a phone?") from None
 
-    async def _connect(self, adapter: Adapter, device: BLEDevice) -> "Connection":
+    async def _connected(
+        self, adapter: Adapter, device: BLEDevice, within: float, held: AsyncExitStack
+    ) -> "Connection":
+        """Return a connection that lasts as long as what is `held`."""
+        tries, self._tries = self._tries, 1
         async for attempt in AsyncRetrying(
-            stop=stop_after_attempt(TRIES),
+            stop=stop_after_attempt(tries) | stop_after_delay(within),
             wait=wait_random(0.25, 1),
             retry=retry_if_exception_type(SensorError),
             reraise=True,
         ):
             with attempt:
-                async with adapter.connecting:
-                    return await Connection.to(device)
-        raise AssertionError("tenacity returns or raises")
+                async with AsyncExitStack() as place:
+                    await place.enter_async_context(adapter.connections)
+                    async with adapter.connecting:
+                        connection = await Connection.to(device, max(within, SHORTEST))
+                    place.push_async_callback(connection.close)
+                    held.push_async_exit(place.pop_all())
+        self._tries = TRIES
+        await held.enter_async_context(self._radio.bluez.removal(connection.path, connection.lost))
+        return connection
 
 
 class Connection:
@@ -92,20 +126,20 @@ class Connection:
     Raises DeviceRefused where the device has none of the name or refuses, NoReply where it is gone.
     """
 
-    def __init__(self, client: BleakClient, path: str) -> None:
+    def __init__(self, client: BleakClient, path: str, within: float) -> None:
         self.path = path
         self._client = client
+        self._within = min(within, CALL)
         self._deadline: asyncio.Timeout | None = None
 
     @classmethod
-    async def to(cls, device: BLEDevice) -> "Connection":
-        """Return a new connection to the device."""
+    async def to(cls, device: BLEDevice, within: float) -> "Connection":
+        """Return a new connection to the device, whose calls have so many seconds."""
         client = BleakClient(device, timeout=CONNECT)
-        with _named("connected"):
-            # The outer deadline is for what bleak does to clean up when the inner one has passed
-            async with asyncio.timeout(CONNECT + CALL), asyncio.timeout(CONNECT):
-                await client.connect()
-        return cls(client, device.details["path"])
+        connect = min(within, CONNECT)
+        with _named("connected", connect):
+            await bounded(client.connect(), connect)
+        return cls(client, device.details["path"], within)
 
     def has(self, characteristic: str) -> bool:
         """Whether the device has the characteristic."""
@@ -140,34 +174,32 @@ class Connection:
     async def close(self) -> None:
         """Disconnect, as far as that can be done; nothing of it is kept."""
         with suppress(*BLEAK_FAULTS):
-            async with asyncio.timeout(2 * CALL), asyncio.timeout(CALL):
-                await self._client.disconnect()
+            await bounded(self._client.disconnect(), self._within)
 
     async def _call(self, call: Awaitable[_T]) -> _T:
-        with _named("read"):
+        with _named("read", self._within):
             try:
-                async with asyncio.timeout(CALL) as self._deadline:
+                async with asyncio.timeout(self._within) as self._deadline:
                     return await call
             finally:
                 self._deadline = None
 
 
 @contextmanager
-def _named(done: str) -> Iterator[None]:
+def _named(done: str, within: float) -> Iterator[None]:
     """Turn what bleak raises into what the poller knows."""
+    failed = f"heard, but not {done}"
     try:
         yield
     except TimeoutError:
-        raise NoReply(f"heard, but not {done} in time: is it near its limit of range?") from None
+        cause = "is it near its limit of range, or its interval too short?"
+        raise NoReply(f"{failed} within {within:g} s: {cause}") from None
     except BleakCharacteristicNotFoundError as error:
-        raise DeviceRefused(f"the device has no such characteristic: {error}") from error
+        raise DeviceRefused(f"the device has no such characteristic: {words(error)}") from error
     except BleakGATTProtocolError as error:
-        raise DeviceRefused(f"{error}: where it asks for it, bluetoothctl pair it") from error
+        raise DeviceRefused(f"{failed}: it answers {error.args[-1]}: {PAIR}") from error
     except BleakDBusError as error:
-        raise DeviceRefused(f"not {done}: {error}") from error
+        remedy = PAIR if "NotPermitted" in error.dbus_error else "is it connected to a phone?"
+        raise DeviceRefused(f"{failed}: BlueZ says {words(error)}: {remedy}") from error
     except BLEAK_FAULTS as error:
-        raise NoReply(f"heard, but not {done}: {_words(error)}") from error
-
-
-def _words(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        raise NoReply(f"{failed}: {words(error)}: is it in range and on?") from error

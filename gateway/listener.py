@@ -108,6 +108,10 @@ class Air(Protocol):
     def why(self) -> str:
         """Why nothing can be heard; empty while it can."""
 
+    @property
+    def since(self) -> float:
+        """The loop's time from which on something could be heard."""
+
 
 @dataclass(kw_only=True, eq=False)
 class AdvertisementListener(Listener):
@@ -164,6 +168,9 @@ class AdvertisementListener(Listener):
         within = f"within {self.interval:g} s"
         if self.air.why:
             return NoAdapter(self.air.why)
+        listened = asyncio.get_running_loop().time() - self.air.since
+        if listened < self.interval:  # the sensor cannot be blamed yet
+            return NoAdapter(f"the adapter listens only since {listened:.1f} s")
         if others:
             return NoReply(f"{others} advertisements {within}, none that its driver reads")
         return NoReply(f"no advertisement {within}: check address, battery and distance")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 from gateway.clock import Clock
@@ -68,8 +69,11 @@ class Link(Port, Way, Protocol):
 class Device(Way, Protocol):
     """What the poller needs of a BLE device."""
 
-    def connected(self) -> AbstractAsyncContextManager[GattClient]:
-        """Connect; disconnect at the end. Raises NoReply, DeviceRefused or NoAdapter."""
+    def connected(self, within: float) -> AbstractAsyncContextManager[GattClient]:
+        """Connect, disconnect at the end; no call takes longer than `within` seconds.
+
+        Raises NoReply, DeviceRefused or NoAdapter.
+        """
 
 
 @dataclass(slots=True)
@@ -152,9 +156,14 @@ class Poller:
             log.warning("%s: %s", self.name, why)
         self.state.why, self._told = why, True
 
+    @cached_property
+    def _declared(self) -> frozenset[Quantity]:
+        """The driver's quantities; a tuple of BTHome's 237 takes long to search."""
+        return frozenset(self.driver.quantities)
+
     def _judged(self, values: Values) -> list[Reading]:
         """Return the values as readings of this instant, and count how they were."""
-        if stray := [q.name for q in values if q not in self.driver.quantities]:
+        if stray := [q.name for q in values if q not in self._declared]:
             raise ValueError(f"{', '.join(stray)}: not among the driver's quantities")
         instant = self.clock.now()
         readings, flaws = [], set()
@@ -229,7 +238,7 @@ class GattPoller(Asker):
     port: Device
 
     async def _turn(self) -> None:
-        async with self.port.connected() as client:
+        async with self.port.connected(self.interval) as client:
             try:
                 async with asyncio.timeout(self.driver.timeout):
                     values = await self.driver.poll(client)

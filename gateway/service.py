@@ -17,7 +17,14 @@ from gateway.buffer import Buffer
 from gateway.clock import Clock
 from gateway.config import Config, SensorSettings
 from gateway.disk import Disk
-from gateway.driver import AdvertisementDriver, BleDriver, GattDriver, LocalDriver, SerialDriver
+from gateway.driver import (
+    AdvertisementDriver,
+    BleDriver,
+    GattDriver,
+    LocalDriver,
+    SerialDriver,
+    place_of,
+)
 from gateway.health import Health
 from gateway.listener import AdvertisementListener, Listener, SerialListener
 from gateway.poller import GattPoller, LocalPoller, Poller, SerialPoller
@@ -196,7 +203,8 @@ def _stray(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Log an error that no task has met; connections that are lost leave many (dbus-fast, paho)."""
     error = context.get("exception")
     level = logging.DEBUG if isinstance(error, OSError | EOFError) else logging.ERROR
-    log.log(level, "%s", context["message"], exc_info=error)
+    message, _, _ = context["message"].partition("(")  # the arguments of a callback: strangers
+    log.log(level, "%s: %s", message, place_of(error) if error else "")
 
 
 def _own(directory: Path) -> Disk:

@@ -124,7 +124,7 @@ class FakeBlueZ:
             self._faults.begin(name, place, times)
         if name == "D-Bus gone":
             await self._stop(gently=False)
-            await self._bus.kill()
+            await self._bus.kill()  # where BlueZ was gone before
         elif name in ("BlueZ gone", "BlueZ crashed"):
             await self._stop(orderly=name == "BlueZ gone")
         elif name == "no adapter":
@@ -192,6 +192,7 @@ class FakeBlueZ:
             self._add(name)
 
     async def _stop(self, *, orderly: bool = False, gently: bool = True) -> None:
+        """End BlueZ: `orderly` with its objects removed; not `gently` with its bus killed."""
         self._powered |= {name: held.shown["Powered"] for name, held in self.adapters.items()}
         self._stack.cancel()
         for adapter in self.adapters.values() if orderly else ():
@@ -201,7 +202,10 @@ class FakeBlueZ:
         self._objects.forget_all()
         wire, self._wire = self._wire, None
         if wire:
-            await wire.close(gently=gently)
+            await wire.finish(gently=gently)
+            if not gently:  # before we leave it: nobody is told that BlueZ's name is free
+                await self._bus.kill()
+            await wire.close()
 
     def _add(self, name: str) -> None:
         if self._wire and name not in self._pulled and name not in self.adapters:

@@ -40,14 +40,17 @@ class Wire:
         self.match(f"sender='{DBUS}',member='NameOwnerChanged',arg2=''")
         await self._bus.request_name(name)
 
-    async def close(self, *, gently: bool = True) -> None:
-        """Disconnect, after all is sent unless the bus is gone; the name is free then."""
+    async def finish(self, *, gently: bool = True) -> None:
+        """Send nothing more, after all is sent unless the bus goes."""
         if gently:
             self._queue.append(None)
             self._fresh.set()
         else:
             self._pump.cancel()
         await asyncio.wait({self._pump})
+
+    async def close(self) -> None:
+        """Disconnect, once it has finished; the name is free then."""
         asyncio.get_running_loop().remove_writer(self._socket)
         self._bus.disconnect()
         os.close(self._socket)

@@ -41,7 +41,13 @@ class Gateway:
 
 
 @contextlib.asynccontextmanager
-async def gateway(directory: Path, url: str, sensors: str = "", **buffer: str) -> AsyncIterator:
+async def gateway(
+    directory: Path,
+    url: str,
+    sensors: str = "",
+    program: tuple[str, ...] = ("-m", "gateway"),
+    **buffer: str,
+) -> AsyncIterator:
     """Run the daemon; it is killed at the end, where it still runs."""
     lines = {"flush_interval": "200ms", "seal_interval": "400ms", **buffer}
     config = directory / "config.toml"
@@ -51,7 +57,7 @@ async def gateway(directory: Path, url: str, sensors: str = "", **buffer: str) -
         "[buffer]\n" + "".join(f'{key} = "{value}"\n' for key, value in lines.items()) + sensors
     )
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "gateway", "run", "-c", config),
+        *(sys.executable, *program, "run", "-c", config),
         cwd=ROOT,
         stderr=asyncio.subprocess.PIPE,
     )

@@ -20,17 +20,21 @@ NEEDS_DBUS = pytest.mark.skipif(
     not shutil.which("dbus-daemon"), reason="no dbus-daemon: apt install dbus"
 )
 
+LONG = os.environ.get("BYGATE_TESTS") == "long"
+LIMIT = 120 if LONG else 30
+"""Seconds after which a test has failed."""
+
 TAG = "CC:B8:33:4C:88:4F"
 METER = "C0:00:00:00:00:01"
 
 
 def on_air(test):
-    """Run a test in a loop of its own, no longer than 30 s."""
+    """Run a test in a loop of its own, no longer than LIMIT."""
 
     @functools.wraps(test)
     def run(*arguments, **named):
         async def limited():
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(LIMIT):
                 await test(*arguments, **named)
 
         asyncio.run(limited())

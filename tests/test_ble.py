@@ -5,7 +5,10 @@ import logging
 
 import pytest
 
-from tests.radio_scene import NEEDS_DBUS, TAG, Ears, apart, on_air, resources, scene
+from gateway.clock import Clock
+from gateway.driver import NoAdapter, NoReply, find
+from gateway.listener import AdvertisementListener
+from tests.radio_scene import NEEDS_DBUS, TAG, Ears, apart, on_air, resources, scene, until
 
 pytestmark = NEEDS_DBUS
 
@@ -106,6 +109,19 @@ async def test_what_is_not_configured_is_never_seen_by_anyone(caplog):
         assert list(radio._addresses) == [TAG]
     gateways = [r.getMessage() for r in caplog.records if r.name.startswith(("gateway", "bleak"))]
     assert not gateways
+
+
+@on_air
+async def test_a_sensor_is_not_blamed_for_what_was_said_before_the_adapter_listened():
+    async with scene() as (_, radio), asyncio.TaskGroup() as tasks:
+        listener = AdvertisementListener(
+            **{"name": "hall", "driver": find("ruuvi")(), "interval": 0.5, "clock": Clock()},
+            **{"sink": lambda reading: None, "air": radio},
+        )
+        listening = tasks.create_task(listener.run())
+        await until(lambda: NoReply.outcome in listener.state.outcomes)
+        assert listener.state.outcomes[NoAdapter.outcome] == 1
+        listening.cancel()
 
 
 @on_air

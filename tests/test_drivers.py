@@ -17,7 +17,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.ciphers.aead import AESCCM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,6 +41,7 @@ from gateway.driver import (
 )
 from gateway.reading import CATALOGUE, Quantity, Value
 from gateway.schema import settings_of
+from tests.bthome_sealed import ADDRESS, KEY, sealed
 
 CAPTURES = Path(__file__).parent / "captures"
 README = Path(__file__).parent.parent / "drivers" / "README.md"
@@ -281,23 +281,13 @@ def test_ten_thousand_spoilt_payloads_give_declared_quantities_or_named_outcomes
 
 def test_what_is_rightly_sealed_and_nonsense_gives_no_other_error():
     chance = random.Random(0)
-    driver = made("bthome", key=SEALED["key"])
+    driver = made("bthome", key=KEY)
     for number in range(ROUNDS // 2):
-        said = sealed_bthome(spoilt(chance, bytes.fromhex("02ca0903bf13")), number)
+        data = sealed(spoilt(chance, bytes.fromhex("02ca0903bf13")), number)
+        said = Advertisement(address=ADDRESS, service_data={full_uuid("fcd2"): data})
         (one,) = heard(driver, [said])
         assert one.name in ("ok", "not mine", "bad frame")
         check(driver, one.values)
-
-
-SEALED = {"key": "231d39c1d7cc1ab1aee224cd096db932", "address": "54:48:E6:8F:80:A5"}
-
-
-def sealed_bthome(plain: bytes, counter: int) -> Advertisement:
-    count = counter.to_bytes(4, "little")
-    nonce = bytes.fromhex(SEALED["address"].replace(":", "")) + b"\xd2\xfc\x41" + count
-    sealed = AESCCM(bytes.fromhex(SEALED["key"]), 4).encrypt(nonce, plain, None)
-    data = b"\x41" + sealed[:-4] + count + sealed[-4:]
-    return Advertisement(address=SEALED["address"], service_data={full_uuid("fcd2"): data})
 
 
 # The contract.

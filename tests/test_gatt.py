@@ -112,20 +112,19 @@ FAULTS = {
     "connect refused": ("refused", "not connected"),
     "in progress": ("refused", "InProgress"),
     "adverts stop": ("no reply", "not heard within"),
-    "services never resolve": ("no reply", "not connected in time"),
+    "services never resolve": ("no reply", "not connected within"),
     "vanishes mid-read": ("no reply", "not read"),
-    "silent": ("no reply", "not read in time"),
-    "ATT error": ("refused", "pair"),
-    "not paired": ("refused", "pair"),
+    "silent": ("no reply", "not read within"),
+    "ATT error": ("refused", "it answers GATT Protocol Error: Unlikely Error"),
+    "not paired": ("refused", "bluetoothctl pair"),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
 @on_air
 async def test_a_fault_has_its_outcome_and_values_come_again_when_it_is_cured(name, monkeypatch):
-    monkeypatch.setattr(gatt, "HEARING", 0.5)
-    monkeypatch.setattr(gatt, "CONNECT", 0.5)
-    monkeypatch.setattr(gatt, "CALL", 0.5)
+    monkeypatch.setattr(gatt, "HEARING", (0.5, 0.5))
+    monkeypatch.setattr(gatt, "SHORTEST", 0.3)
     outcome, why = FAULTS[name]
     async with polled() as (bluez, poller, _):
         await counted(poller, "ok")
@@ -146,9 +145,9 @@ async def test_a_device_that_bluez_forgets_is_not_waited_for_till_the_deadline()
 
 @on_air
 async def test_a_connection_that_is_aborted_once_is_tried_again_within_the_poll():
-    async with polled() as (bluez, poller, _):
+    async with polled(interval=1) as (bluez, poller, _):
         await counted(poller, "ok")
-        await bluez.begin("connect refused", times=2)
+        await bluez.begin("connect refused", times=1)
         await counted(poller, "ok", 2)
         assert poller.state.outcomes["refused"] == 0
 
@@ -157,7 +156,7 @@ async def test_a_connection_that_is_aborted_once_is_tried_again_within_the_poll(
 @on_air
 async def test_a_fault_thirty_times_leaves_no_descriptor_and_no_task(name, monkeypatch):
     monkeypatch.setattr(gatt, "CALL", 0.05)
-    monkeypatch.setattr(gatt, "TRIES", 1)
+    monkeypatch.setattr(gatt, "NEWS", 0.02)
     async with polled(interval=0.1) as (bluez, poller, _):
         await counted(poller, "ok", 2)
         before = resources()

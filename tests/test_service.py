@@ -5,7 +5,7 @@ import threading
 from pathlib import Path
 
 from gateway.config import load
-from gateway.service import Service
+from gateway.service import Service, _stray
 from hil.broker import Broker
 
 
@@ -26,3 +26,20 @@ def test_connecting_has_threads_of_its_own_and_they_are_few(tmp_path: Path):
         assert "asyncio" not in names
 
     asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def test_an_error_that_nobody_met_is_logged_without_the_stranger_it_is_about(caplog):
+    def lost(device: str) -> None:
+        raise KeyError(device)
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_stray)
+        loop.call_soon(lost, "4E:AD:BE:EF:00:01")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    asyncio.run(scenario())
+    assert "KeyError" in caplog.text
+    assert "in lost" in caplog.text
+    assert "4E:AD" not in caplog.text

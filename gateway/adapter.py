@@ -1,0 +1,274 @@
+"""One Bluetooth adapter, which scans for ever.
+
+A scan is begun anew when BlueZ or the adapter went away under it, and when nothing at all has been
+heard for 90 s. If that does not help the adapter is switched off and on, then bluetooth.service is
+restarted, then it is said that the adapter needs a power cut; each of these once.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from bleak import BleakScanner
+from bleak.args.bluez import BlueZScannerArgs, OrPattern
+from bleak.assigned_numbers import AdvertisementDataType
+from bleak.backends.device import BLEDevice
+from bleak.backends.scanner import AdvertisementData
+from bleak.exc import BleakBluetoothNotAvailableError, BleakDBusError, BleakError
+from dbus_fast import DBusError
+
+from gateway.bluez import CALL, NO_ANSWER, RETRY, Bluez, words
+
+SILENCE = 90.0
+"""Seconds without any advertisement at all after which a scan is taken for dead."""
+IDLE = 1.0
+"""Seconds that BlueZ may say it does not scan: it pauses for moments by itself."""
+SETTLED = 5.0
+"""Seconds after which another reason for the same outage is worth another line."""
+STOP = 1.0
+"""Seconds in which bleak tidies up when a call is given up; that may hang too."""
+NO_SIGNAL = -127
+"""What bleak gives for the signal when it tells old data anew because a scan has ended."""
+OFF = 1.0
+"""Seconds that an adapter stays off before it is switched on again."""
+
+POWER_CUT = (
+    "a new scan, off and on, and a restart of BlueZ did not help: the adapter needs a power cut, "
+    "or there is nothing near"
+)
+
+FLAGS = (b"\x02", b"\x04", b"\x05", b"\x06", b"\x1a")
+"""The usual flags of an advertisement: what a passive scan asks BlueZ for (CSS, part A, 1.3)."""
+
+BLEAK_FAULTS = (BleakError, DBusError, OSError, EOFError, TimeoutError, AssertionError)
+"""What calls of bleak end with; dbus-fast ends a connection whose socket is full by EOFError."""
+
+Heard = Callable[["Adapter", BLEDevice, AdvertisementData], None]
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+
+class Adapter:
+    """One Bluetooth adapter, which scans for ever."""
+
+    def __init__(
+        self,
+        name: str,
+        bluez: Bluez,
+        heard: Heard,
+        *,
+        passive: bool,
+        silence: float,
+        ask: Path | None,
+    ) -> None:
+        self.name = name
+        self.why = f"{name} does not scan yet"
+        self.connections = asyncio.Semaphore(3)
+        self.connecting = asyncio.Lock()
+        self._bluez, self._tell_heard = bluez, heard
+        self._passive, self._silence, self._ask = passive, silence, ask
+        self._rung = 0
+        self._dark = False
+        self._said = ""
+        self._heard = self._told = float("-inf")
+        self.since = float("inf")
+        """The loop's time from which on it has listened without a break."""
+        self._breaks = 0
+
+    @property
+    def breaks(self) -> int:
+        """How often something has happened that ends scans and connections."""
+        return self._bluez.breaks(self.name)
+
+    async def run(self) -> None:
+        """Scan for ever."""
+        await self._bluez.looked.wait()
+        while True:
+            try:
+                await self._ready()
+                async with self._scan():
+                    silent = await self._over()
+                if silent:
+                    await self._climb()
+            except BLEAK_FAULTS as error:
+                self._close(self._bluez.why(self.name) or reason(error))
+                await self._pause(RETRY)
+
+    async def _ready(self) -> None:
+        """Return when nothing is known to stand in the way of a scan."""
+        if self._dark:
+            await self._switch_on()
+        while why := self._bluez.why(self.name):
+            self._close(why)
+            await self._pause(RETRY)
+            await self._bluez.look()
+
+    # One scan
+
+    @asynccontextmanager
+    async def _scan(self) -> AsyncIterator[None]:
+        self._breaks = self.breaks
+        scanner = await self._started()
+        self.since = self._heard = asyncio.get_running_loop().time()
+        if not self._rung:
+            self._opened()
+        try:
+            yield
+        finally:
+            await self._stop(scanner)
+
+    async def _started(self) -> BleakScanner:
+        if not self._passive:
+            return await self._start("active", {"filters": {"DuplicateData": True}})
+        kind = AdvertisementDataType.FLAGS
+        try:
+            return await self._start(
+                "passive", {"or_patterns": [OrPattern(0, kind, flags) for flags in FLAGS]}
+            )
+        except BleakError as error:
+            scanner = await self._start("active", {"filters": {"DuplicateData": True}})
+            log.warning("%s: scans actively, for passively it cannot: %s", self.name, error)
+            self._passive = False
+            return scanner
+
+    async def _start(
+        self, mode: Literal["active", "passive"], how: BlueZScannerArgs
+    ) -> BleakScanner:
+        scanner = BleakScanner(
+            self._detected, scanning_mode=mode, bluez={**how, "adapter": self.name}
+        )
+        await bounded(scanner.start(), CALL)
+        return scanner
+
+    async def _stop(self, scanner: BleakScanner) -> None:
+        with suppress(*BLEAK_FAULTS):  # it is gone already, or goes with its connection
+            await bounded(scanner.stop(), CALL)
+
+    def _detected(self, device: BLEDevice, data: AdvertisementData) -> None:
+        if data.rssi == NO_SIGNAL:
+            return
+        self._heard = asyncio.get_running_loop().time()
+        if self._rung:
+            self._rung = 0
+            self._opened()
+        self._tell_heard(self, device, data)
+
+    async def _over(self) -> bool:
+        """Return when the scan is dead; whether it was silence that showed it."""
+        loop = asyncio.get_running_loop()
+        idle = None
+        while self.breaks == self._breaks:
+            idle = (idle or loop.time()) if self._idle else None
+            silent = self._heard + self._silence
+            due = silent if idle is None else min(idle + IDLE, silent)
+            if loop.time() >= due:
+                return due == silent
+            await self._pause(due - loop.time())
+        return False
+
+    @property
+    def _idle(self) -> bool:
+        return self._bluez.idle(self.name) and not self._passive
+
+    async def _pause(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._bluez.change()
+
+    # The ladder
+
+    async def _climb(self) -> None:
+        """Do what the next rung asks for, before the next scan."""
+        self._rung += 1
+        silent = f"{self.name} has heard nothing at all for {self._rung * self._silence:g} s"
+        match self._rung:
+            case 1:
+                self._say(f"{silent}: scans anew")
+            case 2:
+                self._say(f"{silent}: is switched off and on")
+                await self._power_cycle()
+            case 3:
+                self._say(f"{silent}: bluetooth.service is to be restarted")
+                self._restart()
+            case 4:
+                self._say(f"{silent}: {POWER_CUT}")
+                self._close(f"{self.name} hears nothing: {POWER_CUT}")
+
+    async def _power_cycle(self) -> None:
+        self._dark = True
+        try:
+            await self._bluez.power(self.name, on=False)
+            await asyncio.sleep(OFF)
+        finally:  # not left off by a stop
+            await self._switch_on()
+
+    async def _switch_on(self) -> None:
+        await self._bluez.power(self.name, on=True)
+        self._dark = False
+
+    def _restart(self) -> None:
+        if self._ask is None:
+            log.warning("nobody here restarts bluetooth.service: see systemd/README.md")
+            return
+        try:
+            self._ask.touch()
+        except OSError as error:
+            log.warning("bluetooth.service cannot be restarted by %s: %s", self._ask, error)
+
+    # What it says
+
+    def _opened(self) -> None:
+        if self._told > float("-inf"):
+            log.info("%s: scans again", self.name)
+        self.why, self._said, self._told = "", "", float("-inf")
+        self._bluez.tell()
+
+    def _close(self, why: str) -> None:
+        if why != self._said and asyncio.get_running_loop().time() - self._told > SETTLED:
+            self._say(why)
+        self.why = why
+
+    def _say(self, line: str) -> None:
+        log.warning("%s", line)
+        self._said = line
+        self._told = asyncio.get_running_loop().time()
+
+
+async def bounded(call: Coroutine[object, object, _T], seconds: float) -> _T:
+    """Return what a call of bleak does; raise TimeoutError if it takes longer.
+
+    Given up, by time or because we stop, bleak asks BlueZ to end what it had begun. Where BlueZ
+    does not answer that either it is given up again: hence a task of its own.
+    """
+    task = asyncio.ensure_future(call)
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+    finally:
+        late = not task.done()
+        for _ in range(2):
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task}, timeout=STOP)
+    if late or task.cancelled():
+        with suppress(*BLEAK_FAULTS, asyncio.CancelledError, asyncio.InvalidStateError):
+            task.result()
+        raise TimeoutError
+    return task.result()
+
+
+def reason(error: Exception) -> str:
+    """Return what one of BLEAK_FAULTS means, with what mends it."""
+    if isinstance(error, TimeoutError):
+        return NO_ANSWER
+    if isinstance(error, BleakDBusError | DBusError) and "AccessDenied" in str(error):
+        return f"BlueZ refuses: {words(error)}: sudo usermod -aG bluetooth bygate"
+    if isinstance(error, OSError | EOFError):
+        return f"the connection to BlueZ was lost: {words(error)}: sudo systemctl restart bluetooth"
+    if isinstance(error, BleakBluetoothNotAvailableError):
+        return f"{error.args[0]}: sudo rfkill unblock bluetooth; bluetoothctl power on"
+    return f"BlueZ cannot scan: {words(error)}: sudo systemctl restart bluetooth"
