@@ -16,23 +16,24 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from heapq import merge
 from itertools import groupby
+from operator import attrgetter
 
 from gateway.disk import Damage, Disk, remedy
 from gateway.filling import BATCH_READINGS, Filling
 from gateway.journal import Flushed, Journal, JournalFullError
 from gateway.reading import Reading
+from gateway.refused import DIRECTORY, REFUSED_BYTES, Refused
 from gateway.settings import BufferSettings
 from gateway.spool import Held, Spool
-from gateway.wire import Batch, SizeBound, WireError, decode, encode
+from gateway.wire import Batch, SizeBound, WireError, encode
 
 RAM_READINGS = 100_000
-REFUSED = "refused"
-REFUSED_BYTES = 16 << 20
-"""What refused batches may take, or a quarter of max_size; then the oldest of them goes."""
-_ENDING = ".batch"
 MAX_SIZE = 512 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+
+_sequence = attrgetter("sequence")
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +95,8 @@ class Buffer:
         boot: int,
         epoch: int | None = None,
     ) -> None:
-        self._disk, self._refused = disk, disk.below(REFUSED)
+        self._disk, self._refused_disk = disk, disk.below(DIRECTORY)
+        self._refused = Refused(self._refused_disk)
         self._settings, self._gateway, self._boot = settings, gateway, boot
         self.epoch = int.from_bytes(os.urandom(4)) if epoch is None else epoch
         self._journal, self._spool = Journal(disk), Spool(disk)
@@ -110,7 +112,6 @@ class Buffer:
         self._taken = self._overflowed = self._overflow_recorded = 0
         self._unrecorded: Counter[str] = Counter()
         self._dropped_by: Counter[str] = Counter()
-        self._refused_sizes: dict[str, int] = {}
         self._losses: list[str] = []
         self._damaged: deque[Damage] = deque()
         self._damage: list[str] = []
@@ -153,7 +154,7 @@ class Buffer:
         """Flush and seal everything there is."""
         self._work(math.inf, self._seal)
         self._disk.close_all()
-        self._refused.close_all()
+        self._refused_disk.close_all()
 
     def _work(self, now: float, due: Callable[[], None]) -> None:
         try:
@@ -182,6 +183,7 @@ class Buffer:
             self._keep_bounds()
             self._spool.tidy()
             self._spool.write_acked(now)
+            self._refused.tidy()
         except OSError as error:
             if error.errno not in _FULL or not self._make_room():
                 raise
@@ -325,9 +327,8 @@ class Buffer:
         self._spool.begin(self.epoch)
         if not self._sequence:
             self._previous, self._inherited = self._spool.previous, self._spool.last
-        self._sequence = max(self._sequence, self._spool.last + 1)
-        refused = [name for name in self._refused.names() if name.endswith(_ENDING)]
-        self._refused_sizes = {name: self._refused.size(name) for name in sorted(refused, key=_age)}
+        self._refused.recover()
+        self._sequence = max(self._sequence, self._spool.last + 1, self._refused.last + 1)
         self._damaged = deque([*damaged, *self._spool.damage()])
         self._recovered = True
 
@@ -365,7 +366,7 @@ class Buffer:
             self._record_loss(self._unrecorded[reason], reason)
             del self._unrecorded[reason]
         free, _ = self._disk.room()
-        size = self._spool.size + sum(self._refused_sizes.values())
+        size = self._spool.size + self._refused.size
         self._room = min(free - self._settings.keep_free, self._most() - size)
         short = -self._room
         while short > 0 and (before := self._spool.size):
@@ -385,45 +386,43 @@ class Buffer:
     # Batches out
 
     def waiting(self, after: int = 0, before: int | None = None) -> Iterator[Held]:
-        """Yield the batches with after < sequence < before, oldest first."""
-        return self._spool.waiting(after, before)
+        """Yield the batches with after < sequence < before, oldest first.
+
+        Refused ones that are offered again are among them.
+        """
+        waiting = self._spool.waiting(after, before)
+        if not self._refused.any_offered:
+            return waiting
+        return merge(waiting, self._refused.offered(after, before), key=_sequence)
+
+    @property
+    def offered_again(self) -> int:
+        """How often refused batches have come among those that wait; it may be anywhere there."""
+        return self._refused.times
 
     def payload(self, held: Held) -> bytes | None:
         """Return the bytes of a batch, None when it was evicted; on the writer's thread.
 
         Raises OSError.
         """
-        return self._spool.payload(held)
+        return self._spool.payload(held) or self._refused.payload(held)
 
     def acknowledge(self, sequence: int) -> None:
         """Let go of a batch that was delivered."""
+        if held := next(self.waiting(sequence - 1, sequence + 1), None):
+            self._refused.delivered(held.epoch, held.sequence)
         self._spool.acknowledge(sequence)
 
     def set_aside(self, held: Held, reason: int) -> None:
         """Keep a batch that the broker refused, out of the way; on the writer's thread."""
-        payload = self._spool.payload(held)
+        payload = self.payload(held)
         if payload is None:
             return
-        name = f"{held.sequence}-{held.epoch}-0x{reason:02x}{_ENDING}"
-        self._refused.names()
-        self._make_room_for_refused(len(payload))
-        self._refused.write(name, 0, payload)
-        self._refused.sync(name)
-        self._refused.sync_directory()
-        self._refused.close(name)
-        self._refused_sizes[name] = len(payload)
+        for oldest in self._refused.over(min(REFUSED_BYTES, self._most() // 4) - len(payload)):
+            self._record_loss(self._refused.readings(oldest), "refused by the broker")
+            self._refused.remove(oldest)
+        self._refused.add(held, reason, payload)
         self._spool.acknowledge(held.sequence)
-
-    def _make_room_for_refused(self, size: int) -> None:
-        most = min(REFUSED_BYTES, self._most() // 4)
-        for name in list(self._refused_sizes):
-            if sum(self._refused_sizes.values()) + size <= most:
-                break
-            with suppress(WireError):
-                lost = len(decode(self._refused.read(name)).readings)
-                self._unrecorded["refused by the broker"] += lost
-            self._refused.remove(name)
-            del self._refused_sizes[name]
 
     @property
     def fault(self) -> str | None:
@@ -459,8 +458,8 @@ class Buffer:
             self._oldest_ms(),
             self._spool.dropped + self._overflowed - self._overflow_recorded,
             dict(self._dropped_by),
-            list(self._refused_sizes),
-            [*filter(None, [self._fault]), *self._losses, *self._damage],
+            self._refused.names,
+            [*filter(None, [self._fault]), *self._losses, *self._damage, *self._refused.damage],
             self._disk_errors,
             self._spool.appended,
             None if self._room is None else max(self._room, 0),
@@ -477,11 +476,6 @@ class Buffer:
             return filling.first.wall_ms
         fresh = list(self._fresh)
         return fresh[0].instant.wall_ms if fresh else None
-
-
-def _age(name: str) -> tuple[int, str]:
-    sequence = name.partition("-")[0]
-    return int(sequence) if sequence.isdecimal() else 0, name
 
 
 def _name(frame: Flushed) -> tuple[int, int, int]:

@@ -65,6 +65,10 @@ class Disk:
             self._identity = (0, 0)
             raise BlockingIOError(errno.EWOULDBLOCK, "another bygate uses it")
 
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file."""
+        return (self.directory / name).is_file()
+
     def size(self, name: str) -> int:
         """Return how many bytes the file has."""
         return (self.directory / name).stat().st_size
@@ -116,6 +120,12 @@ class Disk:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+    def rename(self, name: str, to: str) -> None:
+        """Give the file another name, in place of whatever had that."""
+        self.close(name)
+        self.close(to)
+        (self.directory / name).rename(self.directory / to)
 
     def remove(self, name: str) -> None:
         """Remove the file."""

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from gateway.buffer import BATCH_READINGS, REFUSED_BYTES, Buffer
+from gateway.buffer import BATCH_READINGS, Buffer
 from gateway.disk import Disk
 from gateway.reading import TEMPERATURE, ClockState, Instant, Reading, Value
 from gateway.record import size_of
+from gateway.refused import REFUSED_BYTES
 from gateway.settings import BufferSettings
 from gateway.wire import Batch, decode
 
@@ -414,7 +415,7 @@ def test_refused_batches_are_bounded_and_the_oldest_goes_first(tmp_path: Path):
     buffer.close()
     buffer.set_aside(next(buffer.waiting()), 0x95)
     buffer.tick(1.0)
-    assert buffer.stats().refused == ["10-1-0x99.batch", "1-1-0x95.batch"]
+    assert buffer.stats().refused == ["10-1-0x99.batch", "11-1-0x95.batch"]
     assert not (tmp_path / "refused" / "9-1-0x99.batch").exists()
     assert buffer.stats().dropped_by == {"refused by the broker": 2}
 
