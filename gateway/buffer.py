@@ -23,6 +23,7 @@ from operator import attrgetter
 from gateway.disk import Damage, Disk, remedy
 from gateway.filling import BATCH_READINGS, Filling
 from gateway.journal import Flushed, Journal, JournalFullError
+from gateway.rates import Noted
 from gateway.reading import Reading
 from gateway.refused import DIRECTORY, REFUSED_BYTES, Refused
 from gateway.settings import BufferSettings
@@ -118,6 +119,7 @@ class Buffer:
         self._fault: str | None = None
         self._disk_errors = 0
         self._room: int | None = None
+        self._rates = Noted(disk)
         self._last_tick = math.inf
 
     # Readings in
@@ -184,6 +186,7 @@ class Buffer:
             self._spool.tidy()
             self._spool.write_acked(now)
             self._refused.tidy()
+            self._rates.note(now, self._written, self._spool.appended)
         except OSError as error:
             if error.errno not in _FULL or not self._make_room():
                 raise
@@ -365,9 +368,7 @@ class Buffer:
         for reason in list(self._unrecorded):
             self._record_loss(self._unrecorded[reason], reason)
             del self._unrecorded[reason]
-        free, _ = self._disk.room()
-        size = self._spool.size + self._refused.size
-        self._room = min(free - self._settings.keep_free, self._most() - size)
+        self._room = room(self._disk, self._settings, self._spool.size + self._refused.size)
         short = -self._room
         while short > 0 and (before := self._spool.size):
             lost = self._spool.evict("buffer full")
@@ -375,9 +376,6 @@ class Buffer:
                 break
             self._count_dropped(lost, "buffer full")
             short -= before - self._spool.size
-
-    def _most(self) -> int:
-        return self._settings.max_size or min(MAX_SIZE, self._disk.room()[1] // 2)
 
     def _record_loss(self, readings: int, reason: str) -> None:
         self._spool.record_loss(1, 0, readings, reason)
@@ -418,7 +416,9 @@ class Buffer:
         payload = self.payload(held)
         if payload is None:
             return
-        for oldest in self._refused.over(min(REFUSED_BYTES, self._most() // 4) - len(payload)):
+        for oldest in self._refused.over(
+            min(REFUSED_BYTES, _most(self._disk, self._settings) // 4) - len(payload)
+        ):
             self._record_loss(self._refused.readings(oldest), "refused by the broker")
             self._refused.remove(oldest)
         self._refused.add(held, reason, payload)
@@ -463,9 +463,13 @@ class Buffer:
             self._disk_errors,
             self._spool.appended,
             None if self._room is None else max(self._room, 0),
-            self._disk.written,
+            self._written,
             self._spool.size,
         )
+
+    @property
+    def _written(self) -> int:
+        return self._disk.written + self._refused_disk.written
 
     def _oldest_ms(self) -> int | None:
         if held := next(self._spool.waiting(), None):
@@ -476,6 +480,16 @@ class Buffer:
             return filling.first.wall_ms
         fresh = list(self._fresh)
         return fresh[0].instant.wall_ms if fresh else None
+
+
+def room(disk: Disk, settings: BufferSettings, size: int) -> int:
+    """Return how many bytes still fit beside the `size` that there are; below 0: too many."""
+    free, _ = disk.room()
+    return min(free - settings.keep_free, _most(disk, settings) - size)
+
+
+def _most(disk: Disk, settings: BufferSettings) -> int:
+    return settings.max_size or min(MAX_SIZE, disk.room()[1] // 2)
 
 
 def _name(frame: Flushed) -> tuple[int, int, int]:

@@ -16,7 +16,7 @@ from gateway.about import about
 from gateway.buffer import Buffer
 from gateway.clock import Clock
 from gateway.config import Config, SensorSettings
-from gateway.disk import Disk
+from gateway.disk import VOLATILE, Disk, volatile
 from gateway.driver import AdvertisementDriver, BleDriver, GattDriver, LocalDriver, SerialDriver
 from gateway.health import Health
 from gateway.listener import AdvertisementListener, Listener, SerialListener
@@ -204,6 +204,8 @@ def _own(directory: Path) -> Disk:
                 f"{directory}: another bygate uses it: stop that one (systemctl stop bygate), "
                 "or set [gateway] state_dir"
             )
+    if kind := volatile(directory):
+        log.error("buffer: %s is on %s, which %s", directory, kind, VOLATILE)
     return disk
 
 

@@ -336,6 +336,11 @@ class Spool:
         """Bytes on disk."""
         return sum(segment.size for segment in self._segments)
 
+    @property
+    def end(self) -> tuple[str, int]:
+        """The newest segment, and how many bytes it has."""
+        return (self._segments[-1].name, self._segments[-1].size) if self._segments else ("", 0)
+
     def held(self) -> tuple[int, int]:
         """Return how many batches wait, and how many readings are in them."""
         with self._lock:
