@@ -20,18 +20,22 @@ from heapq import merge
 from itertools import groupby
 from operator import attrgetter
 
+from gateway.age import age_ms
+from gateway.clock import Clock
 from gateway.disk import Damage, Disk, remedy
 from gateway.filling import BATCH_READINGS, Filling
 from gateway.journal import Flushed, Journal, JournalFullError
 from gateway.rates import Noted
-from gateway.reading import Reading
+from gateway.reading import Instant, Reading
 from gateway.refused import DIRECTORY, REFUSED_BYTES, Refused
 from gateway.settings import BufferSettings
 from gateway.spool import Held, Spool
-from gateway.wire import Batch, SizeBound, WireError, encode
+from gateway.wire import Batch, SizeBound, WireError, decode, encode
 
 RAM_READINGS = 100_000
 MAX_SIZE = 512 << 20
+AGES_EVERY = 60.0
+"""Seconds between two looks for what is older than max_age."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _sequence = attrgetter("sequence")
@@ -95,7 +99,11 @@ class Buffer:
         gateway: str,
         boot: int,
         epoch: int | None = None,
+        *,
+        clock: Clock | None = None,
     ) -> None:
+        """`clock` tells what is older than max_age; without one nothing is."""
+        self._clock, self._next_ages = clock, 0.0
         self._disk, self._refused_disk = disk, disk.below(DIRECTORY)
         self._refused = Refused(self._refused_disk)
         self._settings, self._gateway, self._boot = settings, gateway, boot
@@ -183,6 +191,7 @@ class Buffer:
             due()
             self._store()
             self._keep_bounds()
+            self._drop_old(now)
             self._spool.tidy()
             self._spool.write_acked(now)
             self._refused.tidy()
@@ -376,6 +385,27 @@ class Buffer:
                 break
             self._count_dropped(lost, "buffer full")
             short -= before - self._spool.size
+
+    def _drop_old(self, now: float) -> None:
+        """Drop the segments that are older than max_age, all of their readings, for certain."""
+        most = self._settings.max_age
+        if most is None or self._clock is None or not self._next_ages <= now < math.inf:
+            return
+        old, at = 0, self._clock.now()
+        for count, held in enumerate(self._spool.ends(), 1):
+            age = self._age_ms(held, at)
+            if age is not None and age <= most * 1000:
+                break
+            if age is not None:  # and so is all that was sealed before it
+                old = count
+        for _ in range(old):
+            self._count_dropped(self._spool.evict("older than max_age"), "older than max_age")
+        self._next_ages = now + AGES_EVERY
+
+    def _age_ms(self, held: Held, now: Instant) -> int | None:
+        with suppress(WireError):
+            return age_ms(decode(self._spool.payload(held) or b""), self._boot, now)
+        return None
 
     def _record_loss(self, readings: int, reason: str) -> None:
         self._spool.record_loss(1, 0, readings, reason)

@@ -61,7 +61,9 @@ class Service:
         self._writer = ThreadPoolExecutor(1, "writer")
         self._threads = ThreadPoolExecutor(max(len(config.sensors), 1), "sensor")
         disk = _own(config.gateway.state_dir)
-        self._buffer = Buffer(disk, config.buffer, config.gateway.id, self._clock.boot)
+        self._buffer = Buffer(
+            *(disk, config.buffer, config.gateway.id, self._clock.boot), clock=self._clock
+        )
         self._urgent = asyncio.Event()
         self._radio = _radio(config)
         self._pollers = [self._poller(sensor) for sensor in config.sensors.values()]

@@ -255,6 +255,11 @@ class Spool:
             if segment.name == held.segment:
                 segment.waiting.discard(sequence)
 
+    def ends(self) -> list[Held]:
+        """Return the last batch that waits in each segment but the newest, oldest first."""
+        with self._lock:
+            return [self._held[max(s.waiting)] for s in self._segments[:-1] if s.waiting]
+
     def evict(self, reason: str) -> int:
         """Drop the oldest segment that still holds something; return how many readings that cost.
 
