@@ -19,7 +19,10 @@ from dataclasses import dataclass, replace
 from heapq import merge
 from itertools import groupby
 from operator import attrgetter
+from pathlib import Path
 
+from gateway import journal
+from gateway.acked import Acked
 from gateway.age import age_ms
 from gateway.clock import Clock
 from gateway.disk import Damage, Disk, remedy
@@ -322,7 +325,15 @@ class Buffer:
         if self._filling:
             self._filling.journaled = 0
 
+    def _make_way(self) -> None:
+        ours = {journal.NAME: Path.is_file, Acked.NAME: Path.is_file, DIRECTORY: Path.is_dir}
+        for name, fits in ours.items():
+            if aside := self._disk.make_way(name, fits):
+                self._damage.append(f"{name} was none of bygate's: kept as {aside}")
+                log.error("buffer: %s: %s", self._disk.directory, self._damage[-1])
+
     def _recover(self) -> None:
+        self._make_way()
         if not self._spool.recovered:
             spool = Spool(self._disk)
             spool.recover()
@@ -416,12 +427,14 @@ class Buffer:
     def waiting(self, after: int = 0, before: int | None = None) -> Iterator[Held]:
         """Yield the batches with after < sequence < before, oldest first.
 
-        Refused ones that are offered again are among them.
+        Refused ones that are offered again are among them; one that is in the spool as well, since
+        a kill came before the note that it was refused, is yielded once.
         """
         waiting = self._spool.waiting(after, before)
         if not self._refused.any_offered:
             return waiting
-        return merge(waiting, self._refused.offered(after, before), key=_sequence)
+        both = merge(waiting, self._refused.offered(after, before), key=_sequence)
+        return (next(same) for _, same in groupby(both, _sequence))
 
     @property
     def offered_again(self) -> int:

@@ -8,8 +8,10 @@ import ctypes
 import errno
 import fcntl
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 LOCK = "lock"
@@ -127,6 +129,19 @@ class Disk:
         self.close(name)
         self.close(to)
         (self.directory / name).rename(self.directory / to)
+
+    def make_way(self, name: str, fits: Callable[[Path], bool] = Path.is_file) -> str | None:
+        """Rename what stands where one of ours belongs and is none; return its new name.
+
+        Such as a directory, or a link that leads nowhere.
+        """
+        path = self.directory / name
+        if fits(path) or not os.path.lexists(path):
+            return None
+        names = (f"{name}-{number}.foreign" for number in count())
+        aside = next(new for new in names if not os.path.lexists(self.directory / new))
+        path.rename(self.directory / aside)
+        return aside
 
     def remove(self, name: str) -> None:
         """Remove the file."""

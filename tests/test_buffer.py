@@ -1,6 +1,7 @@
 import errno
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -344,6 +345,33 @@ def test_a_full_journal_is_sealed(tmp_path: Path):
         buffer.tick(second / 2)
     assert values(opened(tmp_path, epoch=2)) == [float(second) for second in range(100)]
     assert (tmp_path / "journal").stat().st_size == 64 * 4096
+
+
+@pytest.mark.parametrize("name", ["journal", "acked", "refused", "00000002.seg", "rates", "lock"])
+@pytest.mark.parametrize("what", ["directory", "file", "empty", "dangling link"])
+def test_it_starts_whatever_stands_where_a_file_of_its_own_belongs(
+    tmp_path: Path, name: str, what: str
+):
+    take(first := opened(tmp_path), 1.0)
+    first.close()
+    ours = tmp_path / name
+    shutil.rmtree(ours) if ours.is_dir() else ours.unlink(missing_ok=True)
+    if what == "directory":
+        (ours / "photos").mkdir(parents=True)
+    elif what == "dangling link":
+        ours.symlink_to(tmp_path / "none" / "such")
+    else:
+        ours.write_bytes(b"foreign" * (what == "file"))
+    again = opened(tmp_path, epoch=2)
+    take(again, 2.0)
+    again.tick(0.0)
+    again.tick(60.0)
+    again.tick(61.0)  # a name that cannot be had is passed by
+    assert values(again) == [1.0, 2.0]
+    assert (again.unsaved, again.fault) == (0, None)
+    if what == "directory":
+        kept = [ours, *tmp_path.glob(f"{name}-*.foreign")]
+        assert any((path / "photos").is_dir() for path in kept)
 
 
 def test_a_refused_batch_is_kept_aside_for_the_technician(tmp_path: Path):

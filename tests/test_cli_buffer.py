@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -157,25 +158,46 @@ def test_a_newer_version(tmp_path: Path, capsys: Said, name: str, mark: str):
     assert f"{name}: written by another version of bygate ({mark}, this one reads" in said
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not Path("/usr/bin/setpriv").exists(), reason="root")
-def test_without_the_right_to_look(tmp_path: Path):
-    opened(tmp_path / "state")
-    path = config(tmp_path)
-    (tmp_path / "state").chmod(0)
-    anybody = ["setpriv", "--reuid=65534", "--clear-groups"] if os.geteuid() == 0 else []
-    for directory in [tmp_path, *tmp_path.parents]:
-        if directory.stat().st_uid == os.geteuid() and not directory.stat().st_mode & 0o005:
-            directory.chmod(directory.stat().st_mode | 0o055)
+def looked_at_by_a_stranger(directory: Path, mode: int) -> subprocess.CompletedProcess[str]:
+    """Run the command as somebody else, or as ourselves who are not root."""
+    stranger = ["setpriv", "--reuid=65534", "--clear-groups"] if os.geteuid() == 0 else []
+    for parent in [directory, *directory.parents]:
+        if parent.stat().st_uid == os.geteuid() and parent.stat().st_mode & 0o055 != 0o055:
+            parent.chmod(parent.stat().st_mode | 0o055)
+    for path in (directory / "state").iterdir():
+        path.chmod(mode | 0o111 * path.is_dir())
+    path = config(directory)
+    (directory / "state").chmod(mode | mode >> 2 & 0o111)
     done = subprocess.run(
-        [*anybody, sys.executable, "-m", "gateway", "buffer", "-c", path],
+        [*stranger, sys.executable, "-m", "gateway", "buffer", "-c", path],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    (tmp_path / "state").chmod(0o700)
+    (directory / "state").chmod(0o700)
+    return done
+
+
+needs_setpriv = pytest.mark.skipif(shutil.which("setpriv") is None, reason="no setpriv")
+
+
+@needs_setpriv
+def test_without_the_right_to_look(tmp_path: Path):
+    opened(tmp_path / "state")
+    done = looked_at_by_a_stranger(tmp_path, 0)
     assert done.returncode == 1
     assert f"{tmp_path}/state: Permission denied: only root and the user" in done.stderr
+
+
+@needs_setpriv
+def test_the_right_to_read_is_enough(tmp_path: Path):
+    buffer = opened(tmp_path / "state")
+    take(buffer, 1.0)
+    buffer.close()
+    done = looked_at_by_a_stranger(tmp_path, 0o444)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "waiting   1 readings" in done.stdout
 
 
 # With a daemon

@@ -1,9 +1,11 @@
 """Refused batches are offered again when somebody asks, under their own names, and lost never."""
 
 from pathlib import Path
+from random import Random
 
 import pytest
-from test_buffer import batches, opened, take, values
+from crash_disk import CrashDisk
+from test_buffer import SETTINGS, batches, opened, take, values
 
 from gateway.buffer import Buffer
 
@@ -67,6 +69,26 @@ def test_a_kill_forgets_neither_the_asking_nor_how_far_it_has_come(tmp_path: Pat
     assert values(once_more) == [0.0, 1.0, 2.0]
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_power_cut_does_not_forget_the_asking(seed: int):
+    disk = CrashDisk()
+    buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=1)
+    buffer.tick(0.0)
+    for value in range(3):
+        take(buffer, float(value))
+        buffer.tick(0.0)
+        buffer.tick(60.0)
+    for held in list(buffer.waiting()):
+        buffer.set_aside(held, 0x99)
+    disk.below("refused").write("retry", 0, b"")
+    disk.below("refused").sync_directory()
+    buffer.tick(61.0)
+    disk.crash(Random(seed))
+    again = Buffer(disk, SETTINGS, "trd-0042", boot=8, epoch=2)
+    again.tick(0.0)
+    assert values(again) == [0.0, 1.0, 2.0]
+
+
 def test_a_kill_between_refusal_and_its_note_leaves_it_there_once(tmp_path: Path):
     buffer = opened(tmp_path)
     take(buffer, 1.0)
@@ -102,15 +124,18 @@ def test_no_new_batch_bears_the_sequence_of_a_refused_one(tmp_path: Path):
     assert [(b.epoch, b.sequence) for b in batches(again)] == [(2, 3)]
 
 
-def test_bytes_that_are_not_that_batch_are_not_offered_but_kept(tmp_path: Path):
+@pytest.mark.parametrize("whose", ["foreign", "another's"])
+def test_bytes_that_are_not_that_batch_are_not_offered_but_kept(tmp_path: Path, whose: str):
     buffer = refused(tmp_path)
-    (tmp_path / "refused/1-1-0x99.batch").write_bytes(b"foreign")
+    other = (tmp_path / "refused/2-1-0x99.batch").read_bytes()
+    data = b"foreign" if whose == "foreign" else other
+    (tmp_path / "refused/1-1-0x99.batch").write_bytes(data)
     ask(tmp_path)
     buffer.tick(62.0)
     first = next(buffer.waiting())
     assert buffer.payload(first) is None
     assert values(buffer) == [1.0]
-    assert (tmp_path / "refused/1-1-0x99.again.damaged").read_bytes() == b"foreign"
+    assert (tmp_path / "refused/1-1-0x99.again.damaged").read_bytes() == data
     assert "1-1-0x99" in buffer.stats().faults[0]
 
 
