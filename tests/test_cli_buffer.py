@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from test_buffer import SETTINGS, opened, take
 
 from gateway.buffer import room
 from gateway.cli import main
-from gateway.disk import Disk
+from gateway.disk import Disk, volatile
 from gateway.rates import NAME, RATE_AFTER
 from gateway.wire import Batch
 from hil.broker import Broker, Faults, Received
@@ -201,6 +202,28 @@ def test_the_right_to_read_is_enough(tmp_path: Path):
 
 
 # With a daemon
+
+
+@pytest.mark.skipif(volatile(Path("/dev/shm")) != "tmpfs", reason="no tmpfs to try it on")
+def test_a_buffer_in_ram_is_said_loudly_at_the_start_and_here():
+    async def scenario(directory: Path) -> None:
+        async with Broker() as broker, gateway(directory, broker.url) as daemon:
+            said = await daemon.says("tmpfs")
+            assert said == (
+                f"ERROR buffer: {directory}/state is on tmpfs, which does not outlast a reboot: "
+                "set [gateway] state_dir to a directory on a disk\n"
+            )
+            await daemon.says("connected")
+            assert (await asked(directory))["volatile"] == "tmpfs"
+            assert await daemon.stop() == 0
+
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        asyncio.run(asyncio.wait_for(scenario(Path(directory)), 60))
+
+
+def test_proc_is_no_kind_of_ram_that_it_warns_of():
+    assert volatile(Path("/proc")) is None
+    assert volatile(Path("/none/such")) is None
 
 
 def test_a_refused_batch_is_listed_and_delivered_once_the_broker_is_mended(tmp_path: Path):
