@@ -1,5 +1,6 @@
 """Refused batches are offered again when somebody asks, under their own names, and lost never."""
 
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
@@ -8,6 +9,7 @@ from crash_disk import CrashDisk
 from test_buffer import SETTINGS, batches, opened, take, values
 
 from gateway.buffer import Buffer
+from gateway.disk import Disk
 
 
 def refused(directory: Path, count: int = 2) -> Buffer:
@@ -87,6 +89,85 @@ def test_a_power_cut_does_not_forget_the_asking(seed: int):
     again = Buffer(disk, SETTINGS, "trd-0042", boot=8, epoch=2)
     again.tick(0.0)
     assert values(again) == [0.0, 1.0, 2.0]
+
+
+class Killed(BaseException):
+    """SIGKILL, at a step of the disk."""
+
+
+class MortalDisk(Disk):
+    """A disk whose user is killed before its step number `steps`."""
+
+    steps = 1 << 30
+
+    def write(self, name: str, offset: int, data: bytes) -> None:
+        self._step()
+        super().write(name, offset, data)
+
+    def rename(self, name: str, to: str) -> None:
+        self._step()
+        super().rename(name, to)
+
+    def remove(self, name: str) -> None:
+        self._step()
+        super().remove(name)
+
+    def sync_directory(self) -> None:
+        self._step()
+        super().sync_directory()
+
+    def below(self, name: str) -> "MortalDisk":
+        return MortalDisk(self.directory / name)
+
+    def _step(self) -> None:
+        MortalDisk.steps -= 1
+        if MortalDisk.steps < 0:
+            raise Killed
+
+
+def refuse_ask_and_deliver(buffer: Buffer, directory: Path, arrived: set[tuple[int, int]]) -> None:
+    """Have all refused, asked for, one refused again for another reason, the others delivered."""
+    for held in list(buffer.waiting()):
+        buffer.set_aside(held, 0x99)
+    ask(directory)
+    buffer.tick(100.0)
+    waiting = list(buffer.waiting())
+    buffer.set_aside(waiting[0], 0x95)
+    for held in waiting[1:]:
+        assert buffer.payload(held)
+        arrived.add((held.epoch, held.sequence))
+        buffer.acknowledge(held.sequence)
+    buffer.tick(101.0)
+
+
+def test_killed_at_any_step_each_is_there_once_or_has_arrived(tmp_path: Path):
+    killed_at, kept = 0, {(1, sequence) for sequence in range(1, 5)}
+    while True:
+        directory, arrived = tmp_path / str(killed_at), set[tuple[int, int]]()
+        MortalDisk.steps = 1 << 30
+        buffer = Buffer(MortalDisk(directory), SETTINGS, "trd-0042", boot=7, epoch=1)
+        buffer.tick(0.0)
+        for value in range(4):
+            take(buffer, float(value))
+            buffer.tick(value * 61.0)
+            buffer.tick(value * 61.0 + 60.0)
+        MortalDisk.steps = killed_at
+        with suppress(Killed):
+            refuse_ask_and_deliver(buffer, directory, arrived)
+        survived = MortalDisk.steps >= 0
+        MortalDisk.steps = 1 << 30
+        again = opened(directory, epoch=2)
+        ask(directory)
+        again.tick(300.0)
+        names = [(batch.epoch, batch.sequence) for batch in batches(again)]
+        assert len(names) == len(set(names))
+        assert set(names) | arrived == kept
+        lie = [name.split("-0x")[0] for name in again.stats().refused]
+        assert len(lie) == len(set(lie))
+        if survived:
+            break
+        killed_at += 1
+    assert killed_at > 20
 
 
 def test_a_kill_between_refusal_and_its_note_leaves_it_there_once(tmp_path: Path):
