@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         with reading(directory):
             glance = Glance(directory, config.gateway.id)
             if args.retry_refused:
-                return _retry(glance, directory / DIRECTORY / RETRY)
+                return _retry(glance, directory / DIRECTORY / RETRY, as_json=args.json)
             told = _told(config, glance)
     except NoBuffer as error:
         print(error, file=sys.stderr)
@@ -63,16 +63,17 @@ def reading(directory: Path) -> Iterator[None]:
         raise NoBuffer(f"{where}: {error.strerror}: {mend}") from error
 
 
-def _retry(glance: Glance, asks: Path) -> int:
+def _retry(glance: Glance, asks: Path, *, as_json: bool) -> int:
     count = sum(1 for _ in glance.refused())
-    if not count:
-        print("no refused batches: nothing to offer again")
-        return 0
-    asks.touch()
-    print(
-        f"{count} refused batches: offered again by the daemon within seconds, or at its next "
-        "start; `bygate buffer` shows what becomes of them"
-    )
+    if count:
+        asks.touch()
+    told = "no refused batches: nothing to offer again"
+    if count:
+        told = (
+            f"refused batches: {count}, offered again by the daemon within seconds, or at its next "
+            "start; `bygate buffer` shows what becomes of them"
+        )
+    print(json.dumps({"offered_again": count}) if as_json else told)
     return 0
 
 
@@ -131,15 +132,18 @@ def _as_text(told: dict[str, Any]) -> Iterator[str]:
     batches = f"{told['waiting_batches']} batches, {told['unsealed_readings']} in none yet"
     yield f"waiting   {told['waiting_readings']} readings: {batches}{since}"
     days, daily = told["room_days"], told["written_bytes_day"]
-    unknown = "told 10 minutes after the daemon's start"
-    yield f"room      {_size(told['room_bytes'])}, {unknown if days is None else f'{days:g} days'}"
+    unknown = "not known before the daemon has run for 10 minutes"
+    left = f"days {unknown}" if days is None else f"{days:g} days at the rate since its start"
+    yield f"room      {_size(told['room_bytes'])}, {left}"
     yield f"writes    {unknown if daily is None else f'{_size(daily)} a day'}"
     yield f"dropped   {told['dropped']} readings since the buffer was created"
     for damage in told["damage"]:
         yield f"damage    {damage}"
     if told["refused"]:
         heads = ("REFUSED", "REASON", "READINGS", "BYTES", "SINCE", "STATE")
-        yield f"\n{columns(heads, *map(_row, told['refused']))}\n\n{RETRY_HINT}"
+        yield f"\n{columns(heads, *map(_row, told['refused']))}"
+        if not all(each["offered_again"] for each in told["refused"]):
+            yield f"\n{RETRY_HINT}"
 
 
 def _row(each: dict[str, Any]) -> tuple[str, ...]:
