@@ -14,25 +14,20 @@ from gateway.reading import Reading, Value
 from gateway.wire import Batch
 
 COLUMNS = (
-    *("gateway", "epoch", "sequence", "sensor", "quantity", "unit", "time_ms", "value"),
-    *("quality", "clock", "boot", "boot_ms"),
+    *("gateway", "epoch", "sequence", "sensor", "quantity", "unit"),
+    *("time_ms", "boot", "boot_ms", "clock", "value", "quality"),
 )
 
 
 def _row(batch: Batch, reading: Reading) -> dict[str, Value]:
     """Return all that is known of a reading, keys as in COLUMNS."""
     at, quantity = reading.instant, reading.quantity
-    return dict(
-        zip(
-            COLUMNS,
-            (
-                *(batch.gateway, batch.epoch, batch.sequence, reading.sensor, quantity.name),
-                *(quantity.unit, at.wall_ms, reading.value, reading.quality),
-                *(int(batch.clock), batch.boot, at.boot_ms),
-            ),
-            strict=True,
-        )
+    cells = (
+        *(batch.gateway, batch.epoch, batch.sequence),
+        *(reading.sensor, quantity.name, quantity.unit),
+        *(at.wall_ms, batch.boot, at.boot_ms, int(at.clock), reading.value, int(reading.quality)),
     )
+    return dict(zip(COLUMNS, cells, strict=True))
 
 
 def json_lines(batch: Batch) -> Iterator[str]:
@@ -69,7 +64,7 @@ def influx_lines(batch: Batch) -> Iterator[str]:
         quantity, at = reading.quantity, reading.instant
         tags = {"gateway": batch.gateway, "sensor": reading.sensor, "unit": quantity.unit}
         named = "".join(f",{key}={_tag(value)}" for key, value in tags.items() if value)
-        told = f"quality={int(reading.quality)}i,clock={int(batch.clock)}i"
+        told = f"quality={int(reading.quality)}i,clock={int(at.clock)}i"
         told += f",boot={batch.boot}i,boot_ms={at.boot_ms}i"
         fields = ",".join(filter(None, (_field(reading.value), told)))
         yield f"{_tag(quantity.name, '')}{named} {fields} {at.wall_ms * 1_000_000}\n"
