@@ -402,15 +402,15 @@ class Buffer:
         most = self._settings.max_age
         if most is None or self._clock is None or not self._next_ages <= now < math.inf:
             return
-        old, at = 0, self._clock.now()
-        for count, held in enumerate(self._spool.ends(), 1):
+        old, at = "", self._clock.now()
+        for held in self._spool.ends():
             age = self._age_ms(held, at)
             if age is not None and age <= most * 1000:
                 break
             if age is not None:  # and so is all that was sealed before it
-                old = count
-        for _ in range(old):
-            self._count_dropped(self._spool.evict("older than max_age"), "older than max_age")
+                old = held.segment
+        while lost := self._spool.evict("older than max_age", until=old):
+            self._count_dropped(lost, "older than max_age")
         self._next_ages = now + AGES_EVERY
 
     def _age_ms(self, held: Held, now: Instant) -> int | None:

@@ -260,15 +260,17 @@ class Spool:
         with self._lock:
             return [self._held[max(s.waiting)] for s in self._segments[:-1] if s.waiting]
 
-    def evict(self, reason: str) -> int:
+    def evict(self, reason: str, until: str | None = None) -> int:
         """Drop the oldest segment that still holds something; return how many readings that cost.
 
-        The loss is recorded and synced before the file goes.
+        The loss is recorded and synced before the file goes. A segment after `until` stays.
         """
         victim = self._oldest()
-        if victim is None:
+        if victim is None or (until is not None and victim.name > until):
             return 0
         lost = self._lost_with(victim)
+        if not lost:  # all acknowledged a moment ago
+            return 0
         readings = sum(held.readings for held in lost)
         self.record_loss(lost[0].sequence, lost[-1].sequence, readings, reason)
         self._let_go(lost)

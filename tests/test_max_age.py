@@ -1,5 +1,6 @@
 """What is older than max_age goes, counted; a clock that jumps or is not set costs nothing."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from test_buffer import values
@@ -14,6 +15,17 @@ TEXT = Quantity("text")
 DAY_MS = 86_400_000
 YEAR_MS = 365 * DAY_MS
 SETTINGS = BufferSettings(seal_interval=60, max_age=10 * 86_400.0, max_size=1 << 30, keep_free=0)
+
+
+class Meanwhile(Disk):
+    """A disk at whose next read of a segment something else happens beside."""
+
+    happens: Callable[[], None] | None = None
+
+    def read(self, name: str, offset: int = 0, length: int = -1) -> bytes:
+        if self.happens and name.endswith(".seg"):
+            self.happens()
+        return super().read(name, offset, length)
 
 
 class Box:
@@ -34,7 +46,8 @@ class Box:
             kernel=lambda: (4000 if self.synced else 1 << 40, False),
             boot=self.boots,
         )
-        self.buffer = Buffer(Disk(self.directory), SETTINGS, "g", self.boots, clock=self.clock)
+        self.disk = Meanwhile(self.directory)
+        self.buffer = Buffer(self.disk, SETTINGS, "g", self.boots, clock=self.clock)
         self.tick()
 
     def tick(self) -> None:
@@ -73,6 +86,18 @@ def test_what_is_older_goes_and_is_counted_and_what_is_younger_stays(tmp_path: P
     assert (box.dropped, box.buffer.stats().dropped) == ({"older than max_age": 3}, 3)
     box.start(reboot=False)
     assert (box.buffer.stats().dropped, box.days) == (3, ["two", "three"])
+
+
+def test_an_old_segment_that_is_delivered_meanwhile_does_not_take_the_next_one_along(
+    tmp_path: Path,
+):
+    box = Box(tmp_path)
+    box.day("one")
+    box.pass_by(4)
+    box.day("two")
+    box.disk.happens = lambda: box.buffer.acknowledge(1)
+    box.pass_by(7)
+    assert (box.days, box.dropped) == (["two"], {})
 
 
 def test_the_newest_segment_stays_however_old(tmp_path: Path):
