@@ -459,9 +459,9 @@ class Buffer:
         payload = self.payload(held)
         if payload is None:
             return
-        for oldest in self._refused.over(
-            min(REFUSED_BYTES, _most(self._disk, self._settings) // 4) - len(payload)
-        ):
+        most = min(REFUSED_BYTES, _most(self._disk, self._settings) // 4)
+        more = 0 if self._refused.lies_here(held) else len(payload)
+        for oldest in self._refused.over(most - more):
             self._record_loss(self._refused.readings(oldest), "refused by the broker")
             self._refused.remove(oldest)
         self._refused.add(held, reason, payload)

@@ -154,6 +154,10 @@ class Refused:
         self._disk.close(aside.name)
         return payload
 
+    def lies_here(self, held: Held) -> bool:
+        """Whether the batch is one of these."""
+        return (held.epoch, held.sequence) in self._known
+
     def over(self, most: int) -> Iterator[Aside]:
         """Yield the oldest for as long as all of them take more than so many bytes."""
         for aside in list(self._sizes):

@@ -10,6 +10,7 @@ from test_buffer import SETTINGS, batches, opened, take, values
 
 from gateway.buffer import Buffer
 from gateway.disk import Disk
+from gateway.refused import REFUSED_BYTES
 
 
 def refused(directory: Path, count: int = 2) -> Buffer:
@@ -59,6 +60,19 @@ def test_one_that_is_refused_again_lies_there_once_with_its_new_reason(tmp_path:
     assert values(buffer) == [1.0]
     names = sorted(file.name for file in (tmp_path / "refused").iterdir())
     assert names == ["1-1-0x95.batch", "2-1-0x99.again"] == sorted(buffer.stats().refused)
+
+
+def test_one_that_is_refused_again_takes_no_room_of_another(tmp_path: Path):
+    refused(tmp_path, 1)
+    first = (tmp_path / "refused/1-1-0x99.batch").stat().st_size
+    (tmp_path / "refused/2-1-0x99.batch").write_bytes(bytes(REFUSED_BYTES - first))
+    buffer = opened(tmp_path, epoch=2)
+    ask(tmp_path)
+    buffer.tick(1.0)
+    buffer.set_aside(next(buffer.waiting()), 0x95)
+    buffer.tick(2.0)
+    assert sorted(buffer.stats().refused) == ["1-1-0x95.batch", "2-1-0x99.again"]
+    assert buffer.stats().dropped == 0
 
 
 def test_a_kill_forgets_neither_the_asking_nor_how_far_it_has_come(tmp_path: Path):
