@@ -16,23 +16,32 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from heapq import merge
 from itertools import groupby
+from operator import attrgetter
+from pathlib import Path
 
+from gateway import journal
+from gateway.acked import Acked
+from gateway.age import age_ms
+from gateway.clock import Clock
 from gateway.disk import Damage, Disk, remedy
 from gateway.filling import BATCH_READINGS, Filling
 from gateway.journal import Flushed, Journal, JournalFullError
-from gateway.reading import Reading
+from gateway.rates import Noted
+from gateway.reading import Instant, Reading
+from gateway.refused import DIRECTORY, REFUSED_BYTES, Refused
 from gateway.settings import BufferSettings
 from gateway.spool import Held, Spool
 from gateway.wire import Batch, SizeBound, WireError, decode, encode
 
 RAM_READINGS = 100_000
-REFUSED = "refused"
-REFUSED_BYTES = 16 << 20
-"""What refused batches may take, or a quarter of max_size; then the oldest of them goes."""
-_ENDING = ".batch"
 MAX_SIZE = 512 << 20
+AGES_EVERY = 60.0
+"""Seconds between two looks for what is older than max_age."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+
+_sequence = attrgetter("sequence")
 
 log = logging.getLogger(__name__)
 
@@ -93,8 +102,13 @@ class Buffer:
         gateway: str,
         boot: int,
         epoch: int | None = None,
+        *,
+        clock: Clock | None = None,
     ) -> None:
-        self._disk, self._refused = disk, disk.below(REFUSED)
+        """`clock` tells what is older than max_age; without one nothing is."""
+        self._clock, self._next_ages = clock, 0.0
+        self._disk, self._refused_disk = disk, disk.below(DIRECTORY)
+        self._refused = Refused(self._refused_disk)
         self._settings, self._gateway, self._boot = settings, gateway, boot
         self.epoch = int.from_bytes(os.urandom(4)) if epoch is None else epoch
         self._journal, self._spool = Journal(disk), Spool(disk)
@@ -110,13 +124,13 @@ class Buffer:
         self._taken = self._overflowed = self._overflow_recorded = 0
         self._unrecorded: Counter[str] = Counter()
         self._dropped_by: Counter[str] = Counter()
-        self._refused_sizes: dict[str, int] = {}
         self._losses: list[str] = []
         self._damaged: deque[Damage] = deque()
         self._damage: list[str] = []
         self._fault: str | None = None
         self._disk_errors = 0
         self._room: int | None = None
+        self._rates = Noted(disk)
         self._last_tick = math.inf
 
     # Readings in
@@ -153,7 +167,7 @@ class Buffer:
         """Flush and seal everything there is."""
         self._work(math.inf, self._seal)
         self._disk.close_all()
-        self._refused.close_all()
+        self._refused_disk.close_all()
 
     def _work(self, now: float, due: Callable[[], None]) -> None:
         try:
@@ -180,8 +194,11 @@ class Buffer:
             due()
             self._store()
             self._keep_bounds()
+            self._drop_old(now)
             self._spool.tidy()
             self._spool.write_acked(now)
+            self._refused.tidy()
+            self._rates.note(now, self._written, self._spool.appended)
         except OSError as error:
             if error.errno not in _FULL or not self._make_room():
                 raise
@@ -308,7 +325,15 @@ class Buffer:
         if self._filling:
             self._filling.journaled = 0
 
+    def _make_way(self) -> None:
+        ours = {journal.NAME: Path.is_file, Acked.NAME: Path.is_file, DIRECTORY: Path.is_dir}
+        for name, fits in ours.items():
+            if aside := self._disk.make_way(name, fits):
+                self._damage.append(f"{name} was none of bygate's: kept as {aside}")
+                log.error("buffer: %s: %s", self._disk.directory, self._damage[-1])
+
     def _recover(self) -> None:
+        self._make_way()
         if not self._spool.recovered:
             spool = Spool(self._disk)
             spool.recover()
@@ -325,9 +350,8 @@ class Buffer:
         self._spool.begin(self.epoch)
         if not self._sequence:
             self._previous, self._inherited = self._spool.previous, self._spool.last
-        self._sequence = max(self._sequence, self._spool.last + 1)
-        refused = [name for name in self._refused.names() if name.endswith(_ENDING)]
-        self._refused_sizes = {name: self._refused.size(name) for name in sorted(refused, key=_age)}
+        self._refused.recover()
+        self._sequence = max(self._sequence, self._spool.last + 1, self._refused.last + 1)
         self._damaged = deque([*damaged, *self._spool.damage()])
         self._recovered = True
 
@@ -364,9 +388,7 @@ class Buffer:
         for reason in list(self._unrecorded):
             self._record_loss(self._unrecorded[reason], reason)
             del self._unrecorded[reason]
-        free, _ = self._disk.room()
-        size = self._spool.size + sum(self._refused_sizes.values())
-        self._room = min(free - self._settings.keep_free, self._most() - size)
+        self._room = room(self._disk, self._settings, self._spool.size + self._refused.size)
         short = -self._room
         while short > 0 and (before := self._spool.size):
             lost = self._spool.evict("buffer full")
@@ -375,8 +397,26 @@ class Buffer:
             self._count_dropped(lost, "buffer full")
             short -= before - self._spool.size
 
-    def _most(self) -> int:
-        return self._settings.max_size or min(MAX_SIZE, self._disk.room()[1] // 2)
+    def _drop_old(self, now: float) -> None:
+        """Drop the segments that are older than max_age, all of their readings, for certain."""
+        most = self._settings.max_age
+        if most is None or self._clock is None or not self._next_ages <= now < math.inf:
+            return
+        old, at = "", self._clock.now()
+        for held in self._spool.ends():
+            age = self._age_ms(held, at)
+            if age is not None and age <= most * 1000:
+                break
+            if age is not None:  # and so is all that was sealed before it
+                old = held.segment
+        while lost := self._spool.evict("older than max_age", until=old):
+            self._count_dropped(lost, "older than max_age")
+        self._next_ages = now + AGES_EVERY
+
+    def _age_ms(self, held: Held, now: Instant) -> int | None:
+        with suppress(WireError):
+            return age_ms(decode(self._spool.payload(held) or b""), self._boot, now)
+        return None
 
     def _record_loss(self, readings: int, reason: str) -> None:
         self._spool.record_loss(1, 0, readings, reason)
@@ -385,45 +425,47 @@ class Buffer:
     # Batches out
 
     def waiting(self, after: int = 0, before: int | None = None) -> Iterator[Held]:
-        """Yield the batches with after < sequence < before, oldest first."""
-        return self._spool.waiting(after, before)
+        """Yield the batches with after < sequence < before, oldest first.
+
+        Refused ones that are offered again are among them; one that is in the spool as well, since
+        a kill came before the note that it was refused, is yielded once.
+        """
+        waiting = self._spool.waiting(after, before)
+        if not self._refused.any_offered:
+            return waiting
+        both = merge(waiting, self._refused.offered(after, before), key=_sequence)
+        return (next(same) for _, same in groupby(both, _sequence))
+
+    @property
+    def offered_again(self) -> int:
+        """How often refused batches have come among those that wait; it may be anywhere there."""
+        return self._refused.times
 
     def payload(self, held: Held) -> bytes | None:
         """Return the bytes of a batch, None when it was evicted; on the writer's thread.
 
         Raises OSError.
         """
-        return self._spool.payload(held)
+        return self._spool.payload(held) or self._refused.payload(held)
 
     def acknowledge(self, sequence: int) -> None:
         """Let go of a batch that was delivered."""
+        if held := next(self.waiting(sequence - 1, sequence + 1), None):
+            self._refused.delivered(held.epoch, held.sequence)
         self._spool.acknowledge(sequence)
 
     def set_aside(self, held: Held, reason: int) -> None:
         """Keep a batch that the broker refused, out of the way; on the writer's thread."""
-        payload = self._spool.payload(held)
+        payload = self.payload(held)
         if payload is None:
             return
-        name = f"{held.sequence}-{held.epoch}-0x{reason:02x}{_ENDING}"
-        self._refused.names()
-        self._make_room_for_refused(len(payload))
-        self._refused.write(name, 0, payload)
-        self._refused.sync(name)
-        self._refused.sync_directory()
-        self._refused.close(name)
-        self._refused_sizes[name] = len(payload)
+        most = min(REFUSED_BYTES, _most(self._disk, self._settings) // 4)
+        more = 0 if self._refused.lies_here(held) else len(payload)
+        for oldest in self._refused.over(most - more):
+            self._record_loss(self._refused.readings(oldest), "refused by the broker")
+            self._refused.remove(oldest)
+        self._refused.add(held, reason, payload)
         self._spool.acknowledge(held.sequence)
-
-    def _make_room_for_refused(self, size: int) -> None:
-        most = min(REFUSED_BYTES, self._most() // 4)
-        for name in list(self._refused_sizes):
-            if sum(self._refused_sizes.values()) + size <= most:
-                break
-            with suppress(WireError):
-                lost = len(decode(self._refused.read(name)).readings)
-                self._unrecorded["refused by the broker"] += lost
-            self._refused.remove(name)
-            del self._refused_sizes[name]
 
     @property
     def fault(self) -> str | None:
@@ -459,14 +501,18 @@ class Buffer:
             self._oldest_ms(),
             self._spool.dropped + self._overflowed - self._overflow_recorded,
             dict(self._dropped_by),
-            list(self._refused_sizes),
-            [*filter(None, [self._fault]), *self._losses, *self._damage],
+            self._refused.names,
+            [*filter(None, [self._fault]), *self._losses, *self._damage, *self._refused.damage],
             self._disk_errors,
             self._spool.appended,
             None if self._room is None else max(self._room, 0),
-            self._disk.written,
+            self._written,
             self._spool.size,
         )
+
+    @property
+    def _written(self) -> int:
+        return self._disk.written + self._refused_disk.written
 
     def _oldest_ms(self) -> int | None:
         if held := next(self._spool.waiting(), None):
@@ -479,9 +525,14 @@ class Buffer:
         return fresh[0].instant.wall_ms if fresh else None
 
 
-def _age(name: str) -> tuple[int, str]:
-    sequence = name.partition("-")[0]
-    return int(sequence) if sequence.isdecimal() else 0, name
+def room(disk: Disk, settings: BufferSettings, size: int) -> int:
+    """Return how many bytes still fit beside the `size` that there are; below 0: too many."""
+    free, _ = disk.room()
+    return min(free - settings.keep_free, _most(disk, settings) - size)
+
+
+def _most(disk: Disk, settings: BufferSettings) -> int:
+    return settings.max_size or min(MAX_SIZE, disk.room()[1] // 2)
 
 
 def _name(frame: Flushed) -> tuple[int, int, int]:

@@ -4,11 +4,14 @@ Only `sync` and `sync_directory` promise that anything survives; what was writte
 synced may survive a power cut in any part and any order.
 """
 
+import ctypes
 import errno
 import fcntl
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 LOCK = "lock"
@@ -65,6 +68,10 @@ class Disk:
             self._identity = (0, 0)
             raise BlockingIOError(errno.EWOULDBLOCK, "another bygate uses it")
 
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file."""
+        return (self.directory / name).is_file()
+
     def size(self, name: str) -> int:
         """Return how many bytes the file has."""
         return (self.directory / name).stat().st_size
@@ -117,6 +124,25 @@ class Disk:
         finally:
             os.close(fd)
 
+    def rename(self, name: str, to: str) -> None:
+        """Give the file another name, in place of whatever had that."""
+        self.close(name)
+        self.close(to)
+        (self.directory / name).rename(self.directory / to)
+
+    def make_way(self, name: str, fits: Callable[[Path], bool] = Path.is_file) -> str | None:
+        """Rename what stands where one of ours belongs and is none; return its new name.
+
+        Such as a directory, or a link that leads nowhere.
+        """
+        path = self.directory / name
+        if fits(path) or not os.path.lexists(path):
+            return None
+        names = (f"{name}-{number}.foreign" for number in count())
+        aside = next(new for new in names if not os.path.lexists(self.directory / new))
+        path.rename(self.directory / aside)
+        return aside
+
     def remove(self, name: str) -> None:
         """Remove the file."""
         self.close(name)
@@ -146,6 +172,34 @@ class Disk:
     def below(self, name: str) -> "Disk":
         """Return the disk of a directory inside this one."""
         return Disk(self.directory / name)
+
+
+class Onlooker(Disk):
+    """The same files as seen by a process that does not own them: it changes nothing."""
+
+    def names(self) -> list[str]:
+        """Return the names of all files."""
+        return sorted(entry.name for entry in os.scandir(self.directory) if entry.is_file())
+
+    def read(self, name: str, offset: int = 0, length: int = -1) -> bytes:
+        """Return what is there now; the file may be gone at the next call."""
+        try:
+            return super().read(name, offset, length)
+        finally:
+            self.close(name)
+
+    def settle(self, name: str) -> None:
+        """Leave the file to its owner."""
+
+    def cut(self, name: str, length: int) -> None:
+        """Leave the file to its owner, who may be about to write on."""
+
+    def below(self, name: str) -> "Onlooker":
+        """Return the disk of a directory inside this one."""
+        return Onlooker(self.directory / name)
+
+    def _fd(self, name: str, flags: int = os.O_RDONLY) -> int:
+        return super()._fd(name, flags & ~(os.O_RDWR | os.O_CREAT))
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,3 +240,21 @@ def remedy(error: OSError, directory: Path) -> str:
     """Return what was seen and what mends it."""
     mend = _REMEDIES.get(error.errno or 0, "set [gateway] state_dir to a directory on a disk")
     return f"{directory}: {error.strerror}: {mend.replace('DIRECTORY', str(directory))}"
+
+
+_VOLATILE = {0x01021994: "tmpfs", 0x858458F6: "ramfs", 0x794C7630: "overlay"}
+"""Magic numbers of file systems; source: statfs(2). What is written to an overlay, such as that of
+raspi-config, or a container's own layer, is in RAM or goes with the container."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def volatile(directory: Path) -> str | None:
+    """Return the kind of a file system that does not outlast a reboot, None for any other."""
+    statfs = (ctypes.c_long * 64)()  # struct statfs: its first word is the type
+    if _libc.statfs(os.fsencode(directory), ctypes.byref(statfs)) < 0:
+        return None
+    return _VOLATILE.get(statfs[0] & 0xFFFFFFFF)
+
+
+VOLATILE = "does not outlast a reboot: set [gateway] state_dir to a directory on a disk"

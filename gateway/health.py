@@ -9,10 +9,8 @@ from gateway import __version__
 from gateway.buffer import Buffer, Stats
 from gateway.clock import Clock
 from gateway.poller import Poller
+from gateway.rates import RATE_AFTER, Rates
 from gateway.session import UplinkState
-
-RATE_MS = 600_000
-"""A rate per day is told of once this much time has passed: of less it would be a guess."""
 
 
 class Health:
@@ -69,38 +67,39 @@ class Health:
             "state": state,
             "gateway": self._gateway,
             "version": __version__,
-            "since": _utc(self._since.wall_ms),
+            "since": utc(self._since.wall_ms),
             "boot": self._clock.boot,
             "epoch": self._buffer.epoch,
         }
 
     def _of_buffer(self) -> dict[str, object]:
-        stats, days = self._buffer.stats(), self._days()
+        stats = self._buffer.stats()
+        rates = self._rates(stats)
         return {
             "taken_readings": stats.taken,
             "waiting_batches": stats.waiting_batches,
             "waiting_readings": stats.waiting_readings,
-            "oldest_waiting": None if stats.oldest_ms is None else _utc(stats.oldest_ms),
+            "oldest_waiting": None if stats.oldest_ms is None else utc(stats.oldest_ms),
             "refused": stats.refused,
             "dropped": stats.dropped,
             "dropped_by": stats.dropped_by,
-            "room_days": _room_days(stats, days),
-            "written_bytes_day": None if days is None else round(stats.written / days),
+            "room_days": None if rates is None else rates.room_days(stats.room),
+            "written_bytes_day": None if rates is None else rates.written_day,
             "disk_errors": stats.disk_errors,
             "faults": stats.faults,
         }
 
-    def _days(self) -> float | None:
-        """Return how long it has run, None while that is too short for a rate."""
-        ms = self._clock.now().boot_ms - self._since.boot_ms
-        return None if ms < RATE_MS else ms / 86_400_000
+    def _rates(self, stats: Stats) -> Rates | None:
+        """Return the rates since the start, None while that is too short a time."""
+        seconds = (self._clock.now().boot_ms - self._since.boot_ms) / 1000
+        return None if seconds < RATE_AFTER else Rates(seconds, stats.written, stats.sealed)
 
     def _of_uplink(self) -> dict[str, object]:
         state = self._uplink
         return {
             "connected": state.connected,
             "broker": state.broker,
-            "last_ack": None if state.last_ack_ms is None else _utc(state.last_ack_ms),
+            "last_ack": None if state.last_ack_ms is None else utc(state.last_ack_ms),
             "caught_up_in_s": self._caught_up_in_s(),
             "unheard": state.unheard,
             "bytes_month": state.traffic.month,
@@ -133,11 +132,6 @@ def _json(fields: dict[str, object]) -> bytes:
     return json.dumps(fields, ensure_ascii=False).encode(errors="replace")
 
 
-def _room_days(stats: Stats, days: float | None) -> float | None:
-    if days is None or stats.room is None or not stats.sealed:
-        return None
-    return round(stats.room * days / stats.sealed, 1)
-
-
-def _utc(ms: int) -> str:
+def utc(ms: float) -> str:
+    """Return Unix ms as UTC, to the second."""
     return f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%dT%H:%M:%SZ}"

@@ -26,7 +26,8 @@ from gateway.reading import Instant, Quantity, Reading
 NAME = "journal"
 SLOT = 4096
 SLOTS = 64
-_MAGIC = b"bgJ2"
+MAGIC = b"bgJ2"
+"""What each frame begins with; another digit is another version."""
 _HEAD = struct.Struct("<4sII")  # magic, CRC32 of all that follows the length, its length
 _BODY = struct.Struct("<IQIBqI")  # epoch, sequence, boot, clock, wall − boot in ms, readings
 
@@ -59,11 +60,7 @@ class Journal:
             self._disk.write(NAME, len(data), bytes(SLOT * SLOTS - len(data)))
             self._disk.sync(NAME)
             self._disk.sync_directory()
-        frames, damaged = _frames(data.ljust(SLOT * SLOTS, b"\0"))
-        return (
-            [frame for frame in frames if frame.sequence > sealed],
-            [damage for sequence, damage in damaged if sequence > sealed],
-        )
+        return unsealed(data, sealed)
 
     def write(self, flushed: Flushed) -> None:
         """Return when the readings are on the device; if it fails, all of it is to be done again.
@@ -83,6 +80,15 @@ class Journal:
         self._next = 0
 
 
+def unsealed(data: bytes, sealed: int) -> tuple[list[Flushed], list[Damage]]:
+    """Return what the bytes of a journal hold that is not in a batch up to `sealed`."""
+    frames, damaged = _frames(data.ljust(SLOT * SLOTS, b"\0"))
+    return (
+        [frame for frame in frames if frame.sequence > sealed],
+        [damage for sequence, damage in damaged if sequence > sealed],
+    )
+
+
 def _pack(flushed: Flushed) -> bytes:
     first = flushed.readings[0].instant
     series: dict[tuple[str, Quantity], int] = {}
@@ -96,7 +102,7 @@ def _pack(flushed: Flushed) -> bytes:
     readings = len(flushed.readings)
     ids = (flushed.epoch, flushed.sequence, flushed.boot, first.clock, offset, readings)
     body = _BODY.pack(*ids) + packed
-    return _HEAD.pack(_MAGIC, zlib.crc32(body), len(body)) + body
+    return _HEAD.pack(MAGIC, zlib.crc32(body), len(body)) + body
 
 
 def _columns(quantity: Quantity) -> tuple[str, str, int, float | None, float | None]:
@@ -110,7 +116,7 @@ def _frames(data: bytes) -> tuple[list[Flushed], list[tuple[int, Damage]]]:
             frames.append(_unpack(body))
             at += -(-(_HEAD.size + len(body)) // SLOT) * SLOT
         else:
-            if data.startswith(_MAGIC, at):
+            if data.startswith(MAGIC, at):
                 damaged.append(_damaged(data[at : at + SLOT], at))
             at += SLOT
     return frames, damaged
@@ -123,7 +129,7 @@ def _damaged(slot: bytes, at: int) -> tuple[int, Damage]:
 
 
 def _body(data: bytes, at: int) -> bytes | None:
-    if not data.startswith(_MAGIC, at) or at + _HEAD.size > len(data):
+    if not data.startswith(MAGIC, at) or at + _HEAD.size > len(data):
         return None
     _, crc, length = _HEAD.unpack_from(data, at)
     body = data[at + _HEAD.size : at + _HEAD.size + length]

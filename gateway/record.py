@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from gateway.filling import BATCH_READINGS
 
-_MAGIC = b"bgS2"
+MAGIC = b"bgS2"
+"""What each record begins with; another digit is another version."""
 _HEAD = struct.Struct("<4sII")  # magic, CRC32 of all that follows the length, its length
 _BODY = struct.Struct("<BIQIq")  # kind, epoch, sequence, readings, Unix ms of the earliest
 
@@ -50,13 +51,13 @@ def pack(record: Record) -> bytes:
     """Return the record as it stands in a segment."""
     ids = (record.kind, record.epoch, record.sequence, record.readings, record.first_ms)
     body = _BODY.pack(*ids) + record.payload
-    return _HEAD.pack(_MAGIC, zlib.crc32(body), len(body)) + body
+    return _HEAD.pack(MAGIC, zlib.crc32(body), len(body)) + body
 
 
 def records(data: bytes) -> Iterator[Record]:
     """Yield every intact record; after a damaged one the search goes on at the next magic."""
     at = 0
-    while (at := data.find(_MAGIC, at)) >= 0:
+    while (at := data.find(MAGIC, at)) >= 0:
         record = _record(data, at)
         if record is not None:
             yield record
@@ -85,4 +86,4 @@ def claims(data: bytes) -> Iterator[Record]:
         record = _read(data, at, b"")
         if record.kind == Kind.BATCH and record.readings <= BATCH_READINGS:
             yield record
-        at = data.find(_MAGIC, at + 1)
+        at = data.find(MAGIC, at + 1)

@@ -16,7 +16,7 @@ from gateway.about import about
 from gateway.buffer import Buffer
 from gateway.clock import Clock
 from gateway.config import Config, SensorSettings
-from gateway.disk import Disk
+from gateway.disk import VOLATILE, Disk, volatile
 from gateway.driver import (
     AdvertisementDriver,
     BleDriver,
@@ -71,7 +71,9 @@ class Service:
         self._writer = ThreadPoolExecutor(1, "writer")
         self._threads = ThreadPoolExecutor(max(len(config.sensors), 1), "sensor")
         disk = _own(config.gateway.state_dir)
-        self._buffer = Buffer(disk, config.buffer, config.gateway.id, self._clock.boot)
+        self._buffer = Buffer(
+            *(disk, config.buffer, config.gateway.id, self._clock.boot), clock=self._clock
+        )
         self._urgent = asyncio.Event()
         self._radio = _radio(config)
         self._pollers = [self._poller(sensor) for sensor in config.sensors.values()]
@@ -215,6 +217,8 @@ def _own(directory: Path) -> Disk:
                 f"{directory}: another bygate uses it: stop that one (systemctl stop bygate), "
                 "or set [gateway] state_dir"
             )
+    if kind := volatile(directory):
+        log.error("buffer: %s is on %s, which %s", directory, kind, VOLATILE)
     return disk
 
 

@@ -105,7 +105,7 @@ class Session:
         self._place_of_status = self._window if client.at_once == 1 else asyncio.Semaphore(1)
         self._size = 1
         self._since = self._live = buffer.last
-        self._backlog = 0
+        self._backlog, self._offered_again = 0, buffer.offered_again
         self._settled = asyncio.Event()
         self._status: asyncio.Task[None] | None = None
 
@@ -151,9 +151,11 @@ class Session:
         if live := next(self._buffer.waiting(max(self._live, since)), None):
             self._live = live.sequence
             return live, "live"
-        for old in self._buffer.waiting(self._backlog, since + 1):
+        if self._offered_again != self._buffer.offered_again:
+            self._offered_again, self._backlog = self._buffer.offered_again, 0
+        for old in self._buffer.waiting(self._backlog, max(self._live, since) + 1):
             self._backlog = old.sequence
-            if old.sequence not in self._suspects:
+            if old.sequence not in self._suspects and old.sequence not in self._flying:
                 return old, "backlog"
         return None if self._flying else self._suspect()
 

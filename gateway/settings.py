@@ -204,6 +204,12 @@ class BufferSettings:
         example="512 MiB",
         low=size("1 MiB"),
     )
+    max_age: Duration | None = setting(
+        None,
+        "What has waited longer is dropped and counted, in segments of 1 MiB; never by default.",
+        example="90d",
+        low=3600,
+    )
     keep_free: Size = setting(size("64 MiB"), "Space on the partition that is left to others.")
 
 

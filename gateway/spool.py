@@ -255,15 +255,22 @@ class Spool:
             if segment.name == held.segment:
                 segment.waiting.discard(sequence)
 
-    def evict(self, reason: str) -> int:
+    def ends(self) -> list[Held]:
+        """Return the last batch that waits in each segment but the newest, oldest first."""
+        with self._lock:
+            return [self._held[max(s.waiting)] for s in self._segments[:-1] if s.waiting]
+
+    def evict(self, reason: str, until: str | None = None) -> int:
         """Drop the oldest segment that still holds something; return how many readings that cost.
 
-        The loss is recorded and synced before the file goes.
+        The loss is recorded and synced before the file goes. A segment after `until` stays.
         """
         victim = self._oldest()
-        if victim is None:
+        if victim is None or (until is not None and victim.name > until):
             return 0
         lost = self._lost_with(victim)
+        if not lost:  # all acknowledged a moment ago
+            return 0
         readings = sum(held.readings for held in lost)
         self.record_loss(lost[0].sequence, lost[-1].sequence, readings, reason)
         self._let_go(lost)
@@ -335,6 +342,11 @@ class Spool:
     def size(self) -> int:
         """Bytes on disk."""
         return sum(segment.size for segment in self._segments)
+
+    @property
+    def end(self) -> tuple[str, int]:
+        """The newest segment, and how many bytes it has."""
+        return (self._segments[-1].name, self._segments[-1].size) if self._segments else ("", 0)
 
     def held(self) -> tuple[int, int]:
         """Return how many batches wait, and how many readings are in them."""

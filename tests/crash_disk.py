@@ -24,6 +24,7 @@ class CrashDisk:
         self._durable: dict[str, bytes] = {}
         self._entries: set[str] = set()
         self._unsynced: list[tuple[str, int, bytes | None]] = []
+        self._renamed: list[tuple[str, str]] = []
         self._below: dict[str, CrashDisk] = {}
 
     def names(self) -> list[str]:
@@ -31,6 +32,12 @@ class CrashDisk:
 
     def replaced(self) -> bool:
         return False
+
+    def make_way(self, name: str, fits: object) -> None:
+        pass
+
+    def exists(self, name: str) -> bool:
+        return name in self._live
 
     def size(self, name: str) -> int:
         return len(self._live[name])
@@ -67,6 +74,19 @@ class CrashDisk:
 
     def sync_directory(self) -> None:
         self._entries = set(self._live)
+        self._renamed.clear()
+
+    def rename(self, name: str, to: str) -> None:
+        """As a file system with a journal does it: one of the two names is there at any time."""
+        self._move(name, to)
+        self._renamed.append((name, to))
+
+    def _move(self, name: str, to: str) -> None:
+        self._live[to] = self._live.pop(name)
+        self._durable[to] = self._durable.pop(name, b"")
+        self._unsynced = [(to if n == name else n, at, d) for n, at, d in self._unsynced]
+        if name in self._entries:
+            self._entries = self._entries - {name} | {to}
 
     def remove(self, name: str) -> None:
         self._live.pop(name, None)
@@ -85,6 +105,11 @@ class CrashDisk:
 
     def crash(self, random: Random) -> None:
         """Cut the power."""
+        kept = random.randint(0, len(self._renamed))
+        for name, to in reversed(self._renamed[kept:]):
+            if to in self._live:
+                self._move(to, name)
+        self._renamed.clear()
         self._apply(lambda _: random.random() < 0.5)
         self._unsynced.clear()
         settled = self._entries & set(self._live)

@@ -1,14 +1,16 @@
 import errno
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-from gateway.buffer import BATCH_READINGS, REFUSED_BYTES, Buffer
+from gateway.buffer import BATCH_READINGS, Buffer
 from gateway.disk import Disk
 from gateway.reading import TEMPERATURE, ClockState, Instant, Reading, Value
 from gateway.record import size_of
+from gateway.refused import REFUSED_BYTES
 from gateway.settings import BufferSettings
 from gateway.wire import Batch, decode
 
@@ -345,6 +347,33 @@ def test_a_full_journal_is_sealed(tmp_path: Path):
     assert (tmp_path / "journal").stat().st_size == 64 * 4096
 
 
+@pytest.mark.parametrize("name", ["journal", "acked", "refused", "00000002.seg", "rates", "lock"])
+@pytest.mark.parametrize("what", ["directory", "file", "empty", "dangling link"])
+def test_it_starts_whatever_stands_where_a_file_of_its_own_belongs(
+    tmp_path: Path, name: str, what: str
+):
+    take(first := opened(tmp_path), 1.0)
+    first.close()
+    ours = tmp_path / name
+    shutil.rmtree(ours) if ours.is_dir() else ours.unlink(missing_ok=True)
+    if what == "directory":
+        (ours / "photos").mkdir(parents=True)
+    elif what == "dangling link":
+        ours.symlink_to(tmp_path / "none" / "such")
+    else:
+        ours.write_bytes(b"foreign" * (what == "file"))
+    again = opened(tmp_path, epoch=2)
+    take(again, 2.0)
+    again.tick(0.0)
+    again.tick(60.0)
+    again.tick(61.0)  # a name that cannot be had is passed by
+    assert values(again) == [1.0, 2.0]
+    assert (again.unsaved, again.fault) == (0, None)
+    if what == "directory":
+        kept = [ours, *tmp_path.glob(f"{name}-*.foreign")]
+        assert any((path / "photos").is_dir() for path in kept)
+
+
 def test_a_refused_batch_is_kept_aside_for_the_technician(tmp_path: Path):
     buffer = opened(tmp_path)
     take(buffer, 1.0)
@@ -414,7 +443,7 @@ def test_refused_batches_are_bounded_and_the_oldest_goes_first(tmp_path: Path):
     buffer.close()
     buffer.set_aside(next(buffer.waiting()), 0x95)
     buffer.tick(1.0)
-    assert buffer.stats().refused == ["10-1-0x99.batch", "1-1-0x95.batch"]
+    assert buffer.stats().refused == ["10-1-0x99.batch", "11-1-0x95.batch"]
     assert not (tmp_path / "refused" / "9-1-0x99.batch").exists()
     assert buffer.stats().dropped_by == {"refused by the broker": 2}
 

@@ -83,8 +83,11 @@ class PowerCuts(RuleBasedStateMachine):
     @rule()
     def refuse_the_oldest(self) -> None:
         for held in list(self.buffer.waiting())[:1]:
-            self.receive(held)
             self.buffer.set_aside(held, 0x99)
+
+    @rule()
+    def somebody_asks_for_the_refused(self) -> None:
+        self.disk.below("refused").write("retry", 0, b"")
 
     def receive(self, held) -> None:
         payload = self.buffer.payload(held)
@@ -126,7 +129,11 @@ class PowerCuts(RuleBasedStateMachine):
         if not hasattr(self, "buffer"):
             return
         self.stop_and_start()
+        self.somebody_asks_for_the_refused()
+        self.tick()
         self.deliver(ack=True, share=1.1)
+        self.tick()
+        assert not self.buffer.stats().refused
         assert self.kept <= self.named.keys()
         assert self.buffer.stats().dropped <= self.taken - len(self.named)
 

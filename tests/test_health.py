@@ -9,12 +9,14 @@ import jumping
 from gateway.buffer import Buffer
 from gateway.clock import Clock
 from gateway.disk import Disk
-from gateway.health import RATE_MS, Health
+from gateway.health import Health
+from gateway.rates import RATE_AFTER
 from gateway.reading import TEMPERATURE, Reading
 from gateway.session import Traffic, UplinkState
 from gateway.settings import BufferSettings
 
 DAY_MS = 86_400_000
+RATE_MS = RATE_AFTER * 1000
 
 
 class Box:

@@ -21,6 +21,8 @@ COMMANDS = {
     "check": "every mistake in config.toml at once, or what will run",
     "scan": "BLE sensors of known families that are heard, and the lines for config.toml",
     "drivers": "the drivers there are, or one driver's settings and quantities",
+    "buffer": "what waits on disk, room, damage, and what the broker refused",
+    "export": "what waits to a file, for when no network will take it; nothing counts as delivered",
     "decode": "batch files or standard input as JSON lines, for whoever receives them",
     "replay": "recorded bytes through a driver: what comes out, or which fault",
 }

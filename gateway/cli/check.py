@@ -97,7 +97,8 @@ def _buffer(config: Config) -> str:
     most = "the smaller of 512 MiB and half the partition"
     most = most if buffer.max_size is None else shown_size(buffer.max_size)
     free = shown_size(buffer.keep_free)
-    return f"{config.gateway.state_dir}; {rhythm}; at most {most}, {free} kept free"
+    age = "" if buffer.max_age is None else f", nothing older than {shown_duration(buffer.max_age)}"
+    return f"{config.gateway.state_dir}; {rhythm}; at most {most}, {free} kept free{age}"
 
 
 def _as_json(config: Config) -> dict[str, Any]:

@@ -1,0 +1,160 @@
+"""`bygate buffer`: what waits on disk, while the daemon runs and without it."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gateway.buffer import room
+from gateway.cli import DEFAULT_CONFIG
+from gateway.cli.columns import columns
+from gateway.config import Config, load
+from gateway.disk import VOLATILE, volatile
+from gateway.glance import Glance, NoBuffer, Refused
+from gateway.health import utc
+from gateway.rates import noted
+from gateway.refused import DIRECTORY, RETRY
+from gateway.session import NOT_THIS_BATCH
+
+RETRY_HINT = "mend the broker, then sudo bygate buffer --retry-refused"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `bygate buffer`."""
+    parser.add_argument("-c", "--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--retry-refused",
+        action="store_true",
+        help="have the refused batches offered again: by the daemon at once, or at its next start",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what lies there; 1 for damage, refused batches or a buffer that cannot be read."""
+    config = load(args.config)
+    directory = config.gateway.state_dir
+    try:
+        with reading(directory):
+            glance = Glance(directory, config.gateway.id)
+            if args.retry_refused:
+                return _retry(glance, directory / DIRECTORY / RETRY, as_json=args.json)
+            told = _told(config, glance)
+    except NoBuffer as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(json.dumps(told, indent=2) if args.json else "\n".join(_as_text(told)))
+    return int(bool(told["damage"] or told["refused"]))
+
+
+@contextmanager
+def reading(directory: Path) -> Iterator[None]:
+    """Raise NoBuffer, with what was seen and what mends it, where the disk does not allow it."""
+    try:
+        yield
+    except OSError as error:
+        mend = "look for errors of the disk in dmesg"
+        if isinstance(error, PermissionError):
+            mend = "only root and the user that bygate runs as may look: give the command by sudo"
+        where = error.filename or directory
+        raise NoBuffer(f"{where}: {error.strerror}: {mend}") from error
+
+
+def _retry(glance: Glance, asks: Path, *, as_json: bool) -> int:
+    count = sum(1 for _ in glance.refused())
+    if count:
+        asks.touch()
+    told = "no refused batches: nothing to offer again"
+    if count:
+        told = (
+            f"refused batches: {count}, offered again by the daemon within seconds, or at its next "
+            "start; `bygate buffer` shows what becomes of them"
+        )
+    print(json.dumps({"offered_again": count}) if as_json else told)
+    return 0
+
+
+def _told(config: Config, glance: Glance) -> dict[str, Any]:
+    """Return what the status says of the buffer under the same names, and more."""
+    batches, readings = glance.spool.held()
+    unsealed = sum(len(batch.readings) for batch in glance.unsealed())
+    refused = [_refused(each) for each in glance.refused()]
+    size = glance.spool.size + sum(each["bytes"] for each in refused)
+    left, rates = max(room(glance.disk, config.buffer, size), 0), noted(glance.disk)
+    oldest = glance.oldest_ms
+    return {
+        "directory": str(config.gateway.state_dir),
+        "volatile": volatile(config.gateway.state_dir),
+        "waiting_batches": batches,
+        "waiting_readings": readings + unsealed,
+        "unsealed_readings": unsealed,
+        "oldest_waiting": None if oldest is None else utc(oldest),
+        "dropped": glance.spool.dropped,
+        "bytes": size,
+        "room_bytes": left,
+        "room_days": None if rates is None else rates.room_days(left),
+        "written_bytes_day": None if rates is None else rates.written_day,
+        "damage": list(_damage(glance)),
+        "refused": refused,
+    }
+
+
+def _damage(glance: Glance) -> Iterator[str]:
+    for damage in glance.damage:
+        yield (
+            f"{damage.name}: {len(damage.data)} bytes from {damage.at} on are damaged, "
+            f"{damage.lost or 'unknown'} readings in them: set aside at the daemon's next start"
+        )
+    for name in glance.aside:
+        yield f"{name}: damaged bytes, set aside: look for disk errors in dmesg, then move it away"
+
+
+def _refused(each: Refused) -> dict[str, Any]:
+    batch = each.batch
+    return {
+        "name": each.aside.name,
+        "reason": f"0x{each.aside.reason:02x}",
+        "means": NOT_THIS_BATCH.get(each.aside.reason, "not known"),
+        "readings": None if batch is None else len(batch.readings),
+        "bytes": len(each.payload),
+        "since": utc(each.since * 1000),
+        "offered_again": each.aside.again,
+    }
+
+
+def _as_text(told: dict[str, Any]) -> Iterator[str]:
+    where = f" is on {told['volatile']}, which {VOLATILE}" if told["volatile"] else ""
+    yield f"buffer    {told['directory']}{where}"
+    since = f", the oldest of {told['oldest_waiting']}" if told["oldest_waiting"] else ""
+    batches = f"{told['waiting_batches']} batches, {told['unsealed_readings']} in none yet"
+    yield f"waiting   {told['waiting_readings']} readings: {batches}{since}"
+    days, daily = told["room_days"], told["written_bytes_day"]
+    unknown = "not known before the daemon has run for 10 minutes"
+    left = f"days {unknown}" if days is None else f"{days:g} days at the rate since its start"
+    yield f"room      {_size(told['room_bytes'])}, {left}"
+    yield f"writes    {unknown if daily is None else f'{_size(daily)} a day'}"
+    yield f"dropped   {told['dropped']} readings since the buffer was created"
+    for damage in told["damage"]:
+        yield f"damage    {damage}"
+    if told["refused"]:
+        heads = ("REFUSED", "REASON", "READINGS", "BYTES", "SINCE", "STATE")
+        yield f"\n{columns(heads, *map(_row, told['refused']))}"
+        if not all(each["offered_again"] for each in told["refused"]):
+            yield f"\n{RETRY_HINT}"
+
+
+def _row(each: dict[str, Any]) -> tuple[str, ...]:
+    readings = "damaged" if each["readings"] is None else str(each["readings"])
+    reason = f"{each['reason']} {each['means']}"
+    state = "offered again" if each["offered_again"] else "aside"
+    return each["name"], reason, readings, str(each["bytes"]), each["since"], state
+
+
+def _size(count: int) -> str:
+    for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if count >> shift:
+            return f"{count / (1 << shift):.1f} {unit}"
+    return f"{count} B"

@@ -1,0 +1,205 @@
+"""`bygate export`: what waits to a file, such as one on a USB stick; nothing counts as delivered.
+
+Written beside its place under another name, synced, then renamed: PATH is whole or not there.
+"""
+
+import argparse
+import errno
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from gateway.cli import DEFAULT_CONFIG
+from gateway.cli.buffer import reading
+from gateway.cli.lines import csv_head, csv_lines, influx_lines, json_lines
+from gateway.config import load
+from gateway.glance import Glance, NoBuffer
+from gateway.wire import Batch
+
+_LINES = {"jsonl": json_lines, "csv": csv_lines, "influx": influx_lines}
+BATCHES = "batches"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `bygate export`."""
+    parser.add_argument("-c", "--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE")
+    parser.add_argument(
+        "--format",
+        choices=[*_LINES, BATCHES],
+        default="jsonl",
+        help="JSON lines as `bygate decode` prints them, CSV, InfluxDB's lines, or the very "
+        "batches, which `bygate decode` reads; these without the readings of the last minute, "
+        "which are in no batch yet",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="put it in place of what is there")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    parser.add_argument("path", type=Path, metavar="PATH", help="its sha256 goes to PATH.sha256")
+
+
+@dataclass(slots=True)
+class _Count:
+    """What has gone into the file."""
+
+    bytes: int = 0
+    batches: int = 0
+    readings: int = 0
+    refused: int = 0
+    gone: int = 0
+    unreadable: int = 0
+    left_out: int = 0
+    """Readings that are in no batch yet, in an export of batches."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the file; 1 when that fails or something in the buffer is damaged, 2 for its path."""
+    config, count = load(args.config), _Count()
+    directory = config.gateway.state_dir
+    try:
+        _check_place(args.path, overwrite=args.overwrite)
+        with reading(directory):
+            glance = Glance(directory, config.gateway.id)
+        count.bytes = _write(args.path, _read(directory, _pieces(glance, args.format, count)))
+    except _WrongPath as error:
+        print(f"{args.path}: {error}", file=sys.stderr)
+        return 2
+    except (NoBuffer, _NotWritten) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(json.dumps(asdict(count), indent=2) if args.json else f"{args.path}: {_said(count)}")
+    if damaged := len(glance.damage) + count.unreadable:
+        print(f"{damaged} places are damaged: `bygate buffer` names them", file=sys.stderr)
+    return int(damaged > 0)
+
+
+def _check_place(path: Path, *, overwrite: bool) -> None:
+    with suppress(OSError):  # writing will say it
+        if path.is_dir():
+            raise _WrongPath("a directory: name a file")
+        for there in (path, _sum_of(path)):
+            if there.exists() and not overwrite:
+                raise _WrongPath(f"{there.name} is there already: name another, or --overwrite")
+
+
+def _said(count: _Count) -> str:
+    more = {
+        "of them refused by the broker": count.refused,
+        "delivered or dropped meanwhile": count.gone,
+        "readings in no batch yet, left out": count.left_out,
+    }
+    said = ", ".join(f"{number} {what}" for what, number in more.items() if number)
+    said = f" ({said})" if said else ""
+    return f"{count.readings} readings, {count.batches} batches, {count.bytes} bytes{said}"
+
+
+def _read(directory: Path, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    with reading(directory):
+        yield from pieces
+
+
+def _pieces(glance: Glance, form: str, count: _Count) -> Iterator[bytes]:
+    """Yield the bytes of the file, a batch at a time, the oldest first but for refused ones."""
+    if form == "csv":
+        yield csv_head().encode()
+    for payload, batch in _sealed(glance, count):
+        count.batches += 1
+        count.readings += len(batch.readings)
+        yield payload if form == BATCHES else _encoded(form, batch)
+    for batch in glance.unsealed():
+        if form == BATCHES:  # its name would stand for other bytes, once it is sealed
+            count.left_out += len(batch.readings)
+        else:
+            count.readings += len(batch.readings)
+            yield _encoded(form, batch)
+
+
+def _sealed(glance: Glance, count: _Count) -> Iterator[tuple[bytes, Batch]]:
+    for refused in glance.refused():
+        if (batch := refused.batch) is None:
+            count.unreadable += 1
+        else:
+            count.refused += 1
+            yield refused.payload, batch
+    for found in glance.batches():
+        if isinstance(found, tuple):
+            yield found
+        else:
+            count.gone += 1
+
+
+def _encoded(form: str, batch: Batch) -> bytes:
+    return "".join(_LINES[form](batch)).encode()
+
+
+# Writing
+
+
+class _WrongPath(Exception):
+    """The path is none to write to."""
+
+
+class _NotWritten(Exception):
+    """The file cannot be written; the message says why, and what mends it."""
+
+
+_REMEDIES = {
+    errno.ENOSPC: "free space there, or name another disk",
+    errno.EROFS: "mount it for writing: mount -o remount,rw",
+    errno.EACCES: "name a directory that you may write to, or give the command by sudo",
+    errno.ENOENT: "make the directory first, or mount the disk",
+    errno.ENOTDIR: "name a file in a directory",
+}
+
+
+def _write(path: Path, pieces: Iterator[bytes]) -> int:
+    """Put the bytes and their sum in place, all or nothing; return how many there are."""
+    part, total = _beside(path, "part"), _beside(path, "sum")
+    try:
+        digest, size = _fill(part, pieces)
+        _fill(total, iter([f"{digest}  {path.name}\n".encode()]))
+        total.rename(_sum_of(path))
+        part.rename(path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        mend = _REMEDIES.get(error.errno or 0, "name another disk; does dmesg tell of this one?")
+        text = f"{path}: cannot be written: {error.strerror}: {mend}"
+        raise _NotWritten(text) from error
+    finally:
+        for left in (part, total):
+            with suppress(OSError):
+                left.unlink()
+    return size
+
+
+def _sum_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{ending}")
+
+
+def _fill(path: Path, pieces: Iterator[bytes]) -> tuple[str, int]:
+    digest, size = hashlib.sha256(), 0
+    with path.open("xb") as file:
+        for piece in pieces:
+            digest.update(piece)
+            size += file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest(), size
+
+
+def _sync_directory(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems have no such call
+            raise
+    finally:
+        os.close(fd)

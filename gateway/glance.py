@@ -1,0 +1,137 @@
+"""What lies in a buffer, as another process sees it: nothing is written, locked or held up.
+
+The journal is read first, then the segments, then what is acknowledged: what is sealed meanwhile is
+met twice and counted once, what is delivered meanwhile is missing, and that is the truth by then.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from gateway import journal, record
+from gateway.disk import Damage, Onlooker
+from gateway.reading import ClockState
+from gateway.refused import DIRECTORY, Aside
+from gateway.spool import Held, Spool
+from gateway.wire import Batch, WireError, decode
+
+DAMAGED = ".damaged"
+
+
+class NoBuffer(Exception):
+    """There is no buffer that this program can read; the message says why and what mends it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A batch that the broker refused."""
+
+    aside: Aside
+    payload: bytes
+    since: float
+    """Unix seconds of the refusal."""
+
+    @property
+    def batch(self) -> Batch | None:
+        """What is in it; None when its file is damaged."""
+        return _decoded(self.payload, self.aside)
+
+
+class Glance:
+    """A buffer's directory at one moment. Raises NoBuffer, and OSError where it cannot be read."""
+
+    def __init__(self, directory: Path, gateway: str) -> None:
+        self.disk, self._gateway = Onlooker(directory), gateway
+        names = self._names()
+        for name in names:
+            self._check_version(name)
+        journaled = self.disk.read(journal.NAME)
+        self.spool = Spool(self.disk)
+        self.spool.recover()
+        self._flushed, _ = journal.unsealed(journaled, self.spool.last)
+        self.aside = [name for name in names if name.endswith(DAMAGED)]
+        """Files that earlier damage was moved to."""
+
+    def _names(self) -> list[str]:
+        directory = self.disk.directory
+        where = "set [gateway] state_dir to that of the daemon, or name its file by -c"
+        try:
+            names = self.disk.names()
+        except FileNotFoundError:
+            raise NoBuffer(f"{directory}: no such directory: has bygate run yet? {where}") from None
+        except NotADirectoryError:
+            raise NoBuffer(f"{directory}: not a directory: {where}") from None
+        if not any(name == journal.NAME or name.endswith(".seg") for name in names):
+            raise NoBuffer(f"{directory}: no buffer: neither a journal nor a segment; {where}")
+        return names
+
+    def _check_version(self, name: str) -> None:
+        ours = journal.MAGIC if name == journal.NAME else record.MAGIC
+        if name != journal.NAME and not name.endswith(".seg"):
+            return
+        found = self.disk.read(name, 0, len(ours))
+        if found[:-1] == ours[:-1] and found != ours:
+            raise NoBuffer(
+                f"{self.disk.directory}/{name}: written by another version of bygate "
+                f"({_shown(found)}, this one reads {_shown(ours)}): use the bygate that runs there"
+            )
+
+    @cached_property
+    def damage(self) -> list[Damage]:
+        """What cannot be read; the end of the newest segment may be a record under way."""
+        return [damage for damage in self.spool.damage() if not self._under_way(damage)]
+
+    def _under_way(self, damage: Damage) -> bool:
+        return (damage.name, damage.at + len(damage.data)) == self.spool.end
+
+    @property
+    def oldest_ms(self) -> int | None:
+        """Unix ms of the first reading that waits."""
+        if held := next(self.spool.waiting(), None):
+            return held.first_ms
+        return self._flushed[0].readings[0].instant.wall_ms if self._flushed else None
+
+    def batches(self) -> Iterator[tuple[bytes, Batch] | Held]:
+        """Yield what is sealed and waits, oldest first; a Held alone is there no more."""
+        for held in self.spool.waiting():
+            payload = self.spool.payload(held) or b""
+            batch = _decoded(payload, held)
+            yield held if batch is None else (payload, batch)
+
+    def unsealed(self) -> list[Batch]:
+        """Return what is flushed and in no batch yet, as parts of the batches it will be in."""
+        return [
+            Batch(
+                *(self._gateway, frame.epoch, frame.sequence, frame.boot),
+                *(ClockState(frame.readings[0].instant.clock), 0, frame.readings),
+            )
+            for frame in self._flushed
+        ]
+
+    def refused(self) -> Iterator[Refused]:
+        """Yield the batches that lie aside, oldest first."""
+        disk = self.disk.below(DIRECTORY)
+        names = disk.names() if disk.directory.is_dir() else []
+        found = [aside for name in names if (aside := Aside.of(name))]
+        for aside in sorted(found, key=lambda aside: aside.sequence):
+            try:
+                since = (disk.directory / aside.name).stat().st_mtime
+            except FileNotFoundError:  # delivered, or refused again, meanwhile
+                continue
+            yield Refused(aside, disk.read(aside.name), since)
+
+
+def _shown(magic: bytes) -> str:
+    """Return the mark of a version as text."""
+    return magic.decode("ascii", "backslashreplace")
+
+
+def _decoded(payload: bytes, named: Held | Aside) -> Batch | None:
+    """Return the batch, None where the bytes are not the one that is meant."""
+    try:
+        batch = decode(payload)
+    except WireError:
+        return None
+    same = (batch.epoch, batch.sequence) == (named.epoch, named.sequence)
+    return batch if same else None

@@ -1,0 +1,223 @@
+"""Batches that the broker refused: out of the way, and offered again when somebody asks for it.
+
+    SEQUENCE-EPOCH-0xREASON.batch    lies aside
+    SEQUENCE-EPOCH-0xREASON.again    is offered again, until the broker has answered
+    retry                            somebody asks: every .batch becomes an .again
+
+Another process makes `retry` and nothing else. All that becomes of a batch is one rename or the
+removal of its file, so that a kill between any two steps leaves it there once, under its own name.
+"""
+
+import logging
+import re
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from operator import attrgetter
+
+from gateway.disk import Disk
+from gateway.spool import Held
+from gateway.wire import WireError, decode
+
+DIRECTORY = "refused"
+REFUSED_BYTES = 16 << 20
+"""What refused batches may take, or a quarter of max_size; then the oldest of them goes."""
+RETRY = "retry"
+"""The file that asks for all of them to be offered again."""
+
+_sequence = attrgetter("sequence")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """What the name of a refused batch's file says."""
+
+    sequence: int
+    epoch: int
+    reason: int
+    """The broker's reason code."""
+    again: bool
+    """Whether it is being offered again."""
+
+    @property
+    def name(self) -> str:
+        """The name of its file."""
+        ending = "again" if self.again else "batch"
+        return f"{self.sequence}-{self.epoch}-0x{self.reason:02x}.{ending}"
+
+    @classmethod
+    def of(cls, name: str) -> "Aside | None":
+        """Return what the name says, None when it is none of ours."""
+        match = re.fullmatch(r"([0-9]{1,20})-([0-9]{1,10})-0x([0-9a-f]{2})\.(batch|again)", name)
+        if match is None:
+            return None
+        return cls(int(match[1]), int(match[2]), int(match[3], 16), match[4] == "again")
+
+
+class Refused:
+    """The refused batches of one buffer.
+
+    `offered`, `delivered` and `names` only touch memory and may run beside the others, which do
+    disk work on one thread at a time and may raise OSError.
+    """
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+        self._sizes: dict[Aside, int] = {}
+        self._offered: tuple[Held, ...] = ()
+        self._known: frozenset[tuple[int, int]] = frozenset()
+        self._delivered: set[tuple[int, int]] = set()
+        self.times = 0
+        """How often batches were put up to be offered again."""
+        self.damage: list[str] = []
+        """What was found damaged since the start."""
+
+    def recover(self) -> None:
+        """Read which there are; files that are none of ours are let be."""
+        found = [aside for name in self._disk.names() if (aside := Aside.of(name))]
+        found.sort(key=lambda aside: (aside.sequence, aside.epoch))
+        self._sizes = {aside: self._disk.size(aside.name) for aside in found}
+        self._offer()
+
+    def _offer(self) -> None:
+        """Say which are offered; their readings are not counted: 16 MiB take 10 s to decode."""
+        offered = tuple(
+            Held(aside.epoch, aside.sequence, 0, 0, aside.name, 0, size)
+            for aside, size in self._sizes.items()
+            if aside.again
+        )
+        if set(offered) - set(self._offered):
+            self.times += 1
+        self._known = frozenset((aside.epoch, aside.sequence) for aside in self._sizes)
+        self._offered = offered
+
+    @property
+    def names(self) -> list[str]:
+        """The names of their files, oldest first."""
+        return [aside.name for aside in list(self._sizes)]
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(self._sizes.values())
+
+    @property
+    def last(self) -> int:
+        """The highest sequence among them, 0 when there is none."""
+        return max((aside.sequence for aside in self._sizes), default=0)
+
+    @property
+    def any_offered(self) -> bool:
+        """Whether there is one to be offered again."""
+        return bool(self._offered)
+
+    def offered(self, after: int, before: int | None) -> Iterator[Held]:
+        """Yield those to be offered again with after < sequence < before, oldest first."""
+        offered = self._offered
+        for at in range(bisect_right(offered, after, key=_sequence), len(offered)):
+            held = offered[at]
+            if before is not None and held.sequence >= before:
+                return
+            if (held.epoch, held.sequence) not in self._delivered:
+                yield held
+
+    def delivered(self, epoch: int, sequence: int) -> None:
+        """Let go of a batch, if it is one of these; `tidy` removes its file."""
+        if (epoch, sequence) in self._known:
+            self._delivered.add((epoch, sequence))
+
+    def payload(self, held: Held) -> bytes | None:
+        """Return the bytes of a batch that is offered; None when they are not there any more.
+
+        A file that is not that batch is renamed, so that it is met once.
+        """
+        aside = Aside.of(held.segment)
+        if aside not in self._sizes:
+            return None
+        payload = self._read(aside)
+        with suppress(WireError):
+            batch = decode(payload)
+            if (batch.epoch, batch.sequence) == (held.epoch, held.sequence):
+                return payload
+        self._disk.rename(aside.name, f"{aside.name}.damaged")
+        del self._sizes[aside]
+        self._offer()
+        self.damage.append(f"{DIRECTORY}/{aside.name} is not that batch: kept as .damaged")
+        log.error("buffer: %s", self.damage[-1])
+        return None
+
+    def _read(self, aside: Aside) -> bytes:
+        payload = self._disk.read(aside.name)
+        self._disk.close(aside.name)
+        return payload
+
+    def lies_here(self, held: Held) -> bool:
+        """Whether the batch is one of these."""
+        return (held.epoch, held.sequence) in self._known
+
+    def over(self, most: int) -> Iterator[Aside]:
+        """Yield the oldest for as long as all of them take more than so many bytes."""
+        for aside in list(self._sizes):
+            if self.size <= most:
+                return
+            yield aside
+
+    def readings(self, aside: Aside) -> int:
+        """Return how many readings are in it; 0 when it is damaged."""
+        with suppress(WireError):
+            return len(decode(self._read(aside)).readings)
+        return 0
+
+    def remove(self, aside: Aside) -> None:
+        """Remove its file."""
+        self._disk.remove(aside.name)
+        del self._sizes[aside]
+        self._offer()
+
+    def add(self, held: Held, reason: int, payload: bytes) -> None:
+        """Keep a batch, on the device when it returns.
+
+        One that lies here already is renamed for its new reason.
+        """
+        aside = Aside(held.sequence, held.epoch, reason, again=False)
+        key = (aside.sequence, aside.epoch)
+        same = [one for one in self._sizes if (one.sequence, one.epoch) == key]
+        name = same[0].name if same else aside.name
+        self._disk.names()
+        self._disk.write(name, 0, payload)
+        self._disk.sync(name)
+        self._disk.close(name)
+        self._sizes[aside] = len(payload)
+        if name != aside.name:
+            self._rename(same[0], aside)
+        self._disk.sync_directory()
+        self._offer()
+
+    def _rename(self, before: Aside, after: Aside) -> None:
+        self._disk.rename(before.name, after.name)
+        self._sizes[after] = self._sizes.pop(before)
+
+    def tidy(self) -> None:
+        """Remove what was delivered, and offer again what somebody asks for."""
+        done = set(self._delivered)
+        for aside in [one for one in self._sizes if (one.epoch, one.sequence) in done]:
+            self._disk.remove(aside.name)
+            del self._sizes[aside]
+        if done:
+            self._offer()
+        self._delivered -= done
+        if self._disk.exists(RETRY):
+            self._offer_all()
+
+    def _offer_all(self) -> None:
+        aside = [one for one in self._sizes if not one.again]
+        for one in aside:
+            self._rename(one, replace(one, again=True))
+        self._sizes = dict(sorted(self._sizes.items(), key=lambda item: item[0].sequence))
+        self._disk.sync_directory()  # before the asking is forgotten
+        self._disk.remove(RETRY)
+        self._offer()
+        log.info("buffer: %d refused batches are offered again", len(aside))

@@ -1,0 +1,305 @@
+"""`bygate buffer` on a live daemon's buffer, on a stopped one's, and where there is none."""
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gateway_process import ROOT, batches, gateway, readings, sensor
+from test_buffer import SETTINGS, opened, take
+
+from gateway.buffer import room
+from gateway.cli import main
+from gateway.disk import Disk, volatile
+from gateway.rates import NAME, RATE_AFTER
+from gateway.wire import Batch
+from hil.broker import Broker, Faults, Received
+
+Said = pytest.CaptureFixture[str]
+BATCHES = "bygate/v1/trd-0042/batch/+"
+
+
+def config(directory: Path) -> Path:
+    """Return the configuration of a gateway whose buffer is in `directory`/state."""
+    path = directory / "config.toml"
+    path.write_text(
+        f'[gateway]\nid = "trd-0042"\nstate_dir = "{directory}/state"\n'
+        '[uplink]\nurl = "mqtt://127.0.0.1:1"\n'
+    )
+    return path
+
+
+def look(directory: Path, said: Said) -> dict[str, Any]:
+    main(["buffer", "--json", "-c", str(config(directory))])
+    return json.loads(said.readouterr().out)
+
+
+def contents(directory: Path) -> dict[str, tuple[bytes, int]]:
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def test_what_waits_is_told_with_what_is_in_no_batch_yet_and_nothing_is_changed(
+    tmp_path: Path, capsys: Said
+):
+    buffer = opened(tmp_path / "state")
+    take(buffer, 1.0, 2.0, at=5000)
+    buffer.tick(0.0)
+    buffer.tick(60.0)
+    take(buffer, 3.0, at=6000)
+    buffer.tick(80.0)
+    before = contents(tmp_path / "state")
+    told = look(tmp_path, capsys)
+    assert (told["waiting_batches"], told["waiting_readings"]) == (1, 3)
+    assert told["unsealed_readings"] == 1
+    assert told["oldest_waiting"] == "2001-09-09T01:46:45Z"
+    assert (told["dropped"], told["damage"], told["refused"]) == (0, [], [])
+    assert contents(tmp_path / "state") == before
+
+
+def test_what_is_acknowledged_does_not_wait(tmp_path: Path, capsys: Said):
+    buffer = opened(tmp_path / "state")
+    for value in (1.0, 2.0):
+        take(buffer, value)
+        buffer.close()
+    buffer.acknowledge(1)
+    buffer.tick(1.0)
+    assert look(tmp_path, capsys)["waiting_readings"] == 1
+
+
+def test_days_of_room_and_writes_are_those_of_the_daemon(tmp_path: Path, capsys: Said):
+    buffer = opened(tmp_path / "state")
+    unknown = look(tmp_path, capsys)
+    assert (unknown["room_days"], unknown["written_bytes_day"]) == (None, None)
+    take(buffer, 1.0)
+    buffer.tick(0.0)
+    buffer.tick(RATE_AFTER - 1)
+    take(buffer, 2.0)
+    stats = buffer.stats()
+    buffer.tick(RATE_AFTER)
+    told = look(tmp_path, capsys)
+    noted = json.loads((tmp_path / "state" / NAME).read_text())
+    assert stats.written < noted["written"] <= buffer.stats().written
+    assert told["written_bytes_day"] == round(noted["written"] * 86_400 / RATE_AFTER)
+    days = told["room_bytes"] * RATE_AFTER / 86_400 / stats.sealed
+    assert told["room_days"] == round(days, 1)
+    left = room(Disk(tmp_path / "state"), SETTINGS, told["bytes"])
+    assert abs(told["room_bytes"] - left) < 1 << 30  # others write to this disk as well
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"seconds": 1}', '{"a": "' + "x" * 300])
+def test_rates_that_are_damaged_are_not_known(tmp_path: Path, capsys: Said, text: str):
+    opened(tmp_path / "state")
+    (tmp_path / "state" / NAME).write_text(text)
+    assert look(tmp_path, capsys)["written_bytes_day"] is None
+
+
+def test_a_record_that_is_being_written_is_no_damage(tmp_path: Path, capsys: Said):
+    buffer = opened(tmp_path / "state")
+    for value in (1.0, 2.0):
+        take(buffer, value)
+        buffer.close()
+    newest = max((tmp_path / "state").glob("*.seg"))
+    whole = newest.read_bytes()
+    for length in range(len(whole) - 100, len(whole)):
+        newest.write_bytes(whole[:length])
+        told = look(tmp_path, capsys)
+        assert (told["damage"], told["waiting_batches"]) == ([], 1)
+
+
+def test_damage_is_named_and_is_a_fault(tmp_path: Path, capsys: Said):
+    buffer = opened(tmp_path / "state")
+    for value in (1.0, 2.0):
+        take(buffer, value)
+        buffer.close()
+    newest = max((tmp_path / "state").glob("*.seg"))
+    data = bytearray(newest.read_bytes())
+    data[-200] ^= 1
+    newest.write_bytes(data)
+    assert main(["buffer", "-c", str(config(tmp_path))]) == 1
+    assert "set aside at the daemon's next start" in capsys.readouterr().out
+    opened(tmp_path / "state", epoch=2)
+    assert "dmesg" in look(tmp_path, capsys)["damage"][0]
+
+
+def wrong(directory: Path, said: Said) -> str:
+    assert main(["buffer", "-c", str(config(directory))]) == 1
+    out, err = said.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    return err
+
+
+def test_without_a_directory(tmp_path: Path, capsys: Said):
+    assert f"{tmp_path}/state: no such directory: has bygate run yet?" in wrong(tmp_path, capsys)
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_file_in_its_place(tmp_path: Path, capsys: Said):
+    (tmp_path / "state").write_text("")
+    assert "state: not a directory: set [gateway] state_dir" in wrong(tmp_path, capsys)
+
+
+def test_a_directory_of_something_else(tmp_path: Path, capsys: Said):
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state/photo.jpg").write_text("")
+    assert "no buffer: neither a journal nor a segment" in wrong(tmp_path, capsys)
+
+
+@pytest.mark.parametrize(("name", "mark"), [("00000001.seg", "bgS3"), ("journal", "bgJ3")])
+def test_a_newer_version(tmp_path: Path, capsys: Said, name: str, mark: str):
+    opened(tmp_path / "state")
+    (tmp_path / "state" / name).write_text(mark)
+    said = wrong(tmp_path, capsys)
+    assert f"{name}: written by another version of bygate ({mark}, this one reads" in said
+
+
+def looked_at_by_a_stranger(directory: Path, mode: int) -> subprocess.CompletedProcess[str]:
+    """Run the command as somebody else, or as ourselves who are not root."""
+    stranger = ["setpriv", "--reuid=65534", "--clear-groups"] if os.geteuid() == 0 else []
+    for parent in [directory, *directory.parents]:
+        if parent.stat().st_uid == os.geteuid() and parent.stat().st_mode & 0o055 != 0o055:
+            parent.chmod(parent.stat().st_mode | 0o055)
+    for path in (directory / "state").iterdir():
+        path.chmod(mode | 0o111 * path.is_dir())
+    path = config(directory)
+    (directory / "state").chmod(mode | mode >> 2 & 0o111)
+    done = subprocess.run(
+        [*stranger, sys.executable, "-m", "gateway", "buffer", "-c", path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    (directory / "state").chmod(0o700)
+    return done
+
+
+needs_setpriv = pytest.mark.skipif(shutil.which("setpriv") is None, reason="no setpriv")
+
+
+@needs_setpriv
+def test_without_the_right_to_look(tmp_path: Path):
+    opened(tmp_path / "state")
+    done = looked_at_by_a_stranger(tmp_path, 0)
+    assert done.returncode == 1
+    assert f"{tmp_path}/state: Permission denied: only root and the user" in done.stderr
+
+
+@needs_setpriv
+def test_the_right_to_read_is_enough(tmp_path: Path):
+    buffer = opened(tmp_path / "state")
+    take(buffer, 1.0)
+    buffer.close()
+    done = looked_at_by_a_stranger(tmp_path, 0o444)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "waiting   1 readings" in done.stdout
+
+
+# With a daemon
+
+
+@pytest.mark.skipif(volatile(Path("/dev/shm")) != "tmpfs", reason="no tmpfs to try it on")
+def test_a_buffer_in_ram_is_said_loudly_at_the_start_and_here():
+    async def scenario(directory: Path) -> None:
+        async with Broker() as broker, gateway(directory, broker.url) as daemon:
+            said = await daemon.says("tmpfs")
+            assert said == (
+                f"ERROR buffer: {directory}/state is on tmpfs, which does not outlast a reboot: "
+                "set [gateway] state_dir to a directory on a disk\n"
+            )
+            await daemon.says("connected")
+            assert (await asked(directory))["volatile"] == "tmpfs"
+            assert await daemon.stop() == 0
+
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        asyncio.run(asyncio.wait_for(scenario(Path(directory)), 60))
+
+
+def test_proc_is_no_kind_of_ram_that_it_warns_of():
+    assert volatile(Path("/proc")) is None
+    assert volatile(Path("/none/such")) is None
+
+
+def test_a_refused_batch_is_listed_and_delivered_once_the_broker_is_mended(tmp_path: Path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            broker.faults = Faults(ack_code=0x99, ack_topics=BATCHES)
+            sensors = sensor("it", "simulator", interval="100ms")
+            async with gateway(tmp_path, broker.url, sensors) as daemon:
+                await broker.wait_for(lambda seen: len(batches(seen)) >= 3)
+                told = await asked(tmp_path)
+                assert told["refused"][0]["reason"] == "0x99"
+                assert told["refused"][0]["means"] == "format invalid"
+                assert told["refused"][0]["readings"] > 0
+                names = [each["name"] for each in told["refused"]]
+                broker.faults = Faults()
+                before = {(b.sequence, b.epoch): b for b in batches(broker.received)}
+                assert "offered again" in await bygate("buffer", "--retry-refused", of=tmp_path)
+                refused = {tuple(map(int, name.split("-")[:2])) for name in names}
+                await broker.wait_for(lambda _: refused <= taken_by(broker).keys())
+                assert all(taken_by(broker)[name] == before[name] for name in refused)
+                while (await asked(tmp_path))["refused"]:
+                    pass
+                assert await daemon.stop() == 0
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_asked_without_a_daemon_they_are_offered_at_its_next_start(tmp_path: Path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            broker.faults = Faults(ack_code=0x99, ack_topics=BATCHES)
+            sensors = sensor("it", "simulator", interval="100ms")
+            async with gateway(tmp_path, broker.url, sensors) as daemon:
+                await broker.wait_for(lambda seen: len(batches(seen)) >= 2)
+                assert await daemon.stop() == 0
+            broker.faults = Faults()
+            lost = set(readings(broker.received))
+            await bygate("buffer", "--retry-refused", of=tmp_path)
+            async with gateway(tmp_path, broker.url) as daemon:
+                await broker.wait_for(lambda _: lost <= set(readings(accepted_by(broker))))
+                assert await daemon.stop() == 0
+            assert (await asked(tmp_path))["refused"] == []
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_with_none_refused_there_is_nothing_to_offer(tmp_path: Path, capsys: Said):
+    opened(tmp_path / "state")
+    assert main(["buffer", "--retry-refused", "-c", str(config(tmp_path))]) == 0
+    assert capsys.readouterr().out == "no refused batches: nothing to offer again\n"
+
+
+def taken_by(broker: Broker) -> dict[tuple[int, int], Batch]:
+    return {(batch.sequence, batch.epoch): batch for batch in batches(accepted_by(broker))}
+
+
+def accepted_by(broker: Broker) -> list[Received]:
+    return [
+        message
+        for message in broker.received
+        if (message.answer if message.answer is not None else 0xFF) < 0x80
+    ]
+
+
+async def bygate(command: str, *arguments: str | Path, of: Path) -> str:
+    """Return what the command prints, a process of its own beside the daemon's."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "gateway", command, "-c", of / "config.toml", *arguments),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    assert err == b""
+    return out.decode()
+
+
+async def asked(directory: Path) -> dict[str, Any]:
+    return json.loads(await bygate("buffer", "--json", of=directory))

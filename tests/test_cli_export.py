@@ -1,0 +1,239 @@
+"""`bygate export`: all that waits, to the last digit, in one whole file or none."""
+
+import asyncio
+import csv
+import hashlib
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gateway_process import ROOT, batches, gateway, sensor
+from hypothesis import given
+from test_buffer import opened, take
+from test_cli_buffer import bygate, config
+from test_cli_decode import rows
+from wire_batches import batch, examples, reading
+from wire_batches import batches as any_batches
+
+from gateway.cli import main
+from gateway.cli.lines import COLUMNS, csv_head, csv_lines, influx_lines
+from gateway.reading import Value
+from gateway.wire import Batch, decode, decode_all, encode
+from hil.broker import Broker, Faults
+
+Said = pytest.CaptureFixture[str]
+ODD: list[Value] = [None, True, False, -0.0, 0.0, 0, 1 << 63, 5e-324, "", "5", 'a"\\,\nå\u2028 =']
+
+
+def export(directory: Path, name: str, *arguments: str) -> int:
+    path = directory / name
+    return main(["export", "-c", str(config(directory)), str(path), *arguments])
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> list[Value]:
+    """A buffer with a refused batch, two that wait, and one reading in none; its values."""
+    buffer = opened(tmp_path / "state")
+    for values in (["refused"], ODD, [1.5]):
+        take(buffer, *values)
+        buffer.tick(0.0)
+        buffer.tick(60.0)
+    buffer.set_aside(next(buffer.waiting()), 0x99)
+    buffer.tick(61.0)
+    take(buffer, "young")
+    buffer.tick(80.0)
+    return ["refused", *ODD, 1.5, "young"]
+
+
+def test_json_lines_hold_what_waits_what_was_refused_and_what_is_in_no_batch(
+    tmp_path: Path, held: list[Value], capsys: Said
+):
+    assert export(tmp_path, "out") == 0
+    found = rows((tmp_path / "out").read_text())
+    assert [repr(row["value"]) for row in found] == [repr(value) for value in held]
+    assert [row["sequence"] for row in found] == [1, *[2] * len(ODD), 3, 4]
+    assert "14 readings, 3 batches, " in capsys.readouterr().out
+
+
+def test_batches_are_the_very_batches_and_decode_reads_them(
+    tmp_path: Path, held: list[Value], capsys: Said
+):
+    assert export(tmp_path, "out", "--format", "batches") == 0
+    assert "1 of them refused by the broker, 1 readings in no batch" in capsys.readouterr().out
+    waiting = opened(tmp_path / "state", epoch=2)
+    payloads = [waiting.payload(each) for each in waiting.waiting()][:2]
+    refused = (tmp_path / "state/refused/1-1-0x99.batch").read_bytes()
+    assert (tmp_path / "out").read_bytes() == refused + b"".join(payloads)
+    assert main(["decode", str(tmp_path / "out")]) == 0
+    found = [repr(row["value"]) for row in rows(capsys.readouterr().out)]
+    assert found == [repr(value) for value in held[:-1]]
+
+
+def test_the_sum_is_one_that_sha256sum_checks(tmp_path: Path, held: list[Value]):
+    export(tmp_path, "out.csv", "--format", "csv")
+    data, told = (tmp_path / "out.csv").read_bytes(), (tmp_path / "out.csv.sha256").read_text()
+    assert told == f"{hashlib.sha256(data).hexdigest()}  out.csv\n"
+    subprocess.run(["sha256sum", "-c", "out.csv.sha256"], cwd=tmp_path, check=True)
+
+
+def test_nothing_counts_as_delivered_and_nothing_is_changed(tmp_path: Path, held: list[Value]):
+    before = {p: p.read_bytes() for p in (tmp_path / "state").rglob("*") if p.is_file()}
+    export(tmp_path, "out")
+    assert {p: p.read_bytes() for p in (tmp_path / "state").rglob("*") if p.is_file()} == before
+
+
+def test_what_is_there_stays_unless_told_otherwise(tmp_path: Path, held: list[Value], capsys: Said):
+    (tmp_path / "out").write_text("mine")
+    assert export(tmp_path, "out") == 2
+    assert capsys.readouterr().err == (
+        f"{tmp_path}/out: out is there already: name another, or --overwrite\n"
+    )
+    assert (tmp_path / "out").read_text() == "mine"
+    assert export(tmp_path, "out", "--overwrite") == 0
+    assert len(rows((tmp_path / "out").read_text())) == len(held)
+
+
+PLACES = {
+    "state": (2, "a directory: name a file"),
+    "none/out": (1, "cannot be written: No such file or directory: make the directory first"),
+    "config.toml/out": (1, "cannot be written: Not a directory: name a file in a directory"),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_a_place_that_will_not_do_is_told(
+    tmp_path: Path, held: list[Value], capsys: Said, name: str
+):
+    code, why = PLACES[name]
+    assert export(tmp_path, name) == code
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert f"{tmp_path}/{name}: {why}" in err
+
+
+def test_a_full_disk_is_told_and_nothing_half_is_left(tmp_path: Path, held: list[Value]):
+    def bounded() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+    (tmp_path / "stick").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway", "export", "-c", config(tmp_path), tmp_path / "stick/out"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=bounded,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "stick/out: cannot be written: File too large: " in done.stderr
+    assert list((tmp_path / "stick").iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
+def test_a_full_stick_is_told_and_nothing_half_is_left(
+    tmp_path: Path, held: list[Value], capsys: Said
+):
+    stick = tmp_path / "stick"
+    stick.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4k,nr_inodes=8", "none", stick], check=False
+    )
+    if mounted.returncode:
+        pytest.skip("no right to mount")
+    try:
+        (stick / "film").write_bytes(bytes(4096))
+        assert export(tmp_path, "stick/out") == 1
+        assert "No space left on device: free space there" in capsys.readouterr().err
+        assert [file.name for file in stick.iterdir()] == ["film"]
+    finally:
+        subprocess.run(["umount", stick], check=True)
+
+
+def test_a_damaged_batch_is_told_and_the_others_are_exported(tmp_path: Path, capsys: Said):
+    buffer = opened(tmp_path / "state")
+    for value in (1.0, 2.0, 3.0):
+        take(buffer, value)
+        buffer.close()
+    file = max((tmp_path / "state").glob("*.seg"))
+    data = bytearray(file.read_bytes())
+    data[data.index(b"bgS2", 60) + 50] ^= 1
+    file.write_bytes(data)
+    assert export(tmp_path, "out") == 1
+    assert "1 places are damaged: `bygate buffer` names them" in capsys.readouterr().err
+    assert [row["value"] for row in rows((tmp_path / "out").read_text())] == [1.0, 3.0]
+
+
+# Formats
+
+
+def from_csv(text: str) -> list[dict[str, Any]]:
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+@examples
+@given(any_batches)
+def test_csv_reads_back_exactly(sent: Batch):
+    held = decode(encode(sent))
+    found = from_csv(csv_head() + "".join(csv_lines(held)))
+    values = [json.loads(row["value"]) if row["value"] else None for row in found]
+    assert list(map(repr, values)) == [repr(each.value) for each in held.readings]
+    assert [row["sensor"] for row in found] == [each.sensor for each in held.readings]
+
+
+def test_csv_has_the_keys_of_json_lines_as_columns():
+    assert csv_head().strip().split(",") == list(COLUMNS)
+
+
+def points(*values: Value) -> list[str]:
+    sent = batch(*(reading(value, at) for at, value in enumerate(values)))
+    return list(influx_lines(sent))
+
+
+def test_influx_fields_are_named_by_type_and_escaped():
+    fields = [line.split(" ", 1)[1].rsplit(",quality=", 1)[0] for line in points(*ODD[1:])]
+    assert fields == [
+        *("value_bool=true", "value_bool=false", "value=-0.0", "value=0.0", "value_int=0i"),
+        *("value_int=9223372036854775808u", "value=5e-324", 'value_str=""', 'value_str="5"'),
+        'value_str="a\\"\\\\,\nå\u2028 ="',
+    ]
+
+
+def test_an_invalid_value_is_a_point_without_value_and_the_clock_is_told():
+    (line,) = points(None)
+    assert line.split(" ", 1)[1].startswith("quality=0i,clock=2i,boot=")
+    assert line.endswith("000000\n")
+
+
+# With a daemon
+
+
+def test_what_is_exported_from_a_running_daemon_is_what_is_delivered_then(tmp_path: Path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            broker.faults = Faults(connect_code=0x88)
+            sensors = sensor("it", "simulator", interval="100ms")
+            async with gateway(tmp_path, broker.url, sensors) as daemon:
+                await daemon.says("uplink")
+                exported: list[Batch] = []
+                while len(exported) < 4:
+                    path = tmp_path / "out"
+                    form = ("--format", "batches", "--overwrite")
+                    await bygate("export", path, *form, of=tmp_path)
+                    exported = list(decode_all(iter([path.read_bytes()])))
+                broker.faults = Faults()
+                names = [(each.epoch, each.sequence) for each in exported]
+                await broker.wait_for(
+                    lambda seen: set(names) <= {(b.epoch, b.sequence) for b in batches(seen)},
+                    timeout=20,
+                )
+                delivered = {(b.epoch, b.sequence): b for b in batches(broker.received)}
+                assert [delivered[name] for name in names] == exported
+                assert await daemon.stop() == 0
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))

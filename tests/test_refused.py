@@ -1,0 +1,246 @@
+"""Refused batches are offered again when somebody asks, under their own names, and lost never."""
+
+from contextlib import suppress
+from pathlib import Path
+from random import Random
+
+import pytest
+from crash_disk import CrashDisk
+from test_buffer import SETTINGS, batches, opened, take, values
+
+from gateway.buffer import Buffer
+from gateway.disk import Disk
+from gateway.refused import REFUSED_BYTES
+
+
+def refused(directory: Path, count: int = 2) -> Buffer:
+    """Return a buffer all of whose batches the broker has refused, its first two ticks over."""
+    buffer = opened(directory)
+    for value in range(count):
+        take(buffer, float(value))
+        buffer.tick(0.0)
+        buffer.tick(60.0)
+    for held in list(buffer.waiting()):
+        buffer.set_aside(held, 0x99)
+    buffer.tick(61.0)
+    return buffer
+
+
+def ask(directory: Path) -> None:
+    (directory / "refused/retry").touch()
+
+
+def test_they_wait_again_under_their_own_names_when_somebody_asks(tmp_path: Path):
+    buffer = refused(tmp_path)
+    assert values(buffer) == []
+    ask(tmp_path)
+    buffer.tick(62.0)
+    assert [(b.epoch, b.sequence) for b in batches(buffer)] == [(1, 1), (1, 2)]
+    assert values(buffer) == [0.0, 1.0]
+    assert buffer.stats().refused == ["1-1-0x99.again", "2-1-0x99.again"]
+    assert not (tmp_path / "refused/retry").exists()
+
+
+def test_one_that_is_delivered_is_gone(tmp_path: Path):
+    buffer = refused(tmp_path)
+    ask(tmp_path)
+    buffer.tick(62.0)
+    buffer.acknowledge(1)
+    assert values(buffer) == [1.0]
+    buffer.tick(63.0)
+    assert buffer.stats().refused == ["2-1-0x99.again"]
+    assert [file.name for file in (tmp_path / "refused").iterdir()] == ["2-1-0x99.again"]
+
+
+def test_one_that_is_refused_again_lies_there_once_with_its_new_reason(tmp_path: Path):
+    buffer = refused(tmp_path)
+    ask(tmp_path)
+    buffer.tick(62.0)
+    buffer.set_aside(next(buffer.waiting()), 0x95)
+    assert values(buffer) == [1.0]
+    names = sorted(file.name for file in (tmp_path / "refused").iterdir())
+    assert names == ["1-1-0x95.batch", "2-1-0x99.again"] == sorted(buffer.stats().refused)
+
+
+def test_one_that_is_refused_again_takes_no_room_of_another(tmp_path: Path):
+    refused(tmp_path, 1)
+    first = (tmp_path / "refused/1-1-0x99.batch").stat().st_size
+    (tmp_path / "refused/2-1-0x99.batch").write_bytes(bytes(REFUSED_BYTES - first))
+    buffer = opened(tmp_path, epoch=2)
+    ask(tmp_path)
+    buffer.tick(1.0)
+    buffer.set_aside(next(buffer.waiting()), 0x95)
+    buffer.tick(2.0)
+    assert sorted(buffer.stats().refused) == ["1-1-0x95.batch", "2-1-0x99.again"]
+    assert buffer.stats().dropped == 0
+
+
+def test_a_kill_forgets_neither_the_asking_nor_how_far_it_has_come(tmp_path: Path):
+    refused(tmp_path, 3)
+    ask(tmp_path)
+    (tmp_path / "refused/2-1-0x99.batch").rename(tmp_path / "refused/2-1-0x99.again")
+    again = opened(tmp_path, epoch=2)
+    assert [(b.epoch, b.sequence) for b in batches(again)] == [(1, 1), (1, 2), (1, 3)]
+    once_more = opened(tmp_path, epoch=3)
+    assert values(once_more) == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_power_cut_does_not_forget_the_asking(seed: int):
+    disk = CrashDisk()
+    buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=1)
+    buffer.tick(0.0)
+    for value in range(3):
+        take(buffer, float(value))
+        buffer.tick(0.0)
+        buffer.tick(60.0)
+    for held in list(buffer.waiting()):
+        buffer.set_aside(held, 0x99)
+    disk.below("refused").write("retry", 0, b"")
+    disk.below("refused").sync_directory()
+    buffer.tick(61.0)
+    disk.crash(Random(seed))
+    again = Buffer(disk, SETTINGS, "trd-0042", boot=8, epoch=2)
+    again.tick(0.0)
+    assert values(again) == [0.0, 1.0, 2.0]
+
+
+class Killed(BaseException):
+    """SIGKILL, at a step of the disk."""
+
+
+class MortalDisk(Disk):
+    """A disk whose user is killed before its step number `steps`."""
+
+    steps = 1 << 30
+
+    def write(self, name: str, offset: int, data: bytes) -> None:
+        self._step()
+        super().write(name, offset, data)
+
+    def rename(self, name: str, to: str) -> None:
+        self._step()
+        super().rename(name, to)
+
+    def remove(self, name: str) -> None:
+        self._step()
+        super().remove(name)
+
+    def sync_directory(self) -> None:
+        self._step()
+        super().sync_directory()
+
+    def below(self, name: str) -> "MortalDisk":
+        return MortalDisk(self.directory / name)
+
+    def _step(self) -> None:
+        MortalDisk.steps -= 1
+        if MortalDisk.steps < 0:
+            raise Killed
+
+
+def refuse_ask_and_deliver(buffer: Buffer, directory: Path, arrived: set[tuple[int, int]]) -> None:
+    """Have all refused, asked for, one refused again for another reason, the others delivered."""
+    for held in list(buffer.waiting()):
+        buffer.set_aside(held, 0x99)
+    ask(directory)
+    buffer.tick(100.0)
+    waiting = list(buffer.waiting())
+    buffer.set_aside(waiting[0], 0x95)
+    for held in waiting[1:]:
+        assert buffer.payload(held)
+        arrived.add((held.epoch, held.sequence))
+        buffer.acknowledge(held.sequence)
+    buffer.tick(101.0)
+
+
+def test_killed_at_any_step_each_is_there_once_or_has_arrived(tmp_path: Path):
+    killed_at, kept = 0, {(1, sequence) for sequence in range(1, 5)}
+    while True:
+        directory, arrived = tmp_path / str(killed_at), set[tuple[int, int]]()
+        MortalDisk.steps = 1 << 30
+        buffer = Buffer(MortalDisk(directory), SETTINGS, "trd-0042", boot=7, epoch=1)
+        buffer.tick(0.0)
+        for value in range(4):
+            take(buffer, float(value))
+            buffer.tick(value * 61.0)
+            buffer.tick(value * 61.0 + 60.0)
+        MortalDisk.steps = killed_at
+        with suppress(Killed):
+            refuse_ask_and_deliver(buffer, directory, arrived)
+        survived = MortalDisk.steps >= 0
+        MortalDisk.steps = 1 << 30
+        again = opened(directory, epoch=2)
+        ask(directory)
+        again.tick(300.0)
+        names = [(batch.epoch, batch.sequence) for batch in batches(again)]
+        assert len(names) == len(set(names))
+        assert set(names) | arrived == kept
+        lie = [name.split("-0x")[0] for name in again.stats().refused]
+        assert len(lie) == len(set(lie))
+        if survived:
+            break
+        killed_at += 1
+    assert killed_at > 20
+
+
+def test_a_kill_between_refusal_and_its_note_leaves_it_there_once(tmp_path: Path):
+    buffer = opened(tmp_path)
+    take(buffer, 1.0)
+    buffer.close()
+    buffer.set_aside(next(buffer.waiting()), 0x99)  # killed before `acked` was written
+    again = opened(tmp_path, epoch=2)
+    again.set_aside(next(again.waiting()), 0x95)
+    again.tick(1.0)
+    assert again.stats().refused == ["1-1-0x95.batch"]
+    third = opened(tmp_path, epoch=3)
+    assert (values(third), third.stats().refused) == ([], ["1-1-0x95.batch"])
+
+
+def test_a_delivery_after_such_a_kill_removes_it(tmp_path: Path):
+    buffer = opened(tmp_path)
+    take(buffer, 1.0)
+    buffer.close()
+    buffer.set_aside(next(buffer.waiting()), 0x99)
+    again = opened(tmp_path, epoch=2)
+    again.acknowledge(1)
+    again.tick(1.0)
+    assert again.stats().refused == []
+
+
+def test_no_new_batch_bears_the_sequence_of_a_refused_one(tmp_path: Path):
+    refused(tmp_path)
+    for file in tmp_path.iterdir():
+        if file.is_file():
+            file.unlink()
+    again = opened(tmp_path, epoch=2)
+    take(again, 5.0)
+    again.close()
+    assert [(b.epoch, b.sequence) for b in batches(again)] == [(2, 3)]
+
+
+@pytest.mark.parametrize("whose", ["foreign", "another's"])
+def test_bytes_that_are_not_that_batch_are_not_offered_but_kept(tmp_path: Path, whose: str):
+    buffer = refused(tmp_path)
+    other = (tmp_path / "refused/2-1-0x99.batch").read_bytes()
+    data = b"foreign" if whose == "foreign" else other
+    (tmp_path / "refused/1-1-0x99.batch").write_bytes(data)
+    ask(tmp_path)
+    buffer.tick(62.0)
+    first = next(buffer.waiting())
+    assert buffer.payload(first) is None
+    assert values(buffer) == [1.0]
+    assert (tmp_path / "refused/1-1-0x99.again.damaged").read_bytes() == data
+    assert "1-1-0x99" in buffer.stats().faults[0]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "x.batch", "1-1-0x99.batch~"])
+def test_files_that_are_none_of_ours_are_let_be(tmp_path: Path, name: str):
+    refused(tmp_path)
+    (tmp_path / "refused" / name).write_text("mine")
+    (tmp_path / "refused/7-7-0x99.batch").mkdir()
+    ask(tmp_path)
+    again = opened(tmp_path, epoch=2)
+    assert values(again) == [0.0, 1.0]
+    assert again.stats().faults == []
+    assert (tmp_path / "refused" / name).read_text() == "mine"
