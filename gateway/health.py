@@ -108,11 +108,9 @@ class Health:
         }
 
     def _caught_up_in_s(self) -> int | None:
-        """Return how long what waits takes at the present pace of acknowledgements."""
-        waiting, pace = self._buffer.stats().waiting_batches, self._uplink.pace
-        if not waiting:
-            return 0
-        return None if pace is None else math.ceil(waiting * pace)
+        """Return how long what waits takes at the present pace, or at backlog_rate."""
+        seconds = self._uplink.catch_up(self._buffer.stats().waiting_batches)
+        return None if seconds is None else math.ceil(seconds)
 
     def _of_sensor(self, poller: Poller) -> dict[str, object]:
         state, now = poller.state, self._clock.now().boot_ms

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -64,7 +65,15 @@ class UplinkState:
     """Batches that the broker took although nobody subscribes to them."""
     pace: float | None = None
     """Seconds that a batch takes now, when many are under way; None until one is acknowledged."""
+    gap: float = 0.0
+    """Seconds from one batch of the backlog to the next, at least."""
     traffic: Traffic = field(default_factory=Traffic)
+
+    def catch_up(self, batches: int) -> float | None:
+        """Return how many seconds so many batches take now; None while that cannot be told."""
+        if not batches:
+            return 0.0
+        return None if self.pace is None else batches * max(self.pace, self.gap)
 
 
 class Status(Protocol):
@@ -105,7 +114,7 @@ class Session:
         self._place_of_status = self._window if client.at_once == 1 else asyncio.Semaphore(1)
         self._size = 1
         self._since = self._live = buffer.last
-        self._backlog = 0
+        self._backlog, self._backlog_due = 0, 0.0
         self._settled = asyncio.Event()
         self._status: asyncio.Task[None] | None = None
 
@@ -124,7 +133,7 @@ class Session:
                 self.news.clear()
                 if (found := self._next()) is None:
                     self._window.release()
-                    await self.news.wait()
+                    await self._wait_for_more()
                     continue
                 held, lane = found
                 self._flying[held.sequence] = None
@@ -144,6 +153,16 @@ class Session:
                 ack = self._send(topic, payload, kind=content_type(payload))
                 tasks.create_task(self._settle(held, ack))
 
+    async def _wait_for_more(self) -> None:
+        """Return when there are news, or when the backlog may go on."""
+        more = self._backlog_due if self._backlog_pauses() else None
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(more):
+                await self.news.wait()
+
+    def _backlog_pauses(self) -> bool:
+        return asyncio.get_running_loop().time() < self._backlog_due
+
     def _next(self) -> tuple[Held, str] | None:
         if any(sequence in self._suspects for sequence in self._flying):
             return None
@@ -151,16 +170,23 @@ class Session:
         if live := next(self._buffer.waiting(max(self._live, since)), None):
             self._live = live.sequence
             return live, "live"
+        if self._backlog_pauses() or (old := self._next_of_backlog(since)) is None:
+            return None
+        now = asyncio.get_running_loop().time()
+        self._backlog_due = max(self._backlog_due + self._state.gap, now)
+        return old, "backlog"
+
+    def _next_of_backlog(self, since: int) -> Held | None:
         for old in self._buffer.waiting(self._backlog, since + 1):
             self._backlog = old.sequence
             if old.sequence not in self._suspects:
-                return old, "backlog"
+                return old
         return None if self._flying else self._suspect()
 
-    def _suspect(self) -> tuple[Held, str] | None:
+    def _suspect(self) -> Held | None:
         for sequence in self._suspects.due():
             if held := next(self._buffer.waiting(sequence - 1, sequence + 1), None):
-                return held, "backlog"
+                return held
             self._suspects.clear(sequence)
         return None
 

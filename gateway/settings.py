@@ -181,6 +181,13 @@ class UplinkSettings:
         low=1,
         high=65535,
     )
+    backlog_rate: float | None = setting(
+        None,
+        "Batches of the backlog a second, at most; by default as many as broker and link take.",
+        example=5.0,
+        low=0.01,
+        high=10_000,
+    )
     status_interval: Duration = setting(
         duration("1h"),
         "The status is published when a sensor's state changes, and as often as this.",

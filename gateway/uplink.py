@@ -36,7 +36,7 @@ class Uplink:
         wait: wait_base | None = None,
         ack_within: float = ACK_WITHIN,
     ) -> None:
-        self.state = UplinkState()
+        self.state = UplinkState(gap=1 / settings.backlog_rate if settings.backlog_rate else 0.0)
         self._suspects = Suspects()
         self._about = about
         self._ack_within = ack_within

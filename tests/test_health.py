@@ -94,6 +94,17 @@ def test_catching_up_takes_no_time_where_nothing_waits_and_is_unknown_without_a_
     assert box.said("uplink")["caught_up_in_s"] == 15
 
 
+def test_a_capped_backlog_is_forecast_by_its_cap_where_that_is_slower(tmp_path: Path):
+    box = Box(tmp_path)
+    box.seal(30)
+    box.uplink.gap = 0.5
+    assert box.said("uplink")["caught_up_in_s"] is None
+    box.uplink.pace = 0.01
+    assert box.said("uplink")["caught_up_in_s"] == 15
+    box.uplink.pace = 1.0
+    assert box.said("uplink")["caught_up_in_s"] == 30
+
+
 def test_traffic_is_of_the_last_thirty_days():
     day = 0
     traffic = Traffic(lambda: day * 86_400.0 + 7)

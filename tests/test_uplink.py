@@ -157,6 +157,25 @@ def test_live_batches_overtake_the_backlog_and_each_lane_is_in_order(tmp_path):
     run(scenario())
 
 
+def test_a_cap_spaces_the_backlog_out_and_no_live_batch(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker), settings={"backlog_rate": 50.0})
+            await box.seal(31)
+            async with delivering(box):
+                await until(lambda: lane(broker.received, "backlog"))
+                await box.seal(40)
+                await until(lambda: len(lane(broker.received, "live")) == 40)
+                assert len(lane(broker.received, "backlog")) < 31
+                assert box.state.catch_up(10) == pytest.approx(0.2)
+                await box.empty()
+            times = [m.time for m in broker.received if m.topic.endswith("backlog")]
+            assert times[-1] - times[0] >= 30 / 50 - 0.02
+            assert lane(broker.received, "backlog") == list(range(1, 32))
+
+    run(scenario())
+
+
 def test_acknowledgements_out_of_order_lose_nothing(tmp_path):
     async def scenario() -> None:
         async with Broker() as broker:
