@@ -29,6 +29,8 @@ TCP_GIVES_UP_MS = 10_000
 TAKEN_OVER, UNSPECIFIED = 0x8E, 0x80
 """Reason codes of DISCONNECT; the second is also paho's for an end without one."""
 
+_VERSIONS = {"5": aiomqtt.ProtocolVersion.V5, "3.1.1": aiomqtt.ProtocolVersion.V311}
+
 _SILENT = logging.getLogger("gateway.paho")
 _SILENT.disabled = True
 
@@ -58,7 +60,7 @@ class Connection(aiomqtt.Client):
             password=_text(secret) if secret else None,
             identifier=settings.client_id or gateway,
             logger=_SILENT,  # what paho says of a malformed packet comes as an error, too
-            protocol=aiomqtt.ProtocolVersion.V5,
+            protocol=_VERSIONS[settings.protocol],
             will=aiomqtt.Will(status, will, qos=1, retain=True),
             keepalive=round(settings.keepalive),
             timeout=CONNECT_WITHIN,
@@ -73,6 +75,7 @@ class Connection(aiomqtt.Client):
         self._acks: dict[int, asyncio.Future[int]] = {}
         self._connack: Properties | None = None
         self._id = settings.client_id or gateway
+        self._has_properties = settings.protocol == "5"
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator["Connection"]:
@@ -121,11 +124,15 @@ class Connection(aiomqtt.Client):
         return UplinkError(f"connection lost: {_cause(error)}")
 
     def send(
-        self, topic: str, payload: bytes, *, retain: bool = False, kind: str = ""
+        self, topic: str, payload: bytes, *, retain: bool = False, kind: str
     ) -> asyncio.Future[int]:
-        """Publish with QoS 1; the result of the future is the reason code of its PUBACK."""
-        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho's own
-        if kind:
+        """Publish with QoS 1; the result of the future is the reason code of its PUBACK.
+
+        MQTT 3.1.1 has no reason codes: there it is 0, or the broker lets go of the connection.
+        """
+        properties = None
+        if self._has_properties:
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho's
             properties.ContentType = kind
         info = self._client.publish(topic, payload, 1, retain, properties)
         if info.rc != paho.MQTT_ERR_SUCCESS:
@@ -281,7 +288,9 @@ def _remedy(error: Exception) -> str:
         "No route to host": "no route: is there a network?",
         "Retain not supported": "the broker must take retained messages: change its settings",
         "QoS not supported": "the broker must take QoS 1: change its settings",
-        "closed before": "does it speak MQTT 5 there, TLS or plain as url says, or want cert_file?",
+        "Unsupported protocol version": 'set [uplink] protocol = "3.1.1"',
+        "closed before": "does it speak MQTT 5 there (else set [uplink] protocol), TLS or plain as "
+        "url says, or want cert_file?",
         "[SSL:": "no TLS is spoken there, or none of today: mqtt:// for plain TCP, or another port",
         "timed out": "no answer: check [uplink] url, firewall and network",
         "certificate": "check [uplink] ca_file, the name in url, and this box's clock",

@@ -48,7 +48,8 @@ class Health:
         """Return what is worth a message when it changes."""
         stats = self._buffer.stats()
         reasons = tuple(poller.state.why is None for poller in self._pollers)
-        return reasons, self._adapters(), stats.dropped, tuple(stats.refused), tuple(stats.faults)
+        buffer = stats.dropped, tuple(stats.refused), tuple(stats.faults)
+        return reasons, self._adapters(), buffer, tuple(self._uplink.suspects)
 
     def snapshot(self, state: str) -> dict[str, object]:
         """Return everything known now; `state` is online or offline."""
@@ -103,6 +104,7 @@ class Health:
             "last_ack": None if state.last_ack_ms is None else _utc(state.last_ack_ms),
             "caught_up_in_s": self._caught_up_in_s(),
             "unheard": state.unheard,
+            "held_back": list(state.suspects),
             "bytes_month": state.traffic.month,
             "why": state.why,
         }

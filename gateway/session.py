@@ -68,6 +68,7 @@ class UplinkState:
     gap: float = 0.0
     """Seconds from one batch of the backlog to the next, at least."""
     traffic: Traffic = field(default_factory=Traffic)
+    suspects: Suspects = field(default_factory=Suspects)
 
     def catch_up(self, batches: int) -> float | None:
         """Return how many seconds so many batches take now; None while that cannot be told."""
@@ -100,14 +101,13 @@ class Session:
         writer: Executor,
         *,
         state: UplinkState,
-        suspects: Suspects,
         ack_within: float,
     ) -> None:
         self.news = asyncio.Event()
         self.delivered = 0
         self.refused = False
         self._client, self._root, self._buffer, self._writer = client, root, buffer, writer
-        self._state, self._suspects, self._ack_within = state, suspects, ack_within
+        self._state, self._suspects, self._ack_within = state, state.suspects, ack_within
         self._flying: dict[int, None] = {}  # in the order in which they were sent
         self._window = asyncio.Semaphore(1)
         # The broker counts the status, too; one that takes a single publish has it take turns

@@ -145,6 +145,10 @@ class UplinkSettings:
         example="mqtts://mqtt.example.no:8883",
         read=_brokers,
     )
+    protocol: Literal["5", "3.1.1"] = setting(
+        "5",
+        "MQTT version; 3.1.1 for brokers that know no newer: a batch that is refused looks lost.",
+    )
     topic: str = setting("bygate/v1", "Root of all topics.", read=_topic)
     username: str | None = setting(
         None, "Name to log in with at the broker.", example="trd-0042", read=_login

@@ -14,7 +14,7 @@ from gateway.buffer import Buffer
 from gateway.connection import Connection, TakenOver, UplinkError, heed_cancel
 from gateway.session import Session, Status, UplinkState
 from gateway.settings import Broker, UplinkSettings
-from gateway.suspects import LOSSES, Suspects
+from gateway.suspects import LOSSES
 
 ACK_WITHIN = 15.0
 """Seconds after which a missing PUBACK means that the link is dead."""
@@ -37,7 +37,6 @@ class Uplink:
         ack_within: float = ACK_WITHIN,
     ) -> None:
         self.state = UplinkState(gap=1 / settings.backlog_rate if settings.backlog_rate else 0.0)
-        self._suspects = Suspects()
         self._about = about
         self._ack_within = ack_within
         self._settings, self._gateway = settings, gateway
@@ -88,7 +87,6 @@ class Uplink:
                 session = self._session = Session(
                     *(client, self._root, self._buffer, self._writer),
                     state=self.state,
-                    suspects=self._suspects,
                     ack_within=self._ack_within,
                 )
                 self.state.connected, self.state.why = True, None
@@ -109,7 +107,7 @@ class Uplink:
         self._say(str(failure))
 
     def _suspect(self, head: int | None) -> None:
-        if head is not None and self._suspects.lost_at(head):
+        if head is not None and self.state.suspects.lost_at(head):
             log.warning(
                 "batch %d: the connection was lost %d times with it under way: it goes last and "
                 "alone from now on; does the broker or a firewall bound what a message may hold?",

@@ -662,7 +662,8 @@ async def saying(answer: bytes, *, close: bool = False) -> AsyncIterator[Address
 @pytest.mark.parametrize(
     ("answer", "close", "says"),
     [
-        ("", True, "closed before the broker had answered: the other end closed it: does it"),
+        ("", True, "had answered: the other end closed it: does it speak MQTT 5 there (else set"),
+        ("20020001", False, 'Unsupported protocol version: set [uplink] protocol = "3.1.1"'),
         ("2003009a00", False, "Retain not supported: the broker must take retained messages"),
         ("2003009b00", False, "QoS not supported: the broker must take QoS 1"),
         ("2003000000 e0028e00", False, "another client connected with our id 'trd-0042'"),
