@@ -75,7 +75,6 @@ class Connection(aiomqtt.Client):
         self._acks: dict[int, asyncio.Future[int]] = {}
         self._connack: Properties | None = None
         self._id = settings.client_id or gateway
-        self._has_properties = settings.protocol == "5"
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator["Connection"]:
@@ -128,12 +127,10 @@ class Connection(aiomqtt.Client):
     ) -> asyncio.Future[int]:
         """Publish with QoS 1; the result of the future is the reason code of its PUBACK.
 
-        MQTT 3.1.1 has no reason codes: there it is 0, or the broker lets go of the connection.
+        MQTT 3.1.1 has neither reason codes nor properties: there it is always 0.
         """
-        properties = None
-        if self._has_properties:
-            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho's
-            properties.ContentType = kind
+        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho's own
+        properties.ContentType = kind
         info = self._client.publish(topic, payload, 1, retain, properties)
         if info.rc != paho.MQTT_ERR_SUCCESS:
             if self._disconnected.done():
