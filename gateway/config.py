@@ -310,7 +310,7 @@ def _check_login(source: _Source, uplink: Mapping[str, Any]) -> None:
         if key in uplink and other not in uplink:
             source.wrong(("uplink", key), f"has no effect without {other}")
     for key in ("ca_file", "cert_file", "key_file"):
-        if key in uplink and brokers and not any(broker.tls for broker in brokers):
+        if key in uplink and brokers and not brokers[0].tls:
             source.wrong(
                 ("uplink", key), "has no effect, for url has no TLS; did you mean mqtts://?"
             )

@@ -288,9 +288,12 @@ def _remedy(error: Exception) -> str:
         "Unsupported protocol version": 'set [uplink] protocol = "3.1.1"',
         "closed before": "does it speak MQTT 5 there (else set [uplink] protocol), TLS or plain as "
         "url says, or want cert_file?",
+        "certificate has expired": "renew the broker's, or set this box's clock (timedatectl)",
+        "certificate is not yet valid": "is this box's clock right (timedatectl)?",
+        "certificate is not valid for": "write the name in url as it stands in the certificate",
+        "CERTIFICATE_VERIFY_FAILED": "give the authority that signed the broker's as ca_file",
         "[SSL:": "no TLS is spoken there, or none of today: mqtt:// for plain TCP, or another port",
         "timed out": "no answer: check [uplink] url, firewall and network",
-        "certificate": "check [uplink] ca_file, the name in url, and this box's clock",
     }
     cause = next((remedy for seen, remedy in remedies.items() if seen in said), "")
     return f"{said}: {cause}" if cause else said

@@ -15,6 +15,9 @@ RATE_MS = 600_000
 """A rate per day is told of once this much time has passed: of less it would be a guess."""
 
 
+_ISO = "%Y-%m-%dT%H:%M:%SZ"
+
+
 class Health:
     """Looks at the parts of the gateway; changes none of them."""
 
@@ -49,7 +52,8 @@ class Health:
         stats = self._buffer.stats()
         reasons = tuple(poller.state.why is None for poller in self._pollers)
         buffer = stats.dropped, tuple(stats.refused), tuple(stats.faults)
-        return reasons, self._adapters(), buffer, tuple(self._uplink.suspects)
+        uplink = tuple(self._uplink.suspects), self._uplink.outlook
+        return reasons, self._adapters(), buffer, uplink
 
     def snapshot(self, state: str) -> dict[str, object]:
         """Return everything known now; `state` is online or offline."""
@@ -106,7 +110,15 @@ class Health:
             "unheard": state.unheard,
             "held_back": list(state.suspects),
             "bytes_month": state.traffic.month,
+            "certificate": self._of_certificate(),
             "why": state.why,
+        }
+
+    def _of_certificate(self) -> dict[str, object]:
+        seen = self._uplink.outlook
+        return {
+            "until": None if seen.until is None else f"{seen.until:{_ISO}}",
+            "why": seen.fault or seen.notice,
         }
 
     def _caught_up_in_s(self) -> int | None:
@@ -140,4 +152,4 @@ def _room_days(stats: Stats, days: float | None) -> float | None:
 
 
 def _utc(ms: int) -> str:
-    return f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    return f"{datetime.fromtimestamp(ms / 1000, UTC):{_ISO}}"

@@ -127,6 +127,7 @@ class Service:
                 asyncio.get_running_loop().add_signal_handler(number, taking.cancel)
             await self._tick()
             uplink = tasks.create_task(self._uplink.run(self._health), name="uplink")
+            watch = tasks.create_task(self._uplink.watch(), name="certificate")
             notify("READY=1")
             await asyncio.wait({taking})
             notify("STOPPING=1")
@@ -134,6 +135,7 @@ class Service:
             self._uplink.wake()
             await self._uplink.farewell(self._health, FAREWELL)
             uplink.cancel()
+            watch.cancel()
         await self._on_writer(self._buffer.close)  # what was acknowledged last is written down
         if lost := self._buffer.unsaved:
             log.error("stopped: %d readings are lost: %s", lost, self._buffer.fault)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.buffer import Buffer
+from gateway.certificate import Outlook
 from gateway.connection import Connection, UplinkError
 from gateway.spool import Held
 from gateway.suspects import Suspects
@@ -69,6 +70,8 @@ class UplinkState:
     """Seconds from one batch of the backlog to the next, at least."""
     traffic: Traffic = field(default_factory=Traffic)
     suspects: Suspects = field(default_factory=Suspects)
+    outlook: Outlook = field(default_factory=Outlook)
+    """What our certificate's dates and the clock let expect of TLS."""
 
     def catch_up(self, batches: int) -> float | None:
         """Return how many seconds so many batches take now; None while that cannot be told."""

@@ -121,7 +121,10 @@ def _is_ipv6(address: str) -> bool:
 
 def _brokers(value: object) -> tuple[Broker, ...]:
     urls = value if isinstance(value, list) and value else [value]
-    return tuple(_broker(url) for url in urls)
+    brokers = tuple(_broker(url) for url in urls)
+    if len({broker.tls for broker in brokers}) > 1:
+        raise ValueError("mqtts:// and mqtt:// in one list: plain TCP is no stand-in for TLS")
+    return brokers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
