@@ -20,7 +20,6 @@ from gateway.certificate import Outlook
 from gateway.connection import Connection, UplinkError
 from gateway.spool import Held
 from gateway.suspects import Suspects
-from gateway.wire import content_type
 
 SUCCESS, NOBODY_SUBSCRIBES = 0x00, 0x10
 NOT_THIS_BATCH = {0x90: "topic name invalid", 0x95: "packet too large", 0x99: "format invalid"}
@@ -103,6 +102,7 @@ class Session:
         buffer: Buffer,
         writer: Executor,
         *,
+        encode: Callable[[bytes], tuple[bytes, str]],
         state: UplinkState,
         ack_within: float,
     ) -> None:
@@ -110,6 +110,7 @@ class Session:
         self.delivered = 0
         self.refused = False
         self._client, self._root, self._buffer, self._writer = client, root, buffer, writer
+        self._encode = encode
         self._state, self._suspects, self._ack_within = state, state.suspects, ack_within
         self._flying: dict[int, None] = {}  # in the order in which they were sent
         self._window = asyncio.Semaphore(1)
@@ -140,21 +141,25 @@ class Session:
                     continue
                 held, lane = found
                 self._flying[held.sequence] = None
-                payload = await asyncio.get_running_loop().run_in_executor(
-                    self._writer, self._buffer.payload, held
+                message = await asyncio.get_running_loop().run_in_executor(
+                    self._writer, self._message, held
                 )
-                if payload is None:  # evicted meanwhile, and counted
+                if message is None:  # evicted meanwhile, and counted
                     self._landed(held)
                     self._window.release()
                     continue
+                payload, kind = message
                 if not self._fits(payload):
                     await self._set_aside(held, 0x95)
                     self._landed(held)
                     self._window.release()
                     continue
-                topic = f"{self._root}/batch/{lane}"
-                ack = self._send(topic, payload, kind=content_type(payload))
+                ack = self._send(f"{self._root}/batch/{lane}", payload, kind=kind)
                 tasks.create_task(self._settle(held, ack))
+
+    def _message(self, held: Held) -> tuple[bytes, str] | None:
+        payload = self._buffer.payload(held)
+        return None if payload is None else self._encode(payload)
 
     async def _wait_for_more(self) -> None:
         """Return when there are news, or when the backlog may go on."""

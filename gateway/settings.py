@@ -153,6 +153,10 @@ class UplinkSettings:
         "MQTT version; 3.1.1 for brokers that know no newer: a batch that is refused looks lost.",
     )
     topic: str = setting("bygate/v1", "Root of all topics.", read=_topic)
+    encoding: Literal["msgpack", "json"] = setting(
+        "msgpack",
+        "Of batches; json is JSON lines, 100 times the bytes, for receivers that read nothing else.",
+    )
     username: str | None = setting(
         None, "Name to log in with at the broker.", example="trd-0042", read=_login
     )

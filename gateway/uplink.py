@@ -16,6 +16,7 @@ from tenacity.wait import wait_base
 from gateway.buffer import Buffer
 from gateway.certificate import outlook
 from gateway.connection import Connection, TakenOver, UplinkError, heed_cancel
+from gateway.encoding import ENCODINGS
 from gateway.session import Session, Status, UplinkState
 from gateway.settings import Broker, UplinkSettings
 from gateway.suspects import LOSSES
@@ -112,6 +113,7 @@ class Uplink:
             async with client.session():
                 session = self._session = Session(
                     *(client, self._root, self._buffer, self._writer),
+                    encode=ENCODINGS[self._settings.encoding],
                     state=self.state,
                     ack_within=self._ack_within,
                 )

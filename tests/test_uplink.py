@@ -466,7 +466,7 @@ def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
         openssl(
             *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
             *("-keyout", directory / f"{name}.key", "-out", directory / f"{name}.pem"),
-            *("-subj", f"/CN={name}"),
+            *("-subj", f"/CN={name}", "-days", "365"),
         )
     openssl(
         *("ec", "-in", directory / "own.key", "-out", directory / "locked.key"),

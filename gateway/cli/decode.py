@@ -1,12 +1,12 @@
 """`bygate decode`: batches as JSON lines, one a reading, for whoever receives them."""
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from gateway.wire import Batch, WireError, decode_all
+from gateway.encoding import json_lines
+from gateway.wire import WireError, decode_all
 
 _CHUNK = 1 << 20
 
@@ -37,7 +37,7 @@ def _print_readings(file: str) -> int:
     try:
         for batch in decode_all(_chunks(file)):
             # At once: a batch may be followed by damage, or, piped from the broker, by a long wait
-            sys.stdout.writelines(_lines(batch))
+            sys.stdout.writelines(json_lines(batch))
             sys.stdout.flush()
     except WireError as error:
         print(f"{name}: {error}", file=sys.stderr)
@@ -56,19 +56,3 @@ def _chunks(file: str) -> Iterator[bytes]:
                 yield chunk
     except OSError as error:
         raise _Unreadable(error.strerror) from error
-
-
-def _lines(batch: Batch) -> Iterator[str]:
-    for reading in batch.readings:
-        fields = {
-            "gateway": batch.gateway,
-            "epoch": batch.epoch,
-            "sequence": batch.sequence,
-            "sensor": reading.sensor,
-            "quantity": reading.quantity.name,
-            "unit": reading.quantity.unit,
-            "time_ms": reading.instant.wall_ms,
-            "value": reading.value,
-            "quality": reading.quality,
-        }
-        yield f"{json.dumps(fields)}\n"
