@@ -155,7 +155,7 @@ class UplinkSettings:
     topic: str = setting("bygate/v1", "Root of all topics.", read=_topic)
     encoding: Literal["msgpack", "json"] = setting(
         "msgpack",
-        "Of batches; json is JSON lines, 100 times the bytes, for receivers that read nothing else.",
+        "Of batches; json: JSON lines, 100 times the bytes, for receivers that read nothing else.",
     )
     username: str | None = setting(
         None, "Name to log in with at the broker.", example="trd-0042", read=_login
