@@ -25,6 +25,7 @@ from gateway.driver import (
 )
 from gateway.schema import Setting, nearest, read_table, seen, settings_of
 from gateway.settings import (
+    PROFILES,
     BluetoothSettings,
     Broker,
     BufferSettings,
@@ -103,6 +104,8 @@ def load(path: Path | str) -> Config:
     _check_login(source, tables["uplink"])
     if source.mistakes:
         raise ConfigError(source.file, source.mistakes)
+    for name, defaults in PROFILES[tables["uplink"].get("profile", "normal")].items():
+        tables[name] = {**defaults, **tables[name]}
     gateway = GatewaySettings(**tables["gateway"])
     return Config(
         gateway=gateway,

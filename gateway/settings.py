@@ -5,6 +5,7 @@ Reading and checking, `bygate check` and config.example.toml all go by these fie
 
 import ipaddress
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -192,6 +193,10 @@ class UplinkSettings:
         low=1,
         high=65535,
     )
+    profile: Literal["normal", "metered"] = setting(
+        "normal",
+        "Metered links get keepalive 5min and seal_interval 10min, unless those are set.",
+    )
     backlog_rate: float | None = setting(
         None,
         "Batches of the backlog a second, at most; by default as many as broker and link take.",
@@ -223,6 +228,16 @@ class BufferSettings:
         low=size("1 MiB"),
     )
     keep_free: Size = setting(size("64 MiB"), "Space on the partition that is left to others.")
+
+
+PROFILES: Mapping[str, Mapping[str, Mapping[str, object]]] = {
+    "normal": {},
+    "metered": {
+        "uplink": {"keepalive": duration("5min")},
+        "buffer": {"seal_interval": duration("10min")},
+    },
+}
+"""Defaults of a profile that are other than the usual, by table."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

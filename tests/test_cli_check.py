@@ -68,6 +68,13 @@ def test_a_good_file_shows_what_will_run(site: Path):
     assert "flushed every 10s, sealed every 60s; at most 100 MiB, 64 MiB kept free" in done.stdout
 
 
+def test_a_profile_shows_its_effect(site: Path):
+    (site / "metered.toml").write_text(GOOD.replace("[uplink]", '[uplink]\nprofile = "metered"'))
+    done = bygate(site, "check", "-c", "metered.toml")
+    assert "no login; pinged every 5min" in done.stdout
+    assert "sealed every 10min" in done.stdout
+
+
 def test_a_good_file_as_json_says_the_same(site: Path):
     done = bygate(site, "check", "-c", "good.toml", "--json")
     told = json.loads(done.stdout)

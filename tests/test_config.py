@@ -217,6 +217,16 @@ def test_plain_tcp_is_no_stand_in_for_tls():
     assert "plain TCP is no stand-in for TLS" in found
 
 
+def test_a_metered_link_has_other_defaults_which_give_way_to_what_is_set():
+    metered = BASE + 'profile = "metered"\n'
+    config = read(metered)
+    assert (config.uplink.keepalive, config.buffer.seal_interval) == (300.0, 600.0)
+    config = read(metered + 'keepalive = "30s"\n[buffer]\nseal_interval = "2min"\n')
+    assert (config.uplink.keepalive, config.buffer.seal_interval) == (30.0, 120.0)
+    config = read(BASE)
+    assert (config.uplink.keepalive, config.buffer.seal_interval) == (20.0, 60.0)
+
+
 SECRETS = (
     BASE.replace("mqtt://h", "mqtt://me:hunter2@h"),
     BASE + 'username = "me"\npassword_file = "hunter2"\n',
