@@ -23,6 +23,7 @@ from gateway.listener import AdvertisementListener, Listener, SerialListener
 from gateway.poller import GattPoller, LocalPoller, Poller, SerialPoller
 from gateway.reading import Reading
 from gateway.serialport import SerialPort
+from gateway.tally import Tally
 from gateway.uplink import Uplink
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class Service:
         self._urgent = asyncio.Event()
         self._radio = _radio(config)
         self._pollers = [self._poller(sensor) for sensor in config.sensors.values()]
+        self._tally = Tally(self._pollers, self._clock)
         self._uplink = Uplink(
             *(config.uplink, config.gateway.id, self._buffer, self._writer), about=about(config)
         )
@@ -131,6 +133,7 @@ class Service:
             notify("READY=1")
             await asyncio.wait({taking})
             notify("STOPPING=1")
+            self._tally.tell()
             await self._on_writer(self._buffer.close)
             self._uplink.wake()
             await self._uplink.farewell(self._health, FAREWELL)
@@ -150,6 +153,7 @@ class Service:
         asked = [poller for poller in self._pollers if not isinstance(poller, Listener)]
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._keep_buffer(), name="buffer")
+            tasks.create_task(self._tally.run(), name="tally")
             if self._radio:
                 tasks.create_task(self._radio.run(), name="radio")
             for poller in self._pollers:
