@@ -18,16 +18,16 @@ EVERY = 3600.0
 class Tally:
     """Counts what became of each sensor's turns since it was told last."""
 
-    def __init__(self, pollers: Sequence[Poller], clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self, pollers: Sequence[Poller], clock: Clock, every: float = EVERY) -> None:
+        self._clock, self._every = clock, every
         self._told = [(poller, Counter({OK: 0})) for poller in pollers]
 
     async def run(self) -> None:
-        """Tell once an hour, for ever."""
+        """Tell every so often, for ever."""
         loop = asyncio.get_running_loop()
         due = loop.time()
         while True:
-            due += EVERY
+            due += self._every
             await asyncio.sleep(due - loop.time())
             self.tell()
 

@@ -45,6 +45,21 @@ def test_an_outage_is_in_the_data_hour_by_hour():
     assert {(r.sensor, r.quantity.unit, r.quality) for r in told} == {("air", "count", 0)}
 
 
+def test_a_sensor_that_never_answered_has_no_ok_at_all():
+    told: list[Reading] = []
+
+    async def main() -> None:
+        driver, clock = sds011.Driver(), jumping.clock()
+        port = ScriptedPort(Sds011(), driver.frame, faults=itertools.repeat("silent"), seed=1)
+        poller = SerialPoller(
+            name="air", driver=driver, interval=60, clock=clock, sink=told.append, port=port
+        )
+        await jumping.for_seconds(HOUR + 1, poller.run(30), Tally([poller], clock).run())
+
+    jumping.run(main())
+    assert {r.quantity.name: r.value for r in told} == {"outcome_ok": 0, "outcome_no_reply": 60}
+
+
 @pytest.mark.parametrize(
     ("outcome", "name"),
     [
