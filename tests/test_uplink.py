@@ -3,6 +3,7 @@ import contextlib
 import gc
 import json
 import random
+import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator
@@ -12,6 +13,7 @@ from typing import Any
 import aiomqtt
 import pytest
 from delivery import BATCHES, Box, Status, address, both, delivering, lane, run, until
+from mosquitto import Mosquitto
 from tenacity import wait_fixed
 from tenacity.wait import wait_base
 
@@ -410,6 +412,32 @@ def test_thirty_connections_leave_no_descriptors_and_no_tasks(tmp_path):
 # Connecting
 
 
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_a_socket_sends_small_packets_at_once_and_notices_a_pulled_cable(protocol, tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker), settings={"protocol": protocol})
+            async with delivering(box):
+                await until(lambda: box.state.connected)
+                sock = box.uplink._session._client._client.socket()
+                assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 10_000
+
+    run(scenario())
+
+
+def test_a_silent_link_is_pinged_as_often_as_the_settings_say(tmp_path):
+    async def scenario() -> None:
+        async with Mosquitto(tmp_path) as broker:
+            there = Address("127.0.0.1", broker.port, tls=False)
+            box = Box(tmp_path / "state", there, settings={"keepalive": 1.0})
+            async with delivering(box):
+                await until(lambda: "Received PINGREQ from trd-0042" in broker.log)
+                assert "c1, k1)" in broker.log
+
+    run(scenario())
+
+
 @pytest.mark.parametrize(
     ("code", "remedy"),
     [
@@ -731,6 +759,18 @@ def test_the_status_is_published_again_when_it_changes(tmp_path):
                 await broker.wait_for(1)
                 box.status.size = 1
                 await broker.wait_for(2, 3)
+
+    run(scenario())
+
+
+def test_the_status_is_published_every_so_often_though_nothing_changed(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker), settings={"status_interval": 1.0})
+            async with delivering(box):
+                await broker.wait_for(3)
+            times = [message.time for message in broker.received]
+            assert times[2] - times[0] > 1.9
 
     run(scenario())
 
