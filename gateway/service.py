@@ -54,9 +54,9 @@ class _Common(TypedDict):
 class Service:
     """One gateway. `run` returns after SIGTERM or SIGINT."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, clock: Clock | None = None) -> None:
         self._config = config
-        self._clock = Clock()
+        self._clock = Clock() if clock is None else clock
         # One thread does all of the buffer's disk work, in order. Ports and files of local sensors
         # have threads of their own: one that hangs must not hold up a sync.
         self._writer = ThreadPoolExecutor(1, "writer")
