@@ -19,6 +19,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from gateway.settings import LONGEST_TEXT, Broker, UplinkSettings
+from gateway.traffic import carried
 
 WINDOW = 20
 """Batches under way at once, at most; the broker's ReceiveMaximum may make it less."""
@@ -74,6 +75,7 @@ class Connection(aiomqtt.Client):
         self._client.connect_timeout = CONNECT_WITHIN
         self._acks: dict[int, asyncio.Future[int]] = {}
         self._connack: Properties | None = None
+        self._carried = self._told = 0
         self._id = settings.client_id or gateway
 
     @asynccontextmanager
@@ -107,6 +109,16 @@ class Connection(aiomqtt.Client):
             said = f"closed before the broker had answered: {_cause(error)}"
             self._connected.set_exception(aiomqtt.MqttError(said))
             self._connected.exception()  # nobody may wait for it any more
+
+    def more_carried(self) -> int:
+        """Return how many bytes this connection has cost since it was asked last."""
+        self._count(self._client.socket())
+        told, self._told = self._told, self._carried
+        return self._told - told
+
+    def _count(self, sock: object) -> None:
+        if isinstance(sock, socket.socket) and sock.fileno() >= 0:
+            self._carried = carried(sock)
 
     async def lost(self) -> None:
         """Wait until the connection is lost, and raise."""
@@ -181,6 +193,10 @@ class Connection(aiomqtt.Client):
         if not (self._connected.done() or self._disconnected.done()):
             self._disconnected.set_exception(aiomqtt.MqttCodeError(reason_code))
         super()._on_disconnect(client, userdata, flags, reason_code, properties)
+
+    def _on_socket_close(self, client: paho.Client, userdata: object, sock: socket.socket) -> None:
+        self._count(sock)
+        super()._on_socket_close(client, userdata, sock)
 
     def _on_publish(
         self,

@@ -8,7 +8,6 @@ Window 1 at 100 ms round trip carries 9.8 batches/s, window 20 carries 136, with
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -20,35 +19,13 @@ from gateway.certificate import Outlook
 from gateway.connection import Connection, UplinkError
 from gateway.spool import Held
 from gateway.suspects import Suspects
+from gateway.traffic import Traffic
 
 SUCCESS, NOBODY_SUBSCRIBES = 0x00, 0x10
 NOT_THIS_BATCH = {0x90: "topic name invalid", 0x95: "packet too large", 0x99: "format invalid"}
 """Reason codes that would come again for the same batch for ever: it is set aside."""
 
 log = logging.getLogger(__name__)
-
-
-class Traffic:
-    """Bytes that were sent in the last 30 days, as far as the daemon has been running."""
-
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self._now = now
-        self._days: Counter[int] = Counter()
-
-    def add(self, sent: int) -> None:
-        """Count bytes of today."""
-        self._days[self._day()] += sent
-
-    @property
-    def month(self) -> int:
-        """Bytes of today and the 29 days before."""
-        oldest = self._day() - 29
-        for day in [day for day in self._days if day < oldest]:
-            del self._days[day]
-        return self._days.total()
-
-    def _day(self) -> int:
-        return int(self._now() // 86_400)
 
 
 @dataclass(slots=True)
@@ -154,7 +131,7 @@ class Session:
                     self._landed(held)
                     self._window.release()
                     continue
-                ack = self._send(f"{self._root}/batch/{lane}", payload, kind=kind)
+                ack = self._client.send(f"{self._root}/batch/{lane}", payload, kind=kind)
                 tasks.create_task(self._settle(held, ack))
 
     def _message(self, held: Held) -> tuple[bytes, str] | None:
@@ -204,12 +181,6 @@ class Session:
         if not self._flying:
             self.news.set()
 
-    def _send(
-        self, topic: str, payload: bytes, *, retain: bool = False, kind: str
-    ) -> asyncio.Future[int]:
-        self._state.traffic.add(len(topic) + len(payload))
-        return self._client.send(topic, payload, retain=retain, kind=kind)
-
     async def _settle(self, held: Held, ack: asyncio.Future[int]) -> None:
         state, loop = self._state, asyncio.get_running_loop()
         sent = loop.time()
@@ -256,9 +227,8 @@ class Session:
             digest, published = status.digest(), loop.time()
             await self._retain("status", status.payload("online"))
             # Asked once a second: an event from each thing that may change would tie it to them all
-            while (  # noqa: ASYNC110
-                status.digest() == digest and loop.time() < published + every
-            ):
+            while status.digest() == digest and loop.time() < published + every:
+                self._state.traffic.add(self._client.more_carried())
                 await asyncio.sleep(1)
 
     async def _retain(self, name: str, payload: bytes) -> None:
@@ -267,7 +237,9 @@ class Session:
             log.warning("the %s is larger than the broker takes: %d bytes", name, len(payload))
             return
         async with self._place_of_status:
-            ack = self._send(f"{self._root}/{name}", payload, retain=True, kind="application/json")
+            ack = self._client.send(
+                f"{self._root}/{name}", payload, retain=True, kind="application/json"
+            )
             code = await _within(self._ack_within, ack)
         if code >= 0x80:
             log.warning("the broker refuses the %s: 0x%02x %s", name, code, _REASONS.get(code, ""))

@@ -119,7 +119,10 @@ class Uplink:
                 )
                 self.state.connected, self.state.why = True, None
                 log.info("uplink %s: connected", broker.url)
-                await session.run(status, self._settings.status_interval, self._about)
+                try:
+                    await session.run(status, self._settings.status_interval, self._about)
+                finally:
+                    self.state.traffic.add(client.more_carried())
         except* (OSError, UplinkError) as group:
             failure = _first(group)
         finally:

@@ -13,8 +13,9 @@ from gateway.clock import Clock
 from gateway.disk import Disk
 from gateway.health import RATE_MS, Health
 from gateway.reading import TEMPERATURE, Reading
-from gateway.session import Traffic, UplinkState
+from gateway.session import UplinkState
 from gateway.settings import BufferSettings
+from gateway.traffic import Traffic
 
 DAY_MS = 86_400_000
 

@@ -20,6 +20,7 @@ from tenacity.wait import wait_base
 from gateway.reading import COUNT, Instant, Reading
 from gateway.settings import Broker as Address
 from gateway.suspects import LOSSES, Suspects
+from gateway.traffic import carried
 from gateway.wire import decode
 from hil.broker import Broker, Faults, Limits, Received
 
@@ -803,13 +804,42 @@ def test_what_was_sent_is_counted_and_the_pace_is_known_while_connected(tmp_path
                 assert box.state.pace is None
                 await box.empty()
                 assert 0 < box.state.pace < 0.2
-                sent = sum(len(m.topic) + len(m.payload) for m in broker.received)
-                assert box.state.traffic.month == sent
                 await broker.down()
                 await until(lambda: not box.state.connected)
+                sent = sum(len(m.topic) + len(m.payload) for m in broker.received)
+                counted, messages = box.state.traffic.month, len(broker.received)
+                assert sent + 52 * 2 < counted < sent + 350 * (messages + 10)
                 assert box.state.pace is None
 
     run(scenario())
+
+
+def test_what_a_connection_costs_is_counted_pings_and_all(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker), settings={"keepalive": 1.0})
+            async with delivering(box):
+                await broker.wait_for(1)
+                await until(lambda: box.state.traffic.month)
+                before, published = box.state.traffic.month, len(broker.received)
+                await until(lambda: box.state.traffic.month >= before + 2 * (2 + 2 + 3 * 52))
+                assert len(broker.received) == published
+
+    run(scenario())
+
+
+def test_the_kernel_counts_what_a_connection_carries():
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as one,
+        server.accept()[0] as other,
+    ):
+        before = carried(one)
+        one.sendall(b"x" * 1000)
+        assert other.recv(2000)
+        other.sendall(b"y" * 500)
+        assert one.recv(2000)
+        assert 1500 + 2 * 52 <= carried(one) - before <= 1500 + 4 * 52
 
 
 def test_a_broker_that_refuses_the_status_gets_the_batches(tmp_path, caplog):
