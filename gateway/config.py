@@ -26,6 +26,7 @@ from gateway.driver import (
 from gateway.mistakes import ConfigError, Mistake
 from gateway.schema import Setting, nearest, read_table, seen, settings_of
 from gateway.settings import (
+    PROFILES,
     BluetoothSettings,
     Broker,
     BufferSettings,
@@ -79,6 +80,8 @@ def load(path: Path | str) -> Config:
     _check_login(source, tables["uplink"])
     if source.mistakes:
         raise ConfigError(source.file, source.mistakes)
+    for name, defaults in PROFILES[tables["uplink"].get("profile", "normal")].items():
+        tables[name] = {**defaults, **tables[name]}
     gateway = GatewaySettings(**tables["gateway"])
     return Config(
         gateway=gateway,
@@ -286,7 +289,7 @@ def _check_login(source: _Source, uplink: Mapping[str, Any]) -> None:
         if key in uplink and other not in uplink:
             source.wrong(("uplink", key), f"has no effect without {other}")
     for key in ("ca_file", "cert_file", "key_file"):
-        if key in uplink and brokers and not any(broker.tls for broker in brokers):
+        if key in uplink and brokers and not brokers[0].tls:
             source.wrong(
                 ("uplink", key), "has no effect, for url has no TLS; did you mean mqtts://?"
             )

@@ -19,6 +19,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from gateway.settings import LONGEST_TEXT, Broker, UplinkSettings
+from gateway.traffic import carried
 
 WINDOW = 20
 """Batches under way at once, at most; the broker's ReceiveMaximum may make it less."""
@@ -28,6 +29,8 @@ TCP_GIVES_UP_MS = 10_000
 
 TAKEN_OVER, UNSPECIFIED = 0x8E, 0x80
 """Reason codes of DISCONNECT; the second is also paho's for an end without one."""
+
+_VERSIONS = {"5": aiomqtt.ProtocolVersion.V5, "3.1.1": aiomqtt.ProtocolVersion.V311}
 
 _SILENT = logging.getLogger("gateway.paho")
 _SILENT.disabled = True
@@ -58,7 +61,7 @@ class Connection(aiomqtt.Client):
             password=_text(secret) if secret else None,
             identifier=settings.client_id or gateway,
             logger=_SILENT,  # what paho says of a malformed packet comes as an error, too
-            protocol=aiomqtt.ProtocolVersion.V5,
+            protocol=_VERSIONS[settings.protocol],
             will=aiomqtt.Will(status, will, qos=1, retain=True),
             keepalive=round(settings.keepalive),
             timeout=CONNECT_WITHIN,
@@ -72,6 +75,7 @@ class Connection(aiomqtt.Client):
         self._client.connect_timeout = CONNECT_WITHIN
         self._acks: dict[int, asyncio.Future[int]] = {}
         self._connack: Properties | None = None
+        self._carried = self._told = 0
         self._id = settings.client_id or gateway
 
     @asynccontextmanager
@@ -106,6 +110,16 @@ class Connection(aiomqtt.Client):
             self._connected.set_exception(aiomqtt.MqttError(said))
             self._connected.exception()  # nobody may wait for it any more
 
+    def more_carried(self) -> int:
+        """Return how many bytes this connection has cost since it was asked last."""
+        self._count(self._client.socket())
+        told, self._told = self._told, self._carried
+        return self._told - told
+
+    def _count(self, sock: object) -> None:
+        if isinstance(sock, socket.socket) and sock.fileno() >= 0:
+            self._carried = carried(sock)
+
     async def lost(self) -> None:
         """Wait until the connection is lost, and raise."""
         await asyncio.wait({self._disconnected})
@@ -121,12 +135,14 @@ class Connection(aiomqtt.Client):
         return UplinkError(f"connection lost: {_cause(error)}")
 
     def send(
-        self, topic: str, payload: bytes, *, retain: bool = False, kind: str = ""
+        self, topic: str, payload: bytes, *, retain: bool = False, kind: str
     ) -> asyncio.Future[int]:
-        """Publish with QoS 1; the result of the future is the reason code of its PUBACK."""
+        """Publish with QoS 1; the result of the future is the reason code of its PUBACK.
+
+        MQTT 3.1.1 has neither reason codes nor properties: there it is always 0.
+        """
         properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho's own
-        if kind:
-            properties.ContentType = kind
+        properties.ContentType = kind
         info = self._client.publish(topic, payload, 1, retain, properties)
         if info.rc != paho.MQTT_ERR_SUCCESS:
             if self._disconnected.done():
@@ -177,6 +193,10 @@ class Connection(aiomqtt.Client):
         if not (self._connected.done() or self._disconnected.done()):
             self._disconnected.set_exception(aiomqtt.MqttCodeError(reason_code))
         super()._on_disconnect(client, userdata, flags, reason_code, properties)
+
+    def _on_socket_close(self, client: paho.Client, userdata: object, sock: socket.socket) -> None:
+        self._count(sock)
+        super()._on_socket_close(client, userdata, sock)
 
     def _on_publish(
         self,
@@ -281,10 +301,15 @@ def _remedy(error: Exception) -> str:
         "No route to host": "no route: is there a network?",
         "Retain not supported": "the broker must take retained messages: change its settings",
         "QoS not supported": "the broker must take QoS 1: change its settings",
-        "closed before": "does it speak MQTT 5 there, TLS or plain as url says, or want cert_file?",
+        "Unsupported protocol version": 'set [uplink] protocol = "3.1.1"',
+        "closed before": "does it speak MQTT 5 there (else set [uplink] protocol), TLS or plain as "
+        "url says, or want cert_file?",
+        "certificate has expired": "renew the broker's, or set this box's clock (timedatectl)",
+        "certificate is not yet valid": "is this box's clock right (timedatectl)?",
+        "certificate is not valid for": "write the name in url as it stands in the certificate",
+        "CERTIFICATE_VERIFY_FAILED": "give the authority that signed the broker's as ca_file",
         "[SSL:": "no TLS is spoken there, or none of today: mqtt:// for plain TCP, or another port",
         "timed out": "no answer: check [uplink] url, firewall and network",
-        "certificate": "check [uplink] ca_file, the name in url, and this box's clock",
     }
     cause = next((remedy for seen, remedy in remedies.items() if seen in said), "")
     return f"{said}: {cause}" if cause else said

@@ -12,6 +12,8 @@ from gateway.poller import Poller
 from gateway.rates import RATE_AFTER, Rates
 from gateway.session import UplinkState
 
+_ISO = "%Y-%m-%dT%H:%M:%SZ"
+
 
 class Health:
     """Looks at the parts of the gateway; changes none of them."""
@@ -46,7 +48,9 @@ class Health:
         """Return what is worth a message when it changes."""
         stats = self._buffer.stats()
         reasons = tuple(poller.state.why is None for poller in self._pollers)
-        return reasons, self._adapters(), stats.dropped, tuple(stats.refused), tuple(stats.faults)
+        buffer = stats.dropped, tuple(stats.refused), tuple(stats.faults)
+        uplink = tuple(self._uplink.suspects), self._uplink.outlook
+        return reasons, self._adapters(), buffer, uplink
 
     def snapshot(self, state: str) -> dict[str, object]:
         """Return everything known now; `state` is online or offline."""
@@ -102,16 +106,23 @@ class Health:
             "last_ack": None if state.last_ack_ms is None else utc(state.last_ack_ms),
             "caught_up_in_s": self._caught_up_in_s(),
             "unheard": state.unheard,
+            "held_back": list(state.suspects),
             "bytes_month": state.traffic.month,
+            "certificate": self._of_certificate(),
             "why": state.why,
         }
 
+    def _of_certificate(self) -> dict[str, object]:
+        seen = self._uplink.outlook
+        return {
+            "until": None if seen.until is None else f"{seen.until:{_ISO}}",
+            "why": seen.fault or seen.notice,
+        }
+
     def _caught_up_in_s(self) -> int | None:
-        """Return how long what waits takes at the present pace of acknowledgements."""
-        waiting, pace = self._buffer.stats().waiting_batches, self._uplink.pace
-        if not waiting:
-            return 0
-        return None if pace is None else math.ceil(waiting * pace)
+        """Return how long what waits takes at the present pace, or at backlog_rate."""
+        seconds = self._uplink.catch_up(self._buffer.stats().waiting_batches)
+        return None if seconds is None else math.ceil(seconds)
 
     def _of_sensor(self, poller: Poller) -> dict[str, object]:
         state, now = poller.state, self._clock.now().boot_ms
@@ -134,4 +145,4 @@ def _json(fields: dict[str, object]) -> bytes:
 
 def utc(ms: float) -> str:
     """Return Unix ms as UTC, to the second."""
-    return f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    return f"{datetime.fromtimestamp(ms / 1000, UTC):{_ISO}}"

@@ -30,6 +30,7 @@ from gateway.listener import AdvertisementListener, Listener, SerialListener
 from gateway.poller import GattPoller, LocalPoller, Poller, SerialPoller
 from gateway.reading import Reading
 from gateway.serialport import SerialPort
+from gateway.tally import Tally
 from gateway.uplink import Uplink
 
 if TYPE_CHECKING:
@@ -63,9 +64,9 @@ class _Common(TypedDict):
 class Service:
     """One gateway. `run` returns after SIGTERM or SIGINT."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, clock: Clock | None = None) -> None:
         self._config = config
-        self._clock = Clock()
+        self._clock = Clock() if clock is None else clock
         # One thread does all of the buffer's disk work, in order. Ports and files of local sensors
         # have threads of their own: one that hangs must not hold up a sync.
         self._writer = ThreadPoolExecutor(1, "writer")
@@ -77,6 +78,7 @@ class Service:
         self._urgent = asyncio.Event()
         self._radio = _radio(config)
         self._pollers = [self._poller(sensor) for sensor in config.sensors.values()]
+        self._tally = Tally(self._pollers, self._clock)
         self._uplink = Uplink(
             *(config.uplink, config.gateway.id, self._buffer, self._writer), about=about(config)
         )
@@ -139,13 +141,16 @@ class Service:
                 asyncio.get_running_loop().add_signal_handler(number, taking.cancel)
             await self._tick()
             uplink = tasks.create_task(self._uplink.run(self._health), name="uplink")
+            watch = tasks.create_task(self._uplink.watch(), name="certificate")
             notify("READY=1")
             await asyncio.wait({taking})
             notify("STOPPING=1")
+            self._tally.tell()
             await self._on_writer(self._buffer.close)
             self._uplink.wake()
             await self._uplink.farewell(self._health, FAREWELL)
             uplink.cancel()
+            watch.cancel()
         await self._on_writer(self._buffer.close)  # what was acknowledged last is written down
         if lost := self._buffer.unsaved:
             log.error("stopped: %d readings are lost: %s", lost, self._buffer.fault)
@@ -160,6 +165,7 @@ class Service:
         asked = [poller for poller in self._pollers if not isinstance(poller, Listener)]
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._keep_buffer(), name="buffer")
+            tasks.create_task(self._tally.run(), name="tally")
             if self._radio:
                 tasks.create_task(self._radio.run(), name="radio")
             for poller in self._pollers:

@@ -8,46 +8,24 @@ Window 1 at 100 ms round trip carries 9.8 batches/s, window 20 carries 136, with
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.buffer import Buffer
+from gateway.certificate import Outlook
 from gateway.connection import Connection, UplinkError
 from gateway.spool import Held
 from gateway.suspects import Suspects
-from gateway.wire import content_type
+from gateway.traffic import Traffic
 
 SUCCESS, NOBODY_SUBSCRIBES = 0x00, 0x10
 NOT_THIS_BATCH = {0x90: "topic name invalid", 0x95: "packet too large", 0x99: "format invalid"}
 """Reason codes that would come again for the same batch for ever: it is set aside."""
 
 log = logging.getLogger(__name__)
-
-
-class Traffic:
-    """Bytes that were sent in the last 30 days, as far as the daemon has been running."""
-
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self._now = now
-        self._days: Counter[int] = Counter()
-
-    def add(self, sent: int) -> None:
-        """Count bytes of today."""
-        self._days[self._day()] += sent
-
-    @property
-    def month(self) -> int:
-        """Bytes of today and the 29 days before."""
-        oldest = self._day() - 29
-        for day in [day for day in self._days if day < oldest]:
-            del self._days[day]
-        return self._days.total()
-
-    def _day(self) -> int:
-        return int(self._now() // 86_400)
 
 
 @dataclass(slots=True)
@@ -64,7 +42,18 @@ class UplinkState:
     """Batches that the broker took although nobody subscribes to them."""
     pace: float | None = None
     """Seconds that a batch takes now, when many are under way; None until one is acknowledged."""
+    gap: float = 0.0
+    """Seconds from one batch of the backlog to the next, at least."""
     traffic: Traffic = field(default_factory=Traffic)
+    suspects: Suspects = field(default_factory=Suspects)
+    outlook: Outlook = field(default_factory=Outlook)
+    """What our certificate's dates and the clock let expect of TLS."""
+
+    def catch_up(self, batches: int) -> float | None:
+        """Return how many seconds so many batches take now; None while that cannot be told."""
+        if not batches:
+            return 0.0
+        return None if self.pace is None else batches * max(self.pace, self.gap)
 
 
 class Status(Protocol):
@@ -90,22 +79,24 @@ class Session:
         buffer: Buffer,
         writer: Executor,
         *,
+        encode: Callable[[bytes], tuple[bytes, str]],
         state: UplinkState,
-        suspects: Suspects,
         ack_within: float,
     ) -> None:
         self.news = asyncio.Event()
         self.delivered = 0
         self.refused = False
         self._client, self._root, self._buffer, self._writer = client, root, buffer, writer
-        self._state, self._suspects, self._ack_within = state, suspects, ack_within
+        self._encode = encode
+        self._state, self._suspects, self._ack_within = state, state.suspects, ack_within
         self._flying: dict[int, None] = {}  # in the order in which they were sent
         self._window = asyncio.Semaphore(1)
         # The broker counts the status, too; one that takes a single publish has it take turns
         self._place_of_status = self._window if client.at_once == 1 else asyncio.Semaphore(1)
         self._size = 1
         self._since = self._live = buffer.last
-        self._backlog, self._offered_again = 0, buffer.offered_again
+        self._backlog, self._backlog_due = 0, 0.0
+        self._offered_again = buffer.offered_again
         self._settled = asyncio.Event()
         self._status: asyncio.Task[None] | None = None
 
@@ -124,25 +115,39 @@ class Session:
                 self.news.clear()
                 if (found := self._next()) is None:
                     self._window.release()
-                    await self.news.wait()
+                    await self._wait_for_more()
                     continue
                 held, lane = found
                 self._flying[held.sequence] = None
-                payload = await asyncio.get_running_loop().run_in_executor(
-                    self._writer, self._buffer.payload, held
+                message = await asyncio.get_running_loop().run_in_executor(
+                    self._writer, self._message, held
                 )
-                if payload is None:  # evicted meanwhile, and counted
+                if message is None:  # evicted meanwhile, and counted
                     self._landed(held)
                     self._window.release()
                     continue
+                payload, kind = message
                 if not self._fits(payload):
                     await self._set_aside(held, 0x95)
                     self._landed(held)
                     self._window.release()
                     continue
-                topic = f"{self._root}/batch/{lane}"
-                ack = self._send(topic, payload, kind=content_type(payload))
+                ack = self._client.send(f"{self._root}/batch/{lane}", payload, kind=kind)
                 tasks.create_task(self._settle(held, ack))
+
+    def _message(self, held: Held) -> tuple[bytes, str] | None:
+        payload = self._buffer.payload(held)
+        return None if payload is None else self._encode(payload)
+
+    async def _wait_for_more(self) -> None:
+        """Return when there are news, or when the backlog may go on."""
+        more = self._backlog_due if self._backlog_pauses() else None
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(more):
+                await self.news.wait()
+
+    def _backlog_pauses(self) -> bool:
+        return asyncio.get_running_loop().time() < self._backlog_due
 
     def _next(self) -> tuple[Held, str] | None:
         if any(sequence in self._suspects for sequence in self._flying):
@@ -151,18 +156,25 @@ class Session:
         if live := next(self._buffer.waiting(max(self._live, since)), None):
             self._live = live.sequence
             return live, "live"
+        if self._backlog_pauses() or (old := self._next_of_backlog(since)) is None:
+            return None
+        now = asyncio.get_running_loop().time()
+        self._backlog_due = max(self._backlog_due + self._state.gap, now)
+        return old, "backlog"
+
+    def _next_of_backlog(self, since: int) -> Held | None:
         if self._offered_again != self._buffer.offered_again:
             self._offered_again, self._backlog = self._buffer.offered_again, 0
         for old in self._buffer.waiting(self._backlog, max(self._live, since) + 1):
             self._backlog = old.sequence
             if old.sequence not in self._suspects and old.sequence not in self._flying:
-                return old, "backlog"
+                return old
         return None if self._flying else self._suspect()
 
-    def _suspect(self) -> tuple[Held, str] | None:
+    def _suspect(self) -> Held | None:
         for sequence in self._suspects.due():
             if held := next(self._buffer.waiting(sequence - 1, sequence + 1), None):
-                return held, "backlog"
+                return held
             self._suspects.clear(sequence)
         return None
 
@@ -171,12 +183,6 @@ class Session:
         self._suspects.clear(held.sequence)
         if not self._flying:
             self.news.set()
-
-    def _send(
-        self, topic: str, payload: bytes, *, retain: bool = False, kind: str
-    ) -> asyncio.Future[int]:
-        self._state.traffic.add(len(topic) + len(payload))
-        return self._client.send(topic, payload, retain=retain, kind=kind)
 
     async def _settle(self, held: Held, ack: asyncio.Future[int]) -> None:
         state, loop = self._state, asyncio.get_running_loop()
@@ -224,9 +230,8 @@ class Session:
             digest, published = status.digest(), loop.time()
             await self._retain("status", status.payload("online"))
             # Asked once a second: an event from each thing that may change would tie it to them all
-            while (  # noqa: ASYNC110
-                status.digest() == digest and loop.time() < published + every
-            ):
+            while status.digest() == digest and loop.time() < published + every:
+                self._state.traffic.add(self._client.more_carried())
                 await asyncio.sleep(1)
 
     async def _retain(self, name: str, payload: bytes) -> None:
@@ -235,7 +240,9 @@ class Session:
             log.warning("the %s is larger than the broker takes: %d bytes", name, len(payload))
             return
         async with self._place_of_status:
-            ack = self._send(f"{self._root}/{name}", payload, retain=True, kind="application/json")
+            ack = self._client.send(
+                f"{self._root}/{name}", payload, retain=True, kind="application/json"
+            )
             code = await _within(self._ack_within, ack)
         if code >= 0x80:
             log.warning("the broker refuses the %s: 0x%02x %s", name, code, _REASONS.get(code, ""))

@@ -5,6 +5,7 @@ Reading and checking, `bygate check` and config.example.toml all go by these fie
 
 import ipaddress
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -121,7 +122,10 @@ def _is_ipv6(address: str) -> bool:
 
 def _brokers(value: object) -> tuple[Broker, ...]:
     urls = value if isinstance(value, list) and value else [value]
-    return tuple(_broker(url) for url in urls)
+    brokers = tuple(_broker(url) for url in urls)
+    if len({broker.tls for broker in brokers}) > 1:
+        raise ValueError("mqtts:// and mqtt:// in one list: plain TCP is no stand-in for TLS")
+    return brokers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +149,15 @@ class UplinkSettings:
         example="mqtts://mqtt.example.no:8883",
         read=_brokers,
     )
+    protocol: Literal["5", "3.1.1"] = setting(
+        "5",
+        "MQTT version; 3.1.1 for brokers that know no newer: a batch that is refused looks lost.",
+    )
     topic: str = setting("bygate/v1", "Root of all topics.", read=_topic)
+    encoding: Literal["msgpack", "json"] = setting(
+        "msgpack",
+        "Of batches; json: JSON lines, 100 times the bytes, for receivers that read nothing else.",
+    )
     username: str | None = setting(
         None, "Name to log in with at the broker.", example="trd-0042", read=_login
     )
@@ -181,6 +193,17 @@ class UplinkSettings:
         low=1,
         high=65535,
     )
+    profile: Literal["normal", "metered"] = setting(
+        "normal",
+        "Metered links get keepalive 5min and seal_interval 10min, unless those are set.",
+    )
+    backlog_rate: float | None = setting(
+        None,
+        "Batches of the backlog a second, at most; by default as many as broker and link take.",
+        example=5.0,
+        low=0.01,
+        high=10_000,
+    )
     status_interval: Duration = setting(
         duration("1h"),
         "The status is published when a sensor's state changes, and as often as this.",
@@ -211,6 +234,16 @@ class BufferSettings:
         low=3600,
     )
     keep_free: Size = setting(size("64 MiB"), "Space on the partition that is left to others.")
+
+
+PROFILES: Mapping[str, Mapping[str, Mapping[str, object]]] = {
+    "normal": {},
+    "metered": {
+        "uplink": {"keepalive": duration("5min")},
+        "buffer": {"seal_interval": duration("10min")},
+    },
+}
+"""Defaults of a profile that are other than the usual, by table."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 A broker or something on the way to it may drop the connection at one batch. Sent first at each new
 connection, that batch would hold up all others for ever; dropped, it would be lost for what may be
-a fault of the network.
+a fault of the network. MQTT 3.1.1 has no reason codes: there nothing else tells of a batch that the
+broker refuses.
 """
 
 import time
@@ -50,6 +51,9 @@ class Suspects:
 
     def __contains__(self, sequence: int) -> bool:
         return sequence in self._due
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(sorted(self._due))
 
     def due(self) -> Iterator[int]:
         """Yield those whose turn it is, once there is nothing else to send."""

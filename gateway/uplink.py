@@ -4,20 +4,26 @@ import asyncio
 import itertools
 import logging
 import random
+import time
+from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import suppress
+from datetime import UTC, datetime
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 from tenacity.wait import wait_base
 
 from gateway.buffer import Buffer
+from gateway.certificate import outlook
 from gateway.connection import Connection, TakenOver, UplinkError, heed_cancel
+from gateway.encoding import ENCODINGS
 from gateway.session import Session, Status, UplinkState
 from gateway.settings import Broker, UplinkSettings
-from gateway.suspects import LOSSES, Suspects
+from gateway.suspects import LOSSES
 
 ACK_WITHIN = 15.0
 """Seconds after which a missing PUBACK means that the link is dead."""
+LOOK_EVERY = 3600.0
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +41,10 @@ class Uplink:
         about: bytes | None = None,
         wait: wait_base | None = None,
         ack_within: float = ACK_WITHIN,
+        now: Callable[[], float] = time.time,
     ) -> None:
-        self.state = UplinkState()
-        self._suspects = Suspects()
-        self._about = about
+        self.state = UplinkState(gap=1 / settings.backlog_rate if settings.backlog_rate else 0.0)
+        self._about, self._now = about, now
         self._ack_within = ack_within
         self._settings, self._gateway = settings, gateway
         self._buffer, self._writer = buffer, writer
@@ -51,6 +57,25 @@ class Uplink:
         """Say that the buffer may hold more than before."""
         if self._session:
             self._session.news.set()
+
+    async def watch(self) -> None:
+        """Look at our certificate and the clock once an hour, for ever."""
+        while True:
+            self._look()
+            await asyncio.sleep(LOOK_EVERY)
+
+    def _look(self) -> None:
+        """Note what is to be expected of TLS, and log it when it changes, which is once a day."""
+        if not self._settings.url[0].tls:  # they are alike
+            return
+        before, seen = (
+            self.state.outlook,
+            outlook(self._settings.cert_file, datetime.fromtimestamp(self._now(), UTC)),
+        )
+        self.state.outlook = seen
+        # A fault is told with the connection that fails, unless none does
+        if seen != before and (said := seen.fault if self.state.connected else seen.notice):
+            log.warning("uplink: %s", said)
 
     async def run(self, status: Status) -> None:
         """Hold one session after the other, each with a client of its own.
@@ -80,6 +105,7 @@ class Uplink:
     async def _hold_session(self, broker: Broker, status: Status) -> None:
         """Raise UplinkError, unless the session delivered something before it was lost."""
         self.state.broker = broker.url
+        self._look()
         session: Session | None = None
         failure: BaseException | None = None
         try:
@@ -87,13 +113,16 @@ class Uplink:
             async with client.session():
                 session = self._session = Session(
                     *(client, self._root, self._buffer, self._writer),
+                    encode=ENCODINGS[self._settings.encoding],
                     state=self.state,
-                    suspects=self._suspects,
                     ack_within=self._ack_within,
                 )
                 self.state.connected, self.state.why = True, None
                 log.info("uplink %s: connected", broker.url)
-                await session.run(status, self._settings.status_interval, self._about)
+                try:
+                    await session.run(status, self._settings.status_interval, self._about)
+                finally:
+                    self.state.traffic.add(client.more_carried())
         except* (OSError, UplinkError) as group:
             failure = _first(group)
         finally:
@@ -105,11 +134,12 @@ class Uplink:
             self._suspect(session.head)
         taken_over = isinstance(failure, TakenOver)
         if session is None or not session.delivered or session.refused or taken_over:
-            raise UplinkError(str(failure)) from failure
+            fault = None if session else self.state.outlook.fault
+            raise UplinkError(f"{failure}; {fault}" if fault else str(failure)) from failure
         self._say(str(failure))
 
     def _suspect(self, head: int | None) -> None:
-        if head is not None and self._suspects.lost_at(head):
+        if head is not None and self.state.suspects.lost_at(head):
             log.warning(
                 "batch %d: the connection was lost %d times with it under way: it goes last and "
                 "alone from now on; does the broker or a firewall bound what a message may hold?",

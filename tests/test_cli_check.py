@@ -14,7 +14,7 @@ GOOD = """
 [gateway]
 id = "trd-0042"
 [uplink]
-url = ["mqtts://mqtt.example.no", "mqtt://10.0.0.1"]
+url = ["mqtts://mqtt.example.no", "mqtts://10.0.0.1"]
 [buffer]
 max_size = "100 MiB"
 [ports.mast]
@@ -64,15 +64,22 @@ def test_a_good_file_shows_what_will_run(site: Path):
     parts = "river buoy serial 19200 8E1 /dev/ttyUSB0 10min, durable distance, temperature"
     assert river.split() == parts.split()
     assert " ".join(box.split()) == "box attic local - 60s temperature"
-    assert "mqtts://mqtt.example.no:8883, then mqtt://10.0.0.1:1883" in done.stdout
+    assert "mqtts://mqtt.example.no:8883, then mqtts://10.0.0.1:8883" in done.stdout
     assert "flushed every 10s, sealed every 60s; at most 100 MiB, 64 MiB kept free" in done.stdout
+
+
+def test_a_profile_shows_its_effect(site: Path):
+    (site / "metered.toml").write_text(GOOD.replace("[uplink]", '[uplink]\nprofile = "metered"'))
+    done = bygate(site, "check", "-c", "metered.toml")
+    assert "no login; pinged every 5min" in done.stdout
+    assert "sealed every 10min" in done.stdout
 
 
 def test_a_good_file_as_json_says_the_same(site: Path):
     done = bygate(site, "check", "-c", "good.toml", "--json")
     told = json.loads(done.stdout)
     assert (done.returncode, told["ok"], told["mistakes"]) == (0, True, [])
-    assert told["uplink"]["url"] == ["mqtts://mqtt.example.no:8883", "mqtt://10.0.0.1:1883"]
+    assert told["uplink"]["url"] == ["mqtts://mqtt.example.no:8883", "mqtts://10.0.0.1:8883"]
     river, box = told["sensors"]
     assert (river["interval"], river["durable"], river["port"]["baudrate"]) == (
         "10min",

@@ -22,7 +22,8 @@ from wire_batches import batch, examples, reading
 from wire_batches import batches as any_batches
 
 from gateway.cli import main
-from gateway.cli.lines import COLUMNS, csv_head, csv_lines, influx_lines
+from gateway.cli.lines import csv_head, csv_lines, influx_lines
+from gateway.encoding import COLUMNS
 from gateway.reading import Value
 from gateway.wire import Batch, decode, decode_all, encode
 from hil.broker import Broker, Faults

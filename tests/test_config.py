@@ -203,12 +203,28 @@ def test_a_setting_of_the_gateway_that_would_not_do_is_refused(text: str, value:
 
 
 def test_brokers_are_one_or_a_list_with_default_ports_and_ipv6():
-    urls = '["mqtts://a.no", "mqtt://[::1]", "mqtt://b:99/", "mqtts://[fe80::1%eth0]:8884"]'
-    brokers = read(BASE.replace('"mqtt://h"', urls)).uplink.url
+    plain = read(BASE.replace('"mqtt://h"', '["mqtt://[::1]", "mqtt://b:99/"]')).uplink.url
+    secure = '["mqtts://a.no", "mqtts://[fe80::1%eth0]:8884"]'
+    brokers = [*plain, *read(BASE.replace('"mqtt://h"', secure)).uplink.url]
     assert [broker.url for broker in brokers] == [
-        *("mqtts://a.no:8883", "mqtt://[::1]:1883", "mqtt://b:99", "mqtts://[fe80::1%eth0]:8884"),
+        *("mqtt://[::1]:1883", "mqtt://b:99", "mqtts://a.no:8883", "mqtts://[fe80::1%eth0]:8884"),
     ]
-    assert [broker.tls for broker in brokers] == [True, False, False, True]
+    assert [broker.tls for broker in brokers] == [False, False, True, True]
+
+
+def test_plain_tcp_is_no_stand_in_for_tls():
+    found = mistake(BASE.replace('"mqtt://h"', '["mqtts://a", "mqtt://a"]'))
+    assert "plain TCP is no stand-in for TLS" in found
+
+
+def test_a_metered_link_has_other_defaults_which_give_way_to_what_is_set():
+    metered = BASE + 'profile = "metered"\n'
+    config = read(metered)
+    assert (config.uplink.keepalive, config.buffer.seal_interval) == (300.0, 600.0)
+    config = read(metered + 'keepalive = "30s"\n[buffer]\nseal_interval = "2min"\n')
+    assert (config.uplink.keepalive, config.buffer.seal_interval) == (30.0, 120.0)
+    config = read(BASE)
+    assert (config.uplink.keepalive, config.buffer.seal_interval) == (20.0, 60.0)
 
 
 SECRETS = (
@@ -228,7 +244,7 @@ def test_no_message_repeats_a_secret(text: str):
 @pytest.mark.parametrize("key", ["ca_file", "cert_file"])
 def test_certificates_without_tls_are_a_mistake(key: str):
     assert "did you mean mqtts://?" in mistake(BASE + f'{key} = "/x"\n')
-    read(BASE.replace('"mqtt://h"', '["mqtt://a", "mqtts://b"]') + f'{key} = "/x"\n')
+    read(BASE.replace("mqtt:", "mqtts:") + f'{key} = "/x"\n')
 
 
 def test_half_of_a_pair_is_a_mistake():

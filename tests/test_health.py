@@ -1,19 +1,22 @@
 """The status says what is known, and null for what is not."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import jumping
 
 from gateway.buffer import Buffer
+from gateway.certificate import Outlook
 from gateway.clock import Clock
 from gateway.disk import Disk
 from gateway.health import Health
 from gateway.rates import RATE_AFTER
 from gateway.reading import TEMPERATURE, Reading
-from gateway.session import Traffic, UplinkState
+from gateway.session import UplinkState
 from gateway.settings import BufferSettings
+from gateway.traffic import Traffic
 
 DAY_MS = 86_400_000
 RATE_MS = RATE_AFTER * 1000
@@ -94,6 +97,28 @@ def test_catching_up_takes_no_time_where_nothing_waits_and_is_unknown_without_a_
     assert box.said("uplink")["caught_up_in_s"] is None
     box.uplink.pace = 0.5
     assert box.said("uplink")["caught_up_in_s"] == 15
+
+
+def test_a_capped_backlog_is_forecast_by_its_cap_where_that_is_slower(tmp_path: Path):
+    box = Box(tmp_path)
+    box.seal(30)
+    box.uplink.gap = 0.5
+    assert box.said("uplink")["caught_up_in_s"] is None
+    box.uplink.pace = 0.01
+    assert box.said("uplink")["caught_up_in_s"] == 15
+    box.uplink.pace = 1.0
+    assert box.said("uplink")["caught_up_in_s"] == 30
+
+
+def test_a_certificate_that_expires_is_in_the_status_and_worth_a_message(tmp_path: Path):
+    box = Box(tmp_path)
+    assert box.said("uplink")["certificate"] == {"until": None, "why": None}
+    before = box.health.digest()
+    until = datetime(2027, 1, 2, 3, 4, 5, tzinfo=UTC)
+    box.uplink.outlook = Outlook(until, notice="in 29 days: renew it")
+    found = box.said("uplink")["certificate"]
+    assert found == {"until": "2027-01-02T03:04:05Z", "why": "in 29 days: renew it"}
+    assert box.health.digest() != before
 
 
 def test_traffic_is_of_the_last_thirty_days():

@@ -4,9 +4,31 @@ import signal
 import threading
 from pathlib import Path
 
+from gateway_process import values
+
 from gateway.config import load
 from gateway.service import Service, _stray
+from gateway.tally import Tally
 from hil.broker import Broker
+
+
+def test_outcomes_are_told_while_it_runs(tmp_path: Path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            file = tmp_path / "config.toml"
+            file.write_text(
+                f'[gateway]\nid = "trd-0042"\nstate_dir = "{tmp_path}/state"\n'
+                f'[uplink]\nurl = "{broker.url}"\n[buffer]\nseal_interval = "100ms"\n'
+                '[sensors.box]\ndriver = "host"\n'
+            )
+            service = Service(load(file))
+            service._tally = Tally(service._pollers, service._clock, every=0.1)
+            serving = asyncio.create_task(service.run())
+            await broker.wait_for(lambda seen: values(seen, "box", "outcome_ok")[:2] == [1, 0])
+            os.kill(os.getpid(), signal.SIGTERM)
+            await serving
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
 
 
 def test_connecting_has_threads_of_its_own_and_they_are_few(tmp_path: Path):

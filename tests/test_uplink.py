@@ -3,118 +3,26 @@ import contextlib
 import gc
 import json
 import random
+import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import aiomqtt
 import pytest
+from delivery import BATCHES, Box, Status, address, both, delivering, lane, run, until
+from mosquitto import Mosquitto
 from tenacity import wait_fixed
 from tenacity.wait import wait_base
 
-from gateway.buffer import Buffer
-from gateway.disk import Disk
 from gateway.reading import COUNT, Instant, Reading
 from gateway.settings import Broker as Address
-from gateway.settings import BufferSettings, UplinkSettings
 from gateway.suspects import LOSSES, Suspects
-from gateway.uplink import Uplink
+from gateway.traffic import carried
 from gateway.wire import decode
 from hil.broker import Broker, Faults, Limits, Received
-
-BATCHES = "bygate/v1/+/batch/#"
-
-
-class Status:
-    """The status of a gateway that is fine."""
-
-    size = 0
-
-    def payload(self, state: str) -> bytes:
-        return json.dumps({"state": state, "more": "x" * self.size}).encode()
-
-    def will(self) -> bytes:
-        return b'{"state": "offline"}'
-
-    def digest(self) -> object:
-        return self.size
-
-
-class Box:
-    """A buffer and its uplink; each `seal` makes a batch of one reading that counts up."""
-
-    def __init__(self, directory: Path, *brokers: Address, **arguments: Any) -> None:
-        self.directory = directory
-        settings = BufferSettings(flush_interval=0, seal_interval=0, keep_free=0)
-        self.buffer = Buffer(Disk(directory), settings, "trd-0042", 1)
-        self.writer = ThreadPoolExecutor(1)
-        self.status = Status()
-        options = {"wait": wait_fixed(0.02), **arguments}
-        settings = UplinkSettings(url=brokers, **options.pop("settings", {}))
-        self.uplink = Uplink(settings, "trd-0042", self.buffer, self.writer, **options)
-        self.state = self.uplink.state
-        self.sealed = 0
-
-    async def seal(self, count: int = 1, value: Any = None) -> None:
-        for _ in range(count):
-            at = Instant(1_763_900_000_000 + self.sealed, self.sealed, 2)
-            self.buffer.append(Reading("it", COUNT, at, self.sealed if value is None else value))
-            self.sealed += 1
-            tick = partial(self.buffer.tick, 0.0)
-            await asyncio.get_running_loop().run_in_executor(self.writer, tick)
-        self.uplink.wake()
-
-    @property
-    def delivered(self) -> bool:
-        return self.buffer.stats().waiting_batches == 0
-
-    async def empty(self) -> None:
-        await until(lambda: self.delivered)
-
-    @property
-    def refused(self) -> list[str]:
-        return sorted(path.name for path in (self.directory / "refused").iterdir())
-
-
-def address(broker: Broker) -> Address:
-    return Address(broker.host, broker.port, tls=False)
-
-
-@contextlib.asynccontextmanager
-async def delivering(box: Box) -> AsyncIterator[asyncio.Task[None]]:
-    task = asyncio.create_task(box.uplink.run(box.status))
-    try:
-        yield task
-    finally:
-        task.cancel()
-        done, _ = await asyncio.wait({task}, timeout=5)
-        box.writer.shutdown()
-        assert done
-        assert task.cancelled() or task.exception() is None, task.exception()
-
-
-async def until(holds: Callable[[], object], within: float = 10) -> None:
-    async with asyncio.timeout(within):
-        while not holds():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
-
-
-def run(scenario: Coroutine[Any, Any, None], within: float = 30) -> None:
-    asyncio.run(asyncio.wait_for(scenario, within))
-
-
-def lane(messages: list[Received], name: str) -> list[int]:
-    """Return the sequences of a lane, as they came."""
-    return [decode(m.payload).sequence for m in messages if m.topic.endswith(f"batch/{name}")]
-
-
-def both(messages: list[Received]) -> list[int]:
-    return [decode(m.payload).sequence for m in messages if "/batch/" in m.topic]
-
 
 # Lanes and order
 
@@ -153,6 +61,25 @@ def test_live_batches_overtake_the_backlog_and_each_lane_is_in_order(tmp_path):
             assert lane(broker.received, "live") == [61, 62, 63]
             assert lane(broker.received, "backlog") == list(range(1, 61))
             assert both(broker.received).index(63) < 40
+
+    run(scenario())
+
+
+def test_a_cap_spaces_the_backlog_out_and_no_live_batch(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker), settings={"backlog_rate": 50.0})
+            await box.seal(31)
+            async with delivering(box):
+                await until(lambda: lane(broker.received, "backlog"))
+                await box.seal(40)
+                await until(lambda: len(lane(broker.received, "live")) == 40)
+                assert len(lane(broker.received, "backlog")) < 31
+                assert box.state.catch_up(10) == pytest.approx(0.2)
+                await box.empty()
+            times = [m.time for m in broker.received if m.topic.endswith("backlog")]
+            assert times[-1] - times[0] >= 30 / 50 - 0.02
+            assert lane(broker.received, "backlog") == list(range(1, 32))
 
     run(scenario())
 
@@ -486,6 +413,32 @@ def test_thirty_connections_leave_no_descriptors_and_no_tasks(tmp_path):
 # Connecting
 
 
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_a_socket_sends_small_packets_at_once_and_notices_a_pulled_cable(protocol, tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker), settings={"protocol": protocol})
+            async with delivering(box):
+                await until(lambda: box.state.connected)
+                sock = box.uplink._session._client._client.socket()
+                assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 10_000
+
+    run(scenario())
+
+
+def test_a_silent_link_is_pinged_as_often_as_the_settings_say(tmp_path):
+    async def scenario() -> None:
+        async with Mosquitto(tmp_path) as broker:
+            there = Address("127.0.0.1", broker.port, tls=False)
+            box = Box(tmp_path / "state", there, settings={"keepalive": 1.0})
+            async with delivering(box):
+                await until(lambda: "Received PINGREQ from trd-0042" in broker.log)
+                assert "c1, k1)" in broker.log
+
+    run(scenario())
+
+
 @pytest.mark.parametrize(
     ("code", "remedy"),
     [
@@ -542,7 +495,7 @@ def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
         openssl(
             *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
             *("-keyout", directory / f"{name}.key", "-out", directory / f"{name}.pem"),
-            *("-subj", f"/CN={name}"),
+            *("-subj", f"/CN={name}", "-days", "365"),
         )
     openssl(
         *("ec", "-in", directory / "own.key", "-out", directory / "locked.key"),
@@ -738,7 +691,8 @@ async def saying(answer: bytes, *, close: bool = False) -> AsyncIterator[Address
 @pytest.mark.parametrize(
     ("answer", "close", "says"),
     [
-        ("", True, "closed before the broker had answered: the other end closed it: does it"),
+        ("", True, "had answered: the other end closed it: does it speak MQTT 5 there (else set"),
+        ("20020001", False, 'Unsupported protocol version: set [uplink] protocol = "3.1.1"'),
         ("2003009a00", False, "Retain not supported: the broker must take retained messages"),
         ("2003009b00", False, "QoS not supported: the broker must take QoS 1"),
         ("2003000000 e0028e00", False, "another client connected with our id 'trd-0042'"),
@@ -810,6 +764,18 @@ def test_the_status_is_published_again_when_it_changes(tmp_path):
     run(scenario())
 
 
+def test_the_status_is_published_every_so_often_though_nothing_changed(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker), settings={"status_interval": 1.0})
+            async with delivering(box):
+                await broker.wait_for(3)
+            times = [message.time for message in broker.received]
+            assert times[2] - times[0] > 1.9
+
+    run(scenario())
+
+
 def test_what_a_gateway_is_is_published_retained_at_each_connection(tmp_path):
     async def scenario() -> None:
         async with Broker() as broker:
@@ -838,13 +804,42 @@ def test_what_was_sent_is_counted_and_the_pace_is_known_while_connected(tmp_path
                 assert box.state.pace is None
                 await box.empty()
                 assert 0 < box.state.pace < 0.2
-                sent = sum(len(m.topic) + len(m.payload) for m in broker.received)
-                assert box.state.traffic.month == sent
                 await broker.down()
                 await until(lambda: not box.state.connected)
+                sent = sum(len(m.topic) + len(m.payload) for m in broker.received)
+                counted, messages = box.state.traffic.month, len(broker.received)
+                assert sent + 52 * 2 < counted < sent + 350 * (messages + 10)
                 assert box.state.pace is None
 
     run(scenario())
+
+
+def test_what_a_connection_costs_is_counted_pings_and_all(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker), settings={"keepalive": 1.0})
+            async with delivering(box):
+                await broker.wait_for(1)
+                await until(lambda: box.state.traffic.month)
+                before, published = box.state.traffic.month, len(broker.received)
+                await until(lambda: box.state.traffic.month >= before + 2 * (2 + 2 + 3 * 52))
+                assert len(broker.received) == published
+
+    run(scenario())
+
+
+def test_the_kernel_counts_what_a_connection_carries():
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as one,
+        server.accept()[0] as other,
+    ):
+        before = carried(one)
+        one.sendall(b"x" * 1000)
+        assert other.recv(2000)
+        other.sendall(b"y" * 500)
+        assert one.recv(2000)
+        assert 1500 + 2 * 52 <= carried(one) - before <= 1500 + 4 * 52
 
 
 def test_a_broker_that_refuses_the_status_gets_the_batches(tmp_path, caplog):

@@ -87,7 +87,8 @@ def _broker(config: Config) -> str:
     uplink = config.uplink
     urls = ", then ".join(broker.url for broker in uplink.url)
     login = f"login {uplink.username}" if uplink.username else "no login"
-    return f"{urls}; topics under {uplink.topic}; client {uplink.client_id}, {login}"
+    ping = f"pinged every {shown_duration(uplink.keepalive)}"
+    return f"{urls}; topics under {uplink.topic}; client {uplink.client_id}, {login}; {ping}"
 
 
 def _buffer(config: Config) -> str:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from gateway.cli.lines import json_lines
+from gateway.encoding import json_lines
 from gateway.wire import WireError, decode_all
 
 _CHUNK = 1 << 20

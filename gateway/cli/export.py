@@ -16,8 +16,9 @@ from pathlib import Path
 
 from gateway.cli import DEFAULT_CONFIG
 from gateway.cli.buffer import reading
-from gateway.cli.lines import csv_head, csv_lines, influx_lines, json_lines
+from gateway.cli.lines import csv_head, csv_lines, influx_lines
 from gateway.config import load
+from gateway.encoding import json_lines
 from gateway.glance import Glance, NoBuffer
 from gateway.wire import Batch
 

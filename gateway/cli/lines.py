@@ -1,8 +1,6 @@
-"""Readings as lines of text: JSON, CSV, and InfluxDB's line protocol.
+"""Readings as lines of text that are not JSON: CSV, and InfluxDB's line protocol.
 
-Every number is written so that it reads back as the same number. `clock` says how far the time may
-be trusted (0 never set, 1 hold-over or RTC, 2 NTP, 3 GNSS); below 2, `boot` and `boot_ms` say when
-it was in terms of that boot.
+Every number is written so that it reads back as the same number.
 """
 
 import csv
@@ -10,30 +8,9 @@ import io
 import json
 from collections.abc import Iterator
 
-from gateway.reading import Reading, Value
+from gateway.encoding import COLUMNS, row
+from gateway.reading import Value
 from gateway.wire import Batch
-
-COLUMNS = (
-    *("gateway", "epoch", "sequence", "sensor", "quantity", "unit"),
-    *("time_ms", "boot", "boot_ms", "clock", "value", "quality"),
-)
-
-
-def _row(batch: Batch, reading: Reading) -> dict[str, Value]:
-    """Return all that is known of a reading, keys as in COLUMNS."""
-    at, quantity = reading.instant, reading.quantity
-    cells = (
-        *(batch.gateway, batch.epoch, batch.sequence),
-        *(reading.sensor, quantity.name, quantity.unit),
-        *(at.wall_ms, batch.boot, at.boot_ms, int(at.clock), reading.value, int(reading.quality)),
-    )
-    return dict(zip(COLUMNS, cells, strict=True))
-
-
-def json_lines(batch: Batch) -> Iterator[str]:
-    """Yield one JSON object a reading."""
-    for reading in batch.readings:
-        yield f"{json.dumps(_row(batch, reading))}\n"
 
 
 def csv_head() -> str:
@@ -48,9 +25,9 @@ def csv_lines(batch: Batch) -> Iterator[str]:
     begins a formula; the cell of a value that the sensor called invalid is empty.
     """
     for reading in batch.readings:
-        row, line = _row(batch, reading), io.StringIO(newline="")
+        cells, line = row(batch, reading), io.StringIO(newline="")
         value = "" if reading.value is None else json.dumps(reading.value)
-        csv.writer(line).writerow({**row, "value": value}.values())
+        csv.writer(line).writerow({**cells, "value": value}.values())
         yield line.getvalue()
 
 

@@ -1,0 +1,81 @@
+"""The settings of mosquitto that gateway/WIRE.md recommends, with a real one."""
+
+import asyncio
+import re
+import subprocess
+from pathlib import Path
+
+from delivery import Box, delivering, run, until
+from mosquitto import Mosquitto
+
+from gateway.settings import Broker as Address
+from gateway.wire import decode
+
+DOCUMENT = (Path(__file__).parent.parent / "gateway/WIRE.md").read_text(encoding="utf-8")
+LINES = re.search(r"```\n(persistence true\n.*?)```", DOCUMENT, re.DOTALL)[1]
+PATTERN = re.search(r"`(pattern write .*?)`", DOCUMENT)[1]
+SESSION = ("-V", "5", "-q", "1", "-c", "-i", "city", "-x", "3600", "-t", "bygate/v1/+/batch/+")
+
+
+async def subscriber(port: int, *arguments: str) -> bytes:
+    asked = await asyncio.create_subprocess_exec(
+        *("mosquitto_sub", "-p", str(port), *SESSION, *arguments), stdout=asyncio.subprocess.PIPE
+    )
+    return (await asked.communicate())[0]
+
+
+def test_what_was_acknowledged_outlives_a_killed_mosquitto(tmp_path):
+    async def scenario() -> None:
+        store = tmp_path / "mosquitto.db"
+        lines = f"allow_anonymous true\npersistence_location {tmp_path}/\n{LINES}"
+        broker = Mosquitto(tmp_path, lines)
+        await broker.start()
+        try:
+            await subscriber(broker.port, "-E")
+            box = Box(tmp_path / "state", Address("127.0.0.1", broker.port, tls=False))
+            await box.seal(30)
+            *_, last = (box.buffer.payload(held) for held in box.buffer.waiting())
+            async with delivering(box):
+                await box.empty()
+                await until(lambda: last in store.read_bytes())
+                await broker.kill()
+            await broker.start()
+            kept = (await subscriber(broker.port, "-C", "30", "-W", "5", "-F", "%x")).split()
+            found = [decode(bytes.fromhex(text.decode())).sequence for text in kept]
+            assert found == list(range(1, 31))
+        finally:
+            await broker.kill()
+
+    run(scenario())
+
+
+def password(users: Path, name: str, secret: str) -> None:
+    subprocess.run(["mosquitto_passwd", "-b", users, name, secret], check=True)
+
+
+def test_one_line_gives_each_gateway_its_own_topics_and_no_others(tmp_path):
+    async def scenario() -> None:
+        acl, users, secret = (tmp_path / name for name in ("acl", "users", "secret"))
+        acl.write_text(f"{PATTERN}\n")
+        secret.write_text("secret")
+        users.touch()
+        for name in ("trd-0042", "trd-0043"):
+            password(users, name, "secret")
+        broker = Mosquitto(tmp_path, f"password_file {users}\nacl_file {acl}")
+        await broker.start()
+        try:
+            there = Address("127.0.0.1", broker.port, tls=False)
+            for name in ("trd-0042", "trd-0043"):
+                login = {"username": name, "password_file": secret}
+                box = Box(tmp_path / name, there, settings=login)  # its id is trd-0042
+                await box.seal()
+                async with delivering(box):
+                    if name == "trd-0042":
+                        await box.empty()
+                    else:
+                        await until(lambda b=box: "0x87 not authorized" in (b.state.why or ""))
+                        assert not box.delivered
+        finally:
+            await broker.kill()
+
+    run(scenario())
