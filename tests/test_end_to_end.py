@@ -293,7 +293,7 @@ def test_any_number_of_sensors_finds_its_broker_again(tmp_path: Path):
         )
         async with Broker() as broker, gateway(tmp_path, broker.url, many) as daemon:
             topic = "bygate/v1/trd-0042/status"
-            await broker.wait_for(lambda _: len(broker.retained.get(topic, b"")) > 65_535)
+            await broker.wait_for(lambda _: len(broker.retained.get(topic, b"")) > 65_535, 30)
             broker.drop()
             await broker.wait_for(lambda _: broker.connects == 2)
             assert await daemon.stop() == 0
