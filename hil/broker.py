@@ -246,7 +246,7 @@ class Broker:
                 link.drop(how)
 
     async def wait_for(
-        self, wanted: int | Callable[[list[Received]], object], timeout: float = 5.0
+        self, wanted: int | Callable[[list[Received]], object], timeout: float = 20.0
     ) -> None:
         """Wait until so many messages were received, or until a predicate of them holds.
 

@@ -75,6 +75,7 @@ async def test_a_fault_is_said_once_and_its_end_once_and_adverts_come_again(name
             assert radio.why.startswith(FAULTS[name])
             assert radio.states() == {"hci0": radio.why}
         _, after = await ears.next()
+        await radio.opened()  # the first advert may come before the scan is known to run
     assert after < CURED
     assert len(warnings(caplog)) == 1
     assert infos(caplog) == ["hci0: scans again"]

@@ -138,5 +138,5 @@ class PowerCuts(RuleBasedStateMachine):
         assert self.buffer.stats().dropped <= self.taken - len(self.named)
 
 
-PowerCuts.TestCase.settings = settings(max_examples=LENGTH, stateful_step_count=50, deadline=None)
+PowerCuts.TestCase.settings = settings(max_examples=LENGTH, stateful_step_count=50)
 TestPowerCuts = PowerCuts.TestCase

@@ -198,14 +198,14 @@ def mutated(draw: st.DrawFn, name: str) -> bytes:
 
 
 @pytest.mark.parametrize("name", SERIAL)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_any_bytes_give_declared_quantities_or_a_sensor_error(name: str, data: st.DataObject):
     decode(data.draw(st.sampled_from(variants(name))), data.draw(st.binary(max_size=120)))
 
 
 @pytest.mark.parametrize("name", SERIAL)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_a_spoilt_stream_gives_declared_quantities_or_named_outcomes(
     name: str, data: st.DataObject
@@ -217,7 +217,7 @@ def test_a_spoilt_stream_gives_declared_quantities_or_named_outcomes(
 
 
 @pytest.mark.parametrize("name", sorted(set(SERIAL) & SEALS.keys()))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(data=st.data())
 def test_a_spoilt_frame_with_a_right_checksum_gives_no_other_error(name: str, data: st.DataObject):
     driver = data.draw(st.sampled_from(variants(name)))

@@ -518,7 +518,7 @@ async def test_another_version_of_the_protocol_is_refused(broker):
     writer.close()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(sent=st.binary(max_size=40), kind=st.integers(0, 255), greets=st.booleans())
 def test_any_bytes_at_all_leave_the_broker_standing(sent, kind, greets):
     @live

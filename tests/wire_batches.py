@@ -10,7 +10,7 @@ from gateway.reading import HUMIDITY, PM2_5, TEMPERATURE, WATER_LEVEL, Instant, 
 from gateway.wire import Batch
 
 LONG = os.environ.get("BYGATE_TESTS") == "long"
-examples = settings(max_examples=10_000 if LONG else 200, deadline=None)
+examples = settings(max_examples=10_000 if LONG else 200)
 
 EXAMPLE = bytes.fromhex(
     "8ba17601a167a87472642d30303432a165ce9f2c41d7a173cd1267a162ce1d0c55aaa174cf0000019ab0a20700"
