@@ -33,6 +33,7 @@ from gateway.driver import (
     said,
 )
 from gateway.judge import IMPLAUSIBLE, NOT_A_NUMBER, judge
+from gateway.ration import Outages
 from gateway.reading import Quantity, Reading, Values
 
 OK = "ok"
@@ -99,7 +100,7 @@ class Poller:
     clock: Clock
     sink: Callable[[Reading], None]
     state: SensorState = field(default_factory=SensorState)
-    _told: bool = False
+    _outages: Outages = field(default_factory=Outages)
 
     async def run(self, delay: float = 0.0) -> None:
         """Take readings for ever, the first after `delay` seconds; no drift, no queue of turns."""
@@ -152,9 +153,9 @@ class Poller:
         self.state.outcomes[outcome] += 1
 
     def _silent(self, why: str) -> None:
-        if not self._told:
-            log.warning("%s: %s", self.name, why)
-        self.state.why, self._told = why, True
+        if (more := self._outages.begin()) is not None:
+            log.warning("%s: %s%s", self.name, why, more)
+        self.state.why = why
 
     @cached_property
     def _declared(self) -> frozenset[Quantity]:
@@ -178,9 +179,9 @@ class Poller:
         for reading in readings:
             self.state.last[reading.quantity] = reading
             self.sink(reading)
-        if self._told:
+        if self._outages.end():
             log.info("%s: gives readings again", self.name)
-        self.state.why, self._told = None, False
+        self.state.why = None
 
 
 @dataclass(kw_only=True, eq=False)

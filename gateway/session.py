@@ -17,6 +17,7 @@ from typing import Protocol
 from gateway.buffer import Buffer
 from gateway.certificate import Outlook
 from gateway.connection import Connection, UplinkError
+from gateway.ration import Ration
 from gateway.spool import Held
 from gateway.suspects import Suspects
 from gateway.traffic import Traffic
@@ -225,14 +226,18 @@ class Session:
         """Publish what this gateway is, and its status when it changes and every so often."""
         if about is not None:
             await self._retain("about", about)
-        loop = asyncio.get_running_loop()
+        loop, changes = asyncio.get_running_loop(), Ration()
         while True:
             digest, published = status.digest(), loop.time()
             await self._retain("status", status.payload("online"))
             # Asked once a second: an event from each thing that may change would tie it to them all
-            while status.digest() == digest and loop.time() < published + every:
+            while loop.time() < published + every and not (
+                changes.left and status.digest() != digest
+            ):
                 self._state.traffic.add(self._client.more_carried())
                 await asyncio.sleep(1)
+            if loop.time() < published + every:
+                changes.take()
 
     async def _retain(self, name: str, payload: bytes) -> None:
         """Publish a retained document; a broker that does not take it gets the batches."""

@@ -764,6 +764,25 @@ def test_the_status_is_published_again_when_it_changes(tmp_path):
     run(scenario())
 
 
+def test_a_status_that_changes_all_the_time_is_published_each_time_only_at_first(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("gateway.ration.BURST", 2)
+
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            async with delivering(box):
+                for changes in range(1, 30):
+                    box.status.size = changes
+                    await asyncio.sleep(0.15)
+            assert [message.topic for message in broker.received] == [
+                "bygate/v1/trd-0042/status"
+            ] * 3
+
+    run(scenario())
+
+
 def test_the_status_is_published_every_so_often_though_nothing_changed(tmp_path):
     async def scenario() -> None:
         async with Broker() as broker:
