@@ -12,7 +12,7 @@ import errno
 import logging
 import math
 import os
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,22 +23,21 @@ from pathlib import Path
 
 from gateway import journal
 from gateway.acked import Acked
-from gateway.age import age_ms
+from gateway.bounds import Bounds, most
 from gateway.clock import Clock
-from gateway.disk import Damage, Disk, remedy
+from gateway.disk import Disk, remedy
 from gateway.filling import BATCH_READINGS, Filling
 from gateway.journal import Flushed, Journal, JournalFullError
+from gateway.losses import Losses
 from gateway.rates import Noted
-from gateway.reading import Instant, Reading
+from gateway.reading import Reading
 from gateway.refused import DIRECTORY, REFUSED_BYTES, Refused
 from gateway.settings import BufferSettings
 from gateway.spool import Held, Spool
-from gateway.wire import Batch, SizeBound, WireError, decode, encode
+from gateway.wire import Batch, SizeBound, WireError, encode
 
 RAM_READINGS = 100_000
-MAX_SIZE = 512 << 20
-AGES_EVERY = 60.0
-"""Seconds between two looks for what is older than max_age."""
+REFUSED = "refused by the broker"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _sequence = attrgetter("sequence")
@@ -106,7 +105,6 @@ class Buffer:
         clock: Clock | None = None,
     ) -> None:
         """`clock` tells what is older than max_age; without one nothing is."""
-        self._clock, self._next_ages = clock, 0.0
         self._disk, self._refused_disk = disk, disk.below(DIRECTORY)
         self._refused = Refused(self._refused_disk)
         self._settings, self._gateway, self._boot = settings, gateway, boot
@@ -121,15 +119,11 @@ class Buffer:
         self._inherited = 0
         self._previous: tuple[int, int] | None = None
         self._next_flush = 0.0
-        self._taken = self._overflowed = self._overflow_recorded = 0
-        self._unrecorded: Counter[str] = Counter()
-        self._dropped_by: Counter[str] = Counter()
-        self._losses: list[str] = []
-        self._damaged: deque[Damage] = deque()
-        self._damage: list[str] = []
+        self._taken = 0
+        self._losses = Losses(disk)
+        self._bounds = Bounds(disk, settings, self._losses, boot, clock)
         self._fault: str | None = None
         self._disk_errors = 0
-        self._room: int | None = None
         self._rates = Noted(disk)
         self._last_tick = math.inf
 
@@ -142,7 +136,7 @@ class Buffer:
         self._urgent = self._urgent or durable
         while len(self._fresh) > RAM_READINGS:
             self._fresh.popleft()
-            self._overflowed += 1
+            self._losses.overflow()
 
     @property
     def urgent(self) -> bool:
@@ -188,40 +182,23 @@ class Buffer:
                 self._begin_anew()
             if not self._recovered:
                 self._recover()
-            self._set_damage_aside()
+            self._losses.set_damage_aside(self._spool)
             self._store()
             self._take_in(now)
             due()
             self._store()
-            self._keep_bounds()
-            self._drop_old(now)
+            self._losses.record_all(self._spool)
+            self._bounds.keep(self._spool, self._refused.size)
+            self._bounds.drop_old(self._spool, now)
             self._spool.tidy()
             self._spool.write_acked(now)
             self._refused.tidy()
             self._rates.note(now, self._written, self._spool.appended)
         except OSError as error:
-            if error.errno not in _FULL or not self._make_room():
+            if error.errno not in _FULL or not self._bounds.make_room(self._spool):
                 raise
             return False
         return True
-
-    def _make_room(self) -> bool:
-        """Remove what is done with, else the oldest of what waits; whether anything went."""
-        if not self._spool.recovered:
-            return False
-        if self._spool.tidy():
-            return True
-        lost = self._spool.evict_unrecorded()
-        if lost:
-            self._count_dropped(lost, "disk full")
-        return lost > 0
-
-    def _count_dropped(self, readings: int, reason: str) -> None:
-        self._dropped_by[reason] += readings
-        log.warning(
-            "buffer: %s: %d readings dropped, the oldest: %s",
-            *(self._disk.directory, readings, reason),
-        )
 
     def _fails(self, fault: str) -> None:
         if fault != self._fault:
@@ -296,7 +273,7 @@ class Buffer:
         try:
             payload = encode(batch)
         except WireError as error:
-            self._unrecorded[str(error)] += len(readings)
+            self._losses.record_later(len(readings), str(error))
             return None
         first_ms = min(reading.instant.wall_ms for reading in readings)
         return _Sealed(epoch, sequence, len(readings), first_ms, journaled, payload)
@@ -329,8 +306,7 @@ class Buffer:
         ours = {journal.NAME: Path.is_file, Acked.NAME: Path.is_file, DIRECTORY: Path.is_dir}
         for name, fits in ours.items():
             if aside := self._disk.make_way(name, fits):
-                self._damage.append(f"{name} was none of bygate's: kept as {aside}")
-                log.error("buffer: %s: %s", self._disk.directory, self._damage[-1])
+                self._losses.made_way(name, aside)
 
     def _recover(self) -> None:
         self._make_way()
@@ -338,7 +314,7 @@ class Buffer:
             spool = Spool(self._disk)
             spool.recover()
             if self._gone:
-                self._count_gone(spool.follow(self._gone))
+                self._losses.removed(spool.follow(self._gone))
             self._spool, self._gone = spool, None
         frames, damaged = self._journal.recover(self._spool.last)
         unsealed = [frame for frame in frames if frame.epoch != self.epoch]  # those are in RAM
@@ -352,75 +328,8 @@ class Buffer:
             self._previous, self._inherited = self._spool.previous, self._spool.last
         self._refused.recover()
         self._sequence = max(self._sequence, self._spool.last + 1, self._refused.last + 1)
-        self._damaged = deque([*damaged, *self._spool.damage()])
+        self._losses.found([*damaged, *self._spool.damage()])
         self._recovered = True
-
-    def _count_gone(self, readings: int) -> None:
-        self._unrecorded["state directory removed"] += readings
-        loss = (
-            f"{self._disk.directory} was removed or replaced while it was in use: {readings} "
-            "readings on it are lost; it was begun anew"
-        )
-        log.error("buffer: %s", loss)
-        self._losses.append(loss)
-
-    def _set_damage_aside(self) -> None:
-        """Count what recovery could not read, once, and report it."""
-        while self._damaged:
-            damage = self._damaged[0]
-            if damage.lost:
-                self._record_loss(damage.lost, "damaged on disk")
-            self._damaged.popleft()
-            self._damage.append(f"{damage.lost or 'unknown'} readings lost: {damage.aside}")
-            log.error(
-                "buffer: %d bytes of %s damaged, %s readings lost, kept as %s: cut off by a power "
-                "failure, or a failing disk: look for errors in dmesg",
-                *(len(damage.data), damage.name, damage.lost or "unknown", damage.aside),
-            )
-            damage.move(self._disk)
-
-    # Bounds
-
-    def _keep_bounds(self) -> None:
-        if overflow := self._overflowed - self._overflow_recorded:
-            self._record_loss(overflow, "no room in RAM")
-            self._overflow_recorded += overflow
-        for reason in list(self._unrecorded):
-            self._record_loss(self._unrecorded[reason], reason)
-            del self._unrecorded[reason]
-        self._room = room(self._disk, self._settings, self._spool.size + self._refused.size)
-        short = -self._room
-        while short > 0 and (before := self._spool.size):
-            lost = self._spool.evict("buffer full")
-            if not lost:
-                break
-            self._count_dropped(lost, "buffer full")
-            short -= before - self._spool.size
-
-    def _drop_old(self, now: float) -> None:
-        """Drop the segments that are older than max_age, all of their readings, for certain."""
-        most = self._settings.max_age
-        if most is None or self._clock is None or not self._next_ages <= now < math.inf:
-            return
-        old, at = "", self._clock.now()
-        for held in self._spool.ends():
-            age = self._age_ms(held, at)
-            if age is not None and age <= most * 1000:
-                break
-            if age is not None:  # and so is all that was sealed before it
-                old = held.segment
-        while lost := self._spool.evict("older than max_age", until=old):
-            self._count_dropped(lost, "older than max_age")
-        self._next_ages = now + AGES_EVERY
-
-    def _age_ms(self, held: Held, now: Instant) -> int | None:
-        with suppress(WireError):
-            return age_ms(decode(self._spool.payload(held) or b""), self._boot, now)
-        return None
-
-    def _record_loss(self, readings: int, reason: str) -> None:
-        self._spool.record_loss(1, 0, readings, reason)
-        self._dropped_by[reason] += readings
 
     # Batches out
 
@@ -459,10 +368,10 @@ class Buffer:
         payload = self.payload(held)
         if payload is None:
             return
-        most = min(REFUSED_BYTES, _most(self._disk, self._settings) // 4)
+        allowed = min(REFUSED_BYTES, most(self._disk, self._settings) // 4)
         more = 0 if self._refused.lies_here(held) else len(payload)
-        for oldest in self._refused.over(most - more):
-            self._record_loss(self._refused.readings(oldest), "refused by the broker")
+        for oldest in self._refused.over(allowed - more):
+            self._losses.record(self._spool, self._refused.readings(oldest), REFUSED)
             self._refused.remove(oldest)
         self._refused.add(held, reason, payload)
         self._spool.acknowledge(held.sequence)
@@ -499,13 +408,13 @@ class Buffer:
             batches + len(sealed),
             readings + sum(b.readings for b in sealed) + unsealed + len(self._fresh),
             self._oldest_ms(),
-            self._spool.dropped + self._overflowed - self._overflow_recorded,
-            dict(self._dropped_by),
+            self._spool.dropped + self._losses.overflowing,
+            dict(self._losses.by),
             self._refused.names,
-            [*filter(None, [self._fault]), *self._losses, *self._damage, *self._refused.damage],
+            [*filter(None, [self._fault]), *self._losses.told, *self._refused.damage],
             self._disk_errors,
             self._spool.appended,
-            None if self._room is None else max(self._room, 0),
+            None if self._bounds.room is None else max(self._bounds.room, 0),
             self._written,
             self._spool.size,
         )
@@ -523,16 +432,6 @@ class Buffer:
             return filling.first.wall_ms
         fresh = list(self._fresh)
         return fresh[0].instant.wall_ms if fresh else None
-
-
-def room(disk: Disk, settings: BufferSettings, size: int) -> int:
-    """Return how many bytes still fit beside the `size` that there are; below 0: too many."""
-    free, _ = disk.room()
-    return min(free - settings.keep_free, _most(disk, settings) - size)
-
-
-def _most(disk: Disk, settings: BufferSettings) -> int:
-    return settings.max_size or min(MAX_SIZE, disk.room()[1] // 2)
 
 
 def _name(frame: Flushed) -> tuple[int, int, int]:

@@ -14,7 +14,7 @@ import pytest
 from gateway_process import ROOT, batches, gateway, readings, sensor
 from test_buffer import SETTINGS, opened, take
 
-from gateway.buffer import room
+from gateway.bounds import room
 from gateway.cli import main
 from gateway.disk import Disk, volatile
 from gateway.rates import NAME, RATE_AFTER

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from test_buffer import values
 
-from gateway.buffer import AGES_EVERY, Buffer
+from gateway.bounds import AGES_EVERY
+from gateway.buffer import Buffer
 from gateway.clock import Clock
 from gateway.disk import Disk
 from gateway.reading import Quantity, Reading

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gateway.buffer import room
+from gateway.bounds import room
 from gateway.cli import DEFAULT_CONFIG
 from gateway.cli.columns import columns
 from gateway.config import Config, load

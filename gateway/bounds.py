@@ -1,0 +1,83 @@
+"""How much a buffer may hold, and for how long; what is beyond that goes, the oldest first."""
+
+import math
+from contextlib import suppress
+
+from gateway.age import age_ms
+from gateway.clock import Clock
+from gateway.disk import Disk
+from gateway.losses import Losses
+from gateway.reading import Instant
+from gateway.settings import BufferSettings
+from gateway.spool import Held, Spool
+from gateway.wire import WireError, decode
+
+MAX_SIZE = 512 << 20
+AGES_EVERY = 60.0
+"""Seconds between two looks for what is older than max_age."""
+
+
+def most(disk: Disk, settings: BufferSettings) -> int:
+    """Return how many bytes there may be at most."""
+    return settings.max_size or min(MAX_SIZE, disk.room()[1] // 2)
+
+
+def room(disk: Disk, settings: BufferSettings, size: int) -> int:
+    """Return how many bytes still fit beside the `size` that there are; below 0: too many."""
+    free, _ = disk.room()
+    return min(free - settings.keep_free, most(disk, settings) - size)
+
+
+class Bounds:
+    """Those of one buffer. `clock` tells what is older than max_age; without one nothing is."""
+
+    def __init__(
+        self, disk: Disk, settings: BufferSettings, losses: Losses, boot: int, clock: Clock | None
+    ) -> None:
+        self.room: int | None = None
+        """Bytes that still fit, None while that cannot be told."""
+        self._disk, self._settings, self._losses = disk, settings, losses
+        self._boot, self._clock, self._next_ages = boot, clock, 0.0
+
+    def keep(self, spool: Spool, beside: int) -> None:
+        """Evict what is too much for the space, where `beside` bytes lie beside the spool."""
+        self.room = room(self._disk, self._settings, spool.size + beside)
+        short = -self.room
+        while short > 0 and (before := spool.size):
+            lost = spool.evict("buffer full")
+            if not lost:
+                break
+            self._losses.evicted(lost, "buffer full")
+            short -= before - spool.size
+
+    def make_room(self, spool: Spool) -> bool:
+        """Remove what is done with, else the oldest of what waits; whether anything went."""
+        if not spool.recovered:
+            return False
+        if spool.tidy():
+            return True
+        lost = spool.evict_unrecorded()
+        if lost:
+            self._losses.evicted(lost, "disk full")
+        return lost > 0
+
+    def drop_old(self, spool: Spool, now: float) -> None:
+        """Drop the segments that are older than max_age, all of their readings, for certain."""
+        allowed = self._settings.max_age
+        if allowed is None or self._clock is None or not self._next_ages <= now < math.inf:
+            return
+        old, at = "", self._clock.now()
+        for held in spool.ends():
+            age = self._age_ms(spool, held, at)
+            if age is not None and age <= allowed * 1000:
+                break
+            if age is not None:  # and so is all that was sealed before it
+                old = held.segment
+        while lost := spool.evict("older than max_age", until=old):
+            self._losses.evicted(lost, "older than max_age")
+        self._next_ages = now + AGES_EVERY
+
+    def _age_ms(self, spool: Spool, held: Held, now: Instant) -> int | None:
+        with suppress(WireError):
+            return age_ms(decode(spool.payload(held) or b""), self._boot, now)
+        return None

@@ -1,0 +1,94 @@
+"""What had to be given up: recorded on disk, counted by reason, and told."""
+
+import logging
+from collections import Counter, deque
+from collections.abc import Iterable
+
+from gateway.disk import Damage, Disk
+from gateway.spool import Spool
+
+log = logging.getLogger(__name__)
+
+
+class Losses:
+    """The losses of one buffer. `overflow` is the loop's to call, the rest the writer's thread's."""
+
+    def __init__(self, disk: Disk) -> None:
+        self.by: Counter[str] = Counter()
+        """Readings dropped since the start, by reason."""
+        self.told: list[str] = []
+        """What was found to be lost or out of place, for the status."""
+        self._disk = disk
+        self._unrecorded: Counter[str] = Counter()
+        self._overflowed = self._overflow_recorded = 0
+        self._damaged: deque[Damage] = deque()
+
+    @property
+    def overflowing(self) -> int:
+        """Readings for which there was no room in RAM, and of which the disk does not know yet."""
+        return self._overflowed - self._overflow_recorded
+
+    def overflow(self) -> None:
+        """Count a reading for which there was no room in RAM."""
+        self._overflowed += 1
+
+    def record(self, spool: Spool, readings: int, reason: str) -> None:
+        """Count a loss, and have the spool remember it; raises OSError."""
+        spool.record_loss(1, 0, readings, reason)
+        self.by[reason] += readings
+
+    def record_later(self, readings: int, reason: str) -> None:
+        """Have a loss recorded once the disk can."""
+        self._unrecorded[reason] += readings
+
+    def record_all(self, spool: Spool) -> None:
+        """Record what is not yet; raises OSError."""
+        if overflow := self.overflowing:
+            self.record(spool, overflow, "no room in RAM")
+            self._overflow_recorded += overflow
+        for reason in list(self._unrecorded):
+            self.record(spool, self._unrecorded[reason], reason)
+            del self._unrecorded[reason]
+
+    def evicted(self, readings: int, reason: str) -> None:
+        """Count what the spool has evicted, and recorded."""
+        self.by[reason] += readings
+        log.warning(
+            "buffer: %s: %d readings dropped, the oldest: %s",
+            *(self._disk.directory, readings, reason),
+        )
+
+    def removed(self, readings: int) -> None:
+        """Count what was in a directory that somebody took away."""
+        self.record_later(readings, "state directory removed")
+        self._tell(
+            f"{self._disk.directory} was removed or replaced while it was in use: {readings} "
+            "readings on it are lost; it was begun anew"
+        )
+
+    def made_way(self, name: str, aside: str) -> None:
+        """Tell of what stood in place of a file of ours."""
+        self._tell(f"{self._disk.directory}: {name} was none of bygate's: kept as {aside}")
+
+    def found(self, damaged: Iterable[Damage]) -> None:
+        """Take up what recovery could not read."""
+        self._damaged = deque(damaged)
+
+    def set_damage_aside(self, spool: Spool) -> None:
+        """Count what recovery could not read, once, and report it; raises OSError."""
+        while self._damaged:
+            damage = self._damaged[0]
+            if damage.lost:
+                self.record(spool, damage.lost, "damaged on disk")
+            self._damaged.popleft()
+            self.told.append(f"{damage.lost or 'unknown'} readings lost: {damage.aside}")
+            log.error(
+                "buffer: %d bytes of %s damaged, %s readings lost, kept as %s: cut off by a power "
+                "failure, or a failing disk: look for errors in dmesg",
+                *(len(damage.data), damage.name, damage.lost or "unknown", damage.aside),
+            )
+            damage.move(self._disk)
+
+    def _tell(self, loss: str) -> None:
+        log.error("buffer: %s", loss)
+        self.told.append(loss)
