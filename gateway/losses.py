@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 
 class Losses:
-    """The losses of one buffer. `overflow` is the loop's to call, the rest the writer's thread's."""
+    """The losses of one buffer. `overflow` is the loop's to call, all else the writer's."""
 
     def __init__(self, disk: Disk) -> None:
         self.by: Counter[str] = Counter()
