@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="measure, and print the figures")
     bench.add_argument("names", nargs="+", metavar="NAME", type=_one_of(benches(), "bench"))
     bench.add_argument("--json", action="store_true", help="the figures as JSON")
+    bench.add_argument("--quick", action="store_true", help="shorter, and less exact")
     bench.set_defaults(run=_bench)
     return parser
 
@@ -215,7 +216,7 @@ def _setting(text: str) -> tuple[str, object]:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    arguments = ["--json"] if options.json else []
+    arguments = [f"--{name}" for name in ("json", "quick") if getattr(options, name)]
     for name in options.names:
         importlib.import_module(f"hil.bench_{name}").main(arguments)
     return 0

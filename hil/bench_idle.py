@@ -71,10 +71,10 @@ async def measure(interval: str, seconds: float) -> Cost:
             async with Daemon(config) as daemon:
                 await broker.wait_for(lambda seen: bool(_batches(seen)), timeout=90)
                 first_batch = time.time() - began
-                before = _cpu_seconds(daemon.pid)
+                before = cpu_seconds(daemon.pid)
                 await asyncio.sleep(seconds)
-                used = _cpu_seconds(daemon.pid) - before
-                rss = _rss_mb(daemon.pid)
+                used = cpu_seconds(daemon.pid) - before
+                rss = rss_mb(daemon.pid)
                 first = min(r.instant.wall_ms for r in _batches(broker.received)[0].readings)
     took = first / 1000 - began
     return Cost(interval, rss, 100 * used / seconds, round(took, 3), round(first_batch, 3))
@@ -84,12 +84,14 @@ def _batches(received: list[Received]) -> list[Batch]:
     return [decode(message.payload) for message in received if "/batch/" in message.topic]
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
+    """Return what a process has used of all cores."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _rss_mb(pid: int) -> float:
+def rss_mb(pid: int) -> float:
+    """Return what it has in RAM."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
 
@@ -98,10 +100,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table, or with `--json` one JSON list of its lines."""
     parser = argparse.ArgumentParser(prog="bench idle", description=__doc__)
     parser.add_argument("--json", action="store_true", help="figures as JSON")
+    parser.add_argument("--quick", action="store_true", help="10 s each")
     parser.add_argument("--seconds", type=float, default=30, help="how long to watch each")
     parser.add_argument("--interval", nargs="+", default=["60s", "10s", "1s"], help="of the polls")
     args = parser.parse_args(arguments)
-    costs = [asyncio.run(measure(interval, args.seconds)) for interval in args.interval]
+    seconds = min(args.seconds, 10) if args.quick else args.seconds
+    costs = [asyncio.run(measure(interval, seconds)) for interval in args.interval]
     if args.json:
         print(json.dumps([asdict(cost) for cost in costs], indent=1))
         return
