@@ -87,6 +87,11 @@ class Valve:
         async with asyncio.TaskGroup() as pumps:
             pumps.create_task(pair.pump("up", reader, far_writer, self._delay))
             pumps.create_task(pair.pump("down", far_reader, writer, self._delay))
+        await asyncio.sleep(self._delay)  # for what is still on its way
+        for end in (writer, far_writer):
+            end.close()
+            with suppress(OSError):
+                await end.wait_closed()
         self._pairs.discard(pair)
 
 
