@@ -77,6 +77,15 @@ def test_the_sequence_runs_on_and_the_first_batch_names_the_epoch_before(tmp_pat
     assert names == [(11, 1, None, 1), (12, 2, (11, 1), 1), (12, 3, None, 1)]
 
 
+def test_a_first_batch_that_only_the_journal_knew_names_the_epoch_before(tmp_path: Path):
+    for epoch in (11, 12, 13):
+        killed = opened(tmp_path, epoch)
+        take(killed, float(epoch), durable=True)
+        killed.tick(1.0)
+    names = [(b.epoch, b.sequence, b.previous) for b in batches(opened(tmp_path, epoch=14))]
+    assert names == [(11, 1, None), (12, 2, (11, 1)), (13, 3, (12, 2))]
+
+
 def test_an_acknowledged_batch_does_not_come_back(tmp_path: Path):
     buffer = opened(tmp_path)
     take(buffer, 1.0)
