@@ -13,7 +13,7 @@ LABEL = Quantity("label")
 
 class Driver(LocalDriver):
     model = "counting"
-    quantities = (COUNT, LABEL)
+    quantities = (COUNT, *(LABEL.part(n) for n in range(50)))
 
     file: str = required("Where it notes its numbers.", example="/tmp/counted")
     bulk: int = 0

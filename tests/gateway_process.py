@@ -71,7 +71,7 @@ def sensor(name: str, driver: str, port: Path | str | None = None, **settings: o
 
 
 def _toml(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else f'"{value}"'
+    return str(value).lower() if isinstance(value, bool | int) else f'"{value}"'
 
 
 def batches(received: list[Received]) -> list[Batch]:

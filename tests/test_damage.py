@@ -51,7 +51,7 @@ def spool(tmp_path: Path) -> Path:
     for epoch in (1, 2):
         buffer = opened(tmp_path / "sound", epoch)
         for number in range(BATCHES // 2):
-            take(buffer, 10 * epoch + number, 10 * epoch + number + 0.5)
+            take(buffer, 1000 * epoch + number, 1000 * epoch + number + 0.5)
             buffer.tick(0.0)
             buffer.tick(60.0)
         buffer.close()
