@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 from contextlib import suppress
+from getpass import getuser
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,6 +16,7 @@ STARTS_WITHIN = 10.0
 
 _CONFIG = """\
 listener {port} 127.0.0.1
+user {user}
 allow_anonymous true
 persistence true
 persistence_location {directory}/
@@ -60,7 +62,9 @@ class Mosquitto:
         """Start it, and return when it listens."""
         config = self._directory / "mosquitto.conf"
         config.write_text(
-            _CONFIG.format(port=self.port, directory=self._directory, more=self._more)
+            _CONFIG.format(
+                port=self.port, user=getuser(), directory=self._directory, more=self._more
+            )
         )
         parent = os.getpid()
         path = f"{os.environ.get('PATH', '')}:/usr/sbin"

@@ -39,6 +39,7 @@ class PowerCuts(RuleBasedStateMachine):
         self.epochs = 0
         self.on_disk: dict[tuple[int, int], set[object]] = {}  # values by batch
         self.evicted: set[object] = set()
+        self.refused: set[object] = set()  # of what lies aside the oldest may go, too
         self.start()
 
     def start(self) -> None:
@@ -107,6 +108,7 @@ class PowerCuts(RuleBasedStateMachine):
         for held in list(self.buffer.waiting())[:1]:
             self.receive(held)
             self.buffer.set_aside(held, 0x99)
+            self.refused |= self.on_disk[held.epoch, held.sequence]
             self.let_go(held)
 
     def receive(self, held: Held) -> None:
@@ -164,7 +166,7 @@ class PowerCuts(RuleBasedStateMachine):
         # What a start seals, it may evict in the same tick, before anybody can see it
         unseen = self.kept - self.named.keys() - self.evicted
         assert self.settings.max_size or not (unseen or self.evicted)
-        arrived = self.named.keys() - self.evicted
+        arrived = self.named.keys() - self.evicted - self.refused
         lost = len(self.evicted) + len(unseen)
         assert lost <= self.buffer.stats().dropped <= self.taken - len(arrived)
 
