@@ -31,12 +31,12 @@ class LoopDisk:
             image.truncate(self._size)
         self.path.mkdir()
         # without lazy initialisation, which would go on writing behind us
-        _run("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", str(self._image))
-        self._device = _run("losetup", "--find", "--show", str(self._image)).strip()
+        run("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", str(self._image))
+        self._device = run("losetup", "--find", "--show", str(self._image)).strip()
         try:
-            _run("mount", self._device, str(self.path))
+            run("mount", self._device, str(self.path))
         except LoopDiskError:
-            _run("losetup", "--detach", self._device)
+            run("losetup", "--detach", self._device)
             raise
         return self
 
@@ -46,13 +46,13 @@ class LoopDisk:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        _run("umount", "--lazy", str(self.path))
-        _run("losetup", "--detach", self._device)
+        run("umount", "--lazy", str(self.path))
+        run("losetup", "--detach", self._device)
         self._image.unlink()
 
     def mount_again(self, how: str) -> None:
         """Mount it `ro` or `rw`."""
-        _run("mount", "-o", f"remount,{how}", str(self.path))
+        run("mount", "-o", f"remount,{how}", str(self.path))
 
     def written(self) -> int:
         """Return how many bytes were written to the device so far, all that is dirty included."""
@@ -61,12 +61,13 @@ class LoopDisk:
             os.fsync(fd)
         finally:
             os.close(fd)
-        _run("sync", "--file-system", str(self.path))
+        run("sync", "--file-system", str(self.path))
         stat = Path("/sys/block", Path(self._device).name, "stat").read_text().split()
         return int(stat[6]) * _SECTOR
 
 
-def _run(*command: str) -> str:
+def run(*command: str) -> str:
+    """Run a command of the system's and return what it prints; raises LoopDiskError."""
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     try:
         done = subprocess.run(
