@@ -104,13 +104,13 @@ class PowerCutDisk:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        run("umount", str(self.path))
+        run("umount", "--lazy", str(self.path))
         self._leave()
 
     def _leave(self) -> None:
         if self._device:
             run("losetup", "--detach", self._device)
-        run("umount", str(self._served))
+        run("umount", "--lazy", str(self._served))
         self._server.join(10)
         os.close(self._fuse)
 

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import json
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -11,12 +12,12 @@ from typing import Any
 import counting_driver
 import pytest
 from gateway_process import batches, gateway, readings, sensor
-from trials import times
+from trials import mounted, times
 
 from hil.backlog import fill
 from hil.bench_idle import rss_mb
 from hil.broker import Broker, Faults, Received
-from hil.loopdisk import LoopDisk, LoopDiskError
+from hil.loopdisk import LoopDisk
 
 STATUS = "bygate/v1/trd-0042/status"
 TRIALS = range(times(1, 20))
@@ -58,11 +59,8 @@ def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[LoopDisk]:
-    try:
-        with LoopDisk(16 << 20, tmp_path, "state") as mounted:
-            yield mounted
-    except LoopDiskError as error:
-        pytest.skip(f"no disk of its own can be made here, that takes root: {error}")
+    with ExitStack() as stack:
+        yield mounted(stack, LoopDisk(16 << 20, tmp_path, "state"))
 
 
 def run(scenario: Coroutine[Any, Any, None]) -> None:
