@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.buffer import BATCH_READINGS, REFUSED_BYTES, Buffer
+from gateway.buffer import BATCH_READINGS, RAM_READINGS, REFUSED_BYTES, Buffer
 from gateway.disk import Disk
 from gateway.reading import TEMPERATURE, ClockState, Instant, Reading, Value
 from gateway.record import size_of
@@ -596,6 +596,22 @@ def test_it_says_how_many_readings_are_in_ram_alone(tmp_path: Path):
     buffer.close()
     assert buffer.unsaved == 2
     assert values(opened(tmp_path, epoch=2)) == [1.0]
+
+
+def test_what_waits_in_ram_is_bounded_and_the_oldest_go_counted(tmp_path: Path):
+    disk = SmallDisk(tmp_path)
+    buffer = Buffer(disk, UNBOUND, "trd-0042", boot=7, epoch=1)
+    buffer.tick(0.0)
+    disk.dead = True
+    take(buffer, *range(RAM_READINGS + 5))
+    buffer.tick(1.0)
+    assert buffer.stats().waiting_readings == RAM_READINGS
+    assert buffer.stats().dropped == 5
+    disk.dead = False
+    buffer.tick(2.0)
+    buffer.close()
+    assert values(buffer) == list(range(5, RAM_READINGS + 5))
+    assert buffer.stats().dropped_by == {"no room in RAM": 5}
 
 
 def test_it_starts_on_a_full_disk_and_recovers_once(tmp_path: Path):
