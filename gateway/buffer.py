@@ -261,11 +261,12 @@ class Buffer:
     ) -> _Sealed | None:
         """Return the batch; None: no bytes can be made of it, which is counted."""
         oldest = next(self._spool.waiting(), None)
+        before = self._previous if epoch == self.epoch else self._spool.previous
         batch = Batch(
             *(self._gateway, epoch, sequence, boot, readings[0].instant.clock),
             oldest.sequence if oldest else self._sealed[0].sequence if self._sealed else sequence,
             readings,
-            previous=self._previous if epoch == self.epoch else None,
+            previous=before if before and before[0] != epoch else None,
             dropped=self._spool.dropped,
         )
         if epoch == self.epoch:

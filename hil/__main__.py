@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("names", nargs="+", metavar="NAME", type=_one_of(benches(), "bench"))
     bench.add_argument("--json", action="store_true", help="the figures as JSON")
+    bench.add_argument("--quick", action="store_true", help="shorter, and less exact")
     bench.set_defaults(run=_bench)
     return parser
 
@@ -224,7 +225,8 @@ def _setting(text: str) -> tuple[str, object]:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    arguments = [*options.more, *(["--json"] if options.json else [])]
+    arguments = [f"--{name}" for name in ("json", "quick") if getattr(options, name)]
+    arguments += options.more
     for name in options.names:
         importlib.import_module(f"hil.bench_{name}").main(arguments)
     return 0

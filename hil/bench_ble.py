@@ -195,10 +195,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table, or with `--json` one JSON object."""
     parser = argparse.ArgumentParser(prog="bench ble", description=__doc__)
     parser.add_argument("--json", action="store_true", help="figures as JSON")
+    parser.add_argument("--quick", action="store_true", help="5 s each")
     parser.add_argument("--seconds", type=seconds, default=30, help="how long to watch each")
     parser.add_argument("--strangers", type=whole, default=1000, help="how many come beside")
     args = parser.parse_args(arguments)
-    found = asyncio.run(measure(args.seconds, args.strangers))
+    found = asyncio.run(
+        measure(min(args.seconds, 5) if args.quick else args.seconds, args.strangers)
+    )
     if args.json:
         print(json.dumps(asdict(found), indent=1))
         return

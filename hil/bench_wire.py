@@ -224,9 +224,10 @@ def main(arguments: Sequence[str] = ()) -> None:
     """Print the table, or with `--json` one JSON list of its lines."""
     parser = argparse.ArgumentParser(prog="python -m hil.bench_wire", description=__doc__)
     parser.add_argument("--json", action="store_true", help="figures as JSON")
-    as_json = parser.parse_args(arguments).json
-    lines = [measure(size) for size in SIZES]
-    if as_json:
+    parser.add_argument("--quick", action="store_true", help="the two smallest batches alone")
+    args = parser.parse_args(arguments)
+    lines = [measure(size) for size in (SIZES[:2] if args.quick else SIZES)]
+    if args.json:
         print(json.dumps([asdict(line) for line in lines], indent=1))
         return
     series = sum(len(family.places) * len(family.walks) for family in FAMILIES)

@@ -6,6 +6,10 @@ from random import Random
 PAGE = 4096
 
 
+class PowerCut(BaseException):
+    """Nothing that runs gets to hear of it."""
+
+
 class CrashDisk:
     """Has the methods of `gateway.disk.Disk`; `crash` does what a power cut may do at worst.
 
@@ -20,6 +24,8 @@ class CrashDisk:
         self.failing = 0
         """How many of the next syncs fail."""
         self.full = False
+        self.fuse: int | None = None
+        """How many changes the disk still takes before the power is cut in the midst of one."""
         self._live: dict[str, bytearray] = {}
         self._durable: dict[str, bytes] = {}
         self._entries: set[str] = set()
@@ -47,6 +53,7 @@ class CrashDisk:
         return bytes(data[offset:] if length < 0 else data[offset : offset + length])
 
     def write(self, name: str, offset: int, data: bytes) -> None:
+        self._burn()
         if self.full and offset + len(data) > len(self._live.get(name, b"")):
             raise OSError(errno.ENOSPC, "No space left on device")
         _put(self._live.setdefault(name, bytearray()), offset, data)
@@ -56,10 +63,12 @@ class CrashDisk:
             self._unsynced.append((name, start, page))
 
     def cut(self, name: str, length: int) -> None:
+        self._burn()
         del self._live[name][length:]
         self._unsynced.append((name, length, None))
 
     def sync(self, name: str) -> None:
+        self._burn()
         if self.failing:
             # As Linux may: the error is told once, the pages count as clean, the bytes are gone
             self.failing -= 1
@@ -73,11 +82,13 @@ class CrashDisk:
             self._live[name] = bytearray(self._durable.get(name, b""))
 
     def sync_directory(self) -> None:
+        self._burn()
         self._entries = set(self._live)
         self._renamed.clear()
 
     def rename(self, name: str, to: str) -> None:
         """As a file system with a journal does it: one of the two names is there at any time."""
+        self._burn()
         self._move(name, to)
         self._renamed.append((name, to))
 
@@ -89,6 +100,7 @@ class CrashDisk:
             self._entries = self._entries - {name} | {to}
 
     def remove(self, name: str) -> None:
+        self._burn()
         self._live.pop(name, None)
 
     def close(self, name: str) -> None:
@@ -105,6 +117,7 @@ class CrashDisk:
 
     def crash(self, random: Random) -> None:
         """Cut the power."""
+        self.fuse = None
         kept = random.randint(0, len(self._renamed))
         for name, to in reversed(self._renamed[kept:]):
             if to in self._live:
@@ -119,6 +132,12 @@ class CrashDisk:
         self._durable = {name: bytes(data) for name, data in self._live.items()}
         for disk in self._below.values():
             disk.crash(random)
+
+    def _burn(self) -> None:
+        if self.fuse is not None:
+            self.fuse -= 1
+            if self.fuse < 0:
+                raise PowerCut
 
     def _apply(self, chosen) -> None:
         left = []

@@ -77,7 +77,7 @@ def sensor(name: str, driver: str, port: Path | str | None = None, **settings: o
 
 
 def _toml(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else f'"{value}"'
+    return str(value).lower() if isinstance(value, bool | int) else f'"{value}"'
 
 
 def batches(received: list[Received]) -> list[Batch]:
@@ -89,6 +89,11 @@ def batches(received: list[Received]) -> list[Batch]:
 def readings(received: list[Received]) -> list[Reading]:
     """Return their readings, those of every batch once."""
     return [reading for batch in batches(received) for reading in batch.readings]
+
+
+def measured(received: list[Received]) -> list[Reading]:
+    """Return what sensors gave: without the outcomes that the gateway tells of them."""
+    return [r for r in readings(received) if not r.quantity.name.startswith("outcome_")]
 
 
 def values(received: list[Received], sensor: str, quantity: str) -> list[Value]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.buffer import BATCH_READINGS, Buffer
+from gateway.buffer import BATCH_READINGS, RAM_READINGS, Buffer
 from gateway.disk import Disk
 from gateway.reading import TEMPERATURE, ClockState, Instant, Reading, Value
 from gateway.record import size_of
@@ -77,6 +77,15 @@ def test_the_sequence_runs_on_and_the_first_batch_names_the_epoch_before(tmp_pat
         second.tick(60.0)
     names = [(b.epoch, b.sequence, b.previous, b.oldest) for b in batches(second)]
     assert names == [(11, 1, None, 1), (12, 2, (11, 1), 1), (12, 3, None, 1)]
+
+
+def test_a_first_batch_that_only_the_journal_knew_names_the_epoch_before(tmp_path: Path):
+    for epoch in (11, 12, 13):
+        killed = opened(tmp_path, epoch)
+        take(killed, float(epoch), durable=True)
+        killed.tick(1.0)
+    names = [(b.epoch, b.sequence, b.previous) for b in batches(opened(tmp_path, epoch=14))]
+    assert names == [(11, 1, None), (12, 2, (11, 1)), (13, 3, (12, 2))]
 
 
 def test_an_acknowledged_batch_does_not_come_back(tmp_path: Path):
@@ -616,6 +625,22 @@ def test_it_says_how_many_readings_are_in_ram_alone(tmp_path: Path):
     buffer.close()
     assert buffer.unsaved == 2
     assert values(opened(tmp_path, epoch=2)) == [1.0]
+
+
+def test_what_waits_in_ram_is_bounded_and_the_oldest_go_counted(tmp_path: Path):
+    disk = SmallDisk(tmp_path)
+    buffer = Buffer(disk, UNBOUND, "trd-0042", boot=7, epoch=1)
+    buffer.tick(0.0)
+    disk.dead = True
+    take(buffer, *range(RAM_READINGS + 5))
+    buffer.tick(1.0)
+    assert buffer.stats().waiting_readings == RAM_READINGS
+    assert buffer.stats().dropped == 5
+    disk.dead = False
+    buffer.tick(2.0)
+    buffer.close()
+    assert values(buffer) == list(range(5, RAM_READINGS + 5))
+    assert buffer.stats().dropped_by == {"no room in RAM": 5}
 
 
 def test_it_starts_on_a_full_disk_and_recovers_once(tmp_path: Path):

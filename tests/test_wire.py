@@ -5,12 +5,12 @@ from itertools import accumulate, chain, repeat
 
 import msgpack
 import pytest
+import trials
 from hypothesis import given
 from hypothesis import strategies as st
 from wire_batches import (
     EXAMPLE,
     EXAMPLE_BATCH,
-    LONG,
     T,
     U,
     batch,
@@ -475,7 +475,7 @@ def test_mutated_payloads_give_a_batch_or_a_wire_error():
     rng = random.Random(20)
     zipped = wire.encode(batch(*(reading(at / 7, at) for at in range(40))))
     plain = msgpack.packb(unpack(memoryview(zipped))[0])
-    for number in range(10_000 if LONG else 600):
+    for number in range(trials.times(600, 10_000)):
         batch_or_error(mutant(rng, (EXAMPLE, zipped, plain)[number % 3]))
 
 

@@ -1,16 +1,15 @@
 """Batches for tests of the wire format: the worked example and whatever hypothesis makes up."""
 
-import os
 from collections import Counter
 
 from hypothesis import settings
 from hypothesis import strategies as st
+from trials import times
 
 from gateway.reading import HUMIDITY, PM2_5, TEMPERATURE, WATER_LEVEL, Instant, Quantity, Reading
 from gateway.wire import Batch
 
-LONG = os.environ.get("BYGATE_TESTS") == "long"
-examples = settings(max_examples=10_000 if LONG else 200)
+examples = settings(max_examples=times(200, 10_000))
 
 EXAMPLE = bytes.fromhex(
     "8ba17601a167a87472642d30303432a165ce9f2c41d7a173cd1267a162ce1d0c55aaa174cf0000019ab0a20700"

@@ -1,0 +1,98 @@
+"""A real mosquitto as a process of its own, with the settings that gateway/WIRE.md recommends."""
+
+import asyncio
+import os
+import signal
+import socket
+from contextlib import suppress
+from getpass import getuser
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from hil.daemon import die_with
+
+STARTS_WITHIN = 10.0
+
+_CONFIG = """\
+listener {port} 127.0.0.1
+user {user}
+allow_anonymous true
+persistence true
+persistence_location {directory}/
+autosave_on_changes true
+autosave_interval 1
+max_queued_messages 0
+max_inflight_messages 0
+{more}
+"""
+
+
+class Mosquitto:
+    """The broker; it runs while its context is open, and keeps what it holds in `directory`.
+
+    `more` are further lines of its configuration.
+    """
+
+    def __init__(self, directory: Path, more: str = "") -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port: int = free.getsockname()[1]
+        self.host = "127.0.0.1"
+        self._more, self._directory = more, directory
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def url(self) -> str:
+        """Where clients find it, without TLS."""
+        return f"mqtt://{self.host}:{self.port}"
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        await self.end(signal.SIGKILL)
+
+    async def start(self) -> None:
+        """Start it, and return when it listens."""
+        config = self._directory / "mosquitto.conf"
+        config.write_text(
+            _CONFIG.format(
+                port=self.port, user=getuser(), directory=self._directory, more=self._more
+            )
+        )
+        parent = os.getpid()
+        path = f"{os.environ.get('PATH', '')}:/usr/sbin"
+        with (self._directory / "mosquitto.log").open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *("mosquitto", "-c", str(config)),
+                env={**os.environ, "PATH": path},
+                stdout=log,
+                stderr=log,
+                preexec_fn=lambda: die_with(parent),
+            )
+        async with asyncio.timeout(STARTS_WITHIN):
+            while not await self._listens():  # noqa: ASYNC110 - it tells nobody that it does
+                await asyncio.sleep(0.01)
+
+    async def _listens(self) -> bool:
+        if self._process and self._process.returncode is not None:
+            raise OSError((self._directory / "mosquitto.log").read_text(errors="replace"))
+        try:
+            _, writer = await asyncio.open_connection(self.host, self.port)
+        except ConnectionRefusedError:
+            return False
+        writer.close()
+        return True
+
+    async def end(self, number: signal.Signals) -> None:
+        """Send it a signal that ends it, and wait for that."""
+        if self._process:
+            with suppress(ProcessLookupError):
+                self._process.send_signal(number)
+            await self._process.wait()

@@ -1,0 +1,199 @@
+"""The daemon alive on a disk that is full, read-only or fails for a while, and afterwards."""
+
+import asyncio
+import errno
+import json
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import counting_driver
+import pytest
+from gateway_process import batches, gateway, measured, readings, sensor
+from trials import mounted, times
+
+from hil.backlog import fill
+from hil.broker import Broker, Faults, Received
+from hil.loopdisk import LoopDisk
+from hil.proc import rss_mb
+
+STATUS = "bygate/v1/trd-0042/status"
+TRIALS = range(times(1, 20))
+RAM_MB = 60
+BULK = 20
+"""Readings that come with each number, so that batches are larger than a block of the disk."""
+
+# The kernel ends a read-only state that an error brought about, or EIO, only with a new mount: for
+# a while both exist at the calls of the daemon alone.
+FAILING = """
+import os
+from pathlib import Path
+
+def failing(call):
+    def fails_meanwhile(*arguments):
+        if FAULT.exists():
+            number, *calls = FAULT.read_text().split()
+            if call.__name__ in calls:
+                raise OSError(int(number), os.strerror(int(number)))
+        return call(*arguments)
+    return fails_meanwhile
+
+FAULT = Path(__file__).with_name("fault")
+for name in ("pwrite", "fdatasync", "fsync", "ftruncate", "unlink"):
+    setattr(os, name, failing(getattr(os, name)))
+"""
+SYNCS = "fdatasync fsync"
+CHANGES = f"pwrite ftruncate unlink {SYNCS}"
+
+
+@pytest.fixture
+def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A sensor that counts, in a daemon whose calls fail while there is a file `fault`."""
+    counting_driver.install(tmp_path)
+    (tmp_path / "sitecustomize.py").write_text(FAILING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return sensor("it", "counting", interval="100ms", file=tmp_path / "numbers")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[LoopDisk]:
+    with ExitStack() as stack:
+        yield mounted(stack, LoopDisk(16 << 20, tmp_path, "state"))
+
+
+def run(scenario: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(scenario, 60))
+
+
+async def said(broker: Broker, holds: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    """Return what the status says of the buffer, once that holds."""
+
+    def seen(_: object) -> bool:
+        return bool(buffer() and holds(buffer()))
+
+    def buffer() -> dict[str, Any]:
+        return json.loads(broker.retained.get(STATUS, b"{}")).get("buffer", {})
+
+    await broker.wait_for(seen, timeout=20)
+    return buffer()
+
+
+async def counts_on(numbers: Path) -> None:
+    """Return when three more readings were taken."""
+    enough = counting_driver.counted(numbers) + 3
+    async with asyncio.timeout(10):
+        while counting_driver.counted(numbers) < enough:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+def numbers(received: list[Received]) -> list[int]:
+    return sorted(r.value for r in readings(received) if r.quantity.name == "count")
+
+
+INTERVALS = {"flush_interval": "100ms", "seal_interval": "200ms", "keep_free": "0B"}
+
+
+@pytest.mark.parametrize("trial", TRIALS)
+@pytest.mark.parametrize(
+    ("number", "calls"),
+    [(errno.EIO, SYNCS), (errno.EIO, CHANGES), (errno.EROFS, CHANGES)],
+    ids=["EIO of syncs", "EIO", "read-only"],
+)
+def test_nothing_is_lost_while_the_disk_fails(
+    tmp_path: Path, counting: str, number: int, calls: str, trial: int
+):
+    async def scenario() -> None:
+        random, file = Random(trial), tmp_path / "numbers"
+        async with Broker() as broker, gateway(tmp_path, broker.url, counting, **INTERVALS) as it:
+            for _ in range(2):
+                await broker.wait_for(lambda seen: len(readings(seen)) >= random.randint(1, 9))
+                (tmp_path / "fault").write_text(f"{number} {calls}")
+                state = await said(broker, lambda buffer: buffer["faults"])
+                assert "readings wait in RAM" in state["faults"][0]
+                await counts_on(file)
+                (tmp_path / "fault").unlink()
+                state = await said(broker, lambda buffer: not buffer["faults"])
+                assert state["disk_errors"]
+            assert await it.stop() == 0
+            assert numbers(broker.received) == list(range(counting_driver.counted(file)))
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("trial", TRIALS)
+def test_it_starts_on_a_read_only_disk_and_loses_nothing_when_that_ends(
+    tmp_path: Path, counting: str, disk: LoopDisk, trial: int
+):
+    async def scenario() -> None:
+        file = tmp_path / "numbers"
+        disk.mount_again("ro")
+        async with Broker() as broker, gateway(tmp_path, broker.url, counting, **INTERVALS) as it:
+            state = await said(broker, lambda buffer: buffer["faults"])
+            assert "Read-only file system: look for the cause" in state["faults"][0]
+            await counts_on(file)
+            disk.mount_again("rw")
+            await said(broker, lambda buffer: not buffer["faults"])
+            await counts_on(file)
+            assert await it.stop() == 0
+            assert numbers(broker.received) == list(range(counting_driver.counted(file)))
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("trial", TRIALS)
+def test_on_a_full_disk_the_oldest_go_counted_and_what_comes_waits_for_room(
+    tmp_path: Path, counting: str, disk: LoopDisk, trial: int
+):
+    async def scenario() -> None:
+        file, before = tmp_path / "numbers", 600_000
+        fill(disk.path, before)
+        sensors = sensor("it", "counting", interval="100ms", file=file, bulk=BULK)
+        no_acks = Faults(ack_withheld=True, ack_topics="bygate/v1/+/batch/#")
+        async with (
+            Broker(faults=no_acks) as broker,
+            gateway(tmp_path, broker.url, sensors, **INTERVALS) as it,
+        ):
+            await counts_on(file)
+            with (disk.path / "hog").open("wb", buffering=0) as hog:
+                hogging = asyncio.create_task(take_all(hog))
+                state = await said(broker, lambda buffer: buffer["faults"])
+                await counts_on(file)
+                hogging.cancel()
+            assert "No space left on device: free space there" in state["faults"][0]
+            assert state["dropped_by"].keys() == {"disk full"}
+            assert rss_mb(it.process.pid) < RAM_MB
+            (disk.path / "hog").unlink()
+            await said(broker, lambda buffer: not buffer["faults"])
+            broker.faults = Faults()
+            broker.drop()
+            await broker.wait_for(lambda seen: numbers(acknowledged(seen)), timeout=20)
+            assert await it.stop() == 0
+            taken = counting_driver.counted(file)
+            arrived = acknowledged(broker.received)
+            dropped = max(batch.dropped for batch in batches(arrived))
+            assert len(measured(arrived)) + dropped == before + taken * (1 + BULK)
+            assert numbers(arrived)[-1] == taken - 1
+
+    run(scenario())
+
+
+def acknowledged(received: list[Received]) -> list[Received]:
+    return [message for message in received if message.answer is not None]
+
+
+async def take_all(hog: Any) -> None:
+    """Leave no room to the daemon, whatever it frees."""
+    while True:
+        fill_up(hog)
+        await asyncio.sleep(0.001)
+
+
+def fill_up(hog: Any) -> None:
+    for size in (1 << 16, 1 << 10):
+        try:
+            while hog.write(bytes(size)):
+                pass
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
