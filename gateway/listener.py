@@ -126,6 +126,7 @@ class AdvertisementListener(Listener):
     _said: Advertisement | None = None
     _readings: list[Reading] = field(default_factory=list)
     _counter: int | None = None
+    _unread: SensorError | None = None
     _others: int = 0
 
     def hear(self, advertisement: Advertisement) -> None:
@@ -137,15 +138,17 @@ class AdvertisementListener(Listener):
             elif self._readings and self._counter is None:
                 instant = self.clock.now()
                 self._hear([replace(reading, instant=instant) for reading in self._readings])
+            else:
+                self._others += 1
 
     def _decode(self, advertisement: Advertisement) -> None:
-        self._readings = []
+        self._readings, self._unread = [], None
         try:
             values = self.driver.decode(advertisement)
             if values is not None:
                 self._check(self.driver.counter(advertisement))
         except SensorError as error:
-            self._bad = error
+            self._bad = self._unread = error
             self._count(outcome_of(error))
             return
         if values is None:
@@ -171,6 +174,10 @@ class AdvertisementListener(Listener):
         listened = asyncio.get_running_loop().time() - self.air.since
         if listened < self.interval:  # the sensor cannot be blamed yet
             return NoAdapter(f"the adapter listens only since {listened:.1f} s")
+        if others and self._unread:
+            return self._unread
+        if others and self._readings:
+            return NoReply(f"{others} advertisements {within}, all repeat what it said before")
         if others:
             return NoReply(f"{others} advertisements {within}, none that its driver reads")
         return NoReply(f"no advertisement {within}: check address, battery and distance")
