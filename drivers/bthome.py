@@ -59,6 +59,7 @@ def _forms() -> Iterator[tuple[int, tuple[Quantity | None, str, int, float, floa
             yield int(number, 16), (named.get(name), kind, int(bits or 0) // 8, factor, divisor)
 
 
+LONGEST = 252  # bytes of service data in an AD structure
 FORMS = dict(_forms())
 KINDS = dict.fromkeys(form[0] for form in FORMS.values() if form[0])
 NUMBERED = [each.part(number) for number in range(2, PARTS + 1) for each in KINDS]
@@ -78,8 +79,8 @@ class Driver(d.AdvertisementDriver):
             if advertisement.service("181c") or advertisement.service("181e"):
                 raise d.DeviceRefused("speaks BTHome version 1: set it to version 2, or renew it")
             return None
-        if len(data) < (7 if data[:1] and data[0] & 2 else 1):
-            raise d.BadFrame(f"ends too early: {data.hex(' ')}")
+        if not (7 if data[:1] and data[0] & 2 else 1) <= len(data) <= LONGEST:
+            raise d.BadFrame(f"{len(data)} bytes, too few or too many: {data[:LONGEST].hex(' ')}")
         if data[0] >> 5 != 2:
             raise d.DeviceRefused(f"speaks BTHome version {data[0] >> 5}, not 2")
         address, body = advertisement.address_bytes, data[1:]

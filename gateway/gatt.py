@@ -143,7 +143,8 @@ class Connection:
 
     def has(self, characteristic: str) -> bool:
         """Whether the device has the characteristic."""
-        return self._client.services.get_characteristic(full_uuid(characteristic)) is not None
+        with _named("read", self._within):  # bleak forgets the services when the connection is lost
+            return self._client.services.get_characteristic(full_uuid(characteristic)) is not None
 
     async def read(self, characteristic: str) -> bytes:
         """Return the value of the characteristic."""
