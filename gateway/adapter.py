@@ -7,7 +7,7 @@ restarted, then it is said that the adapter needs a power cut; each of these onc
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -54,7 +54,7 @@ _T = TypeVar("_T")
 
 
 class Adapter:
-    """One Bluetooth adapter, which scans for ever."""
+    """One Bluetooth adapter, which scans for ever; `before` is awaited before each scan."""
 
     def __init__(
         self,
@@ -62,6 +62,7 @@ class Adapter:
         bluez: Bluez,
         heard: Heard,
         *,
+        before: Callable[[], Awaitable[None]] | None = None,
         passive: bool,
         silence: float,
         ask: Path | None,
@@ -70,8 +71,8 @@ class Adapter:
         self.why = f"{name} does not scan yet"
         self.connections = asyncio.Semaphore(3)
         self.connecting = asyncio.Lock()
-        self._bluez, self._tell_heard = bluez, heard
-        self._passive, self._silence, self._ask = passive, silence, ask
+        self._bluez, self._tell_heard, self._before = bluez, heard, before
+        self.passive, self._silence, self._ask = passive, silence, ask
         self._rung = 0
         self._dark = False
         self._said = ""
@@ -123,7 +124,7 @@ class Adapter:
             await self._stop(scanner)
 
     async def _started(self) -> BleakScanner:
-        if not self._passive:
+        if not self.passive:
             return await self._start("active", {"filters": {"DuplicateData": True}})
         kind = AdvertisementDataType.FLAGS
         try:
@@ -133,7 +134,7 @@ class Adapter:
         except BleakError as error:
             scanner = await self._start("active", {"filters": {"DuplicateData": True}})
             log.warning("%s: scans actively, for passively it cannot: %s", self.name, error)
-            self._passive = False
+            self.passive = False
             return scanner
 
     async def _start(
@@ -142,8 +143,13 @@ class Adapter:
         scanner = BleakScanner(
             self._detected, scanning_mode=mode, bluez={**how, "adapter": self.name}
         )
-        await bounded(scanner.start(), CALL)
+        await bounded(self._listen(scanner), CALL)
         return scanner
+
+    async def _listen(self, scanner: BleakScanner) -> None:
+        if self._before is not None:
+            await self._before()
+        await scanner.start()
 
     async def _stop(self, scanner: BleakScanner) -> None:
         with suppress(*BLEAK_FAULTS):  # it is gone already, or goes with its connection
@@ -173,7 +179,7 @@ class Adapter:
 
     @property
     def _idle(self) -> bool:
-        return self._bluez.idle(self.name) and not self._passive
+        return self._bluez.idle(self.name) and not self.passive
 
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):

@@ -6,10 +6,9 @@ payload of a stranger is kept, logged or counted.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 from bleak.backends.bluezdbus.manager import _global_instances
 from bleak.backends.device import BLEDevice
@@ -18,23 +17,23 @@ from bleak.backends.scanner import AdvertisementData
 from gateway.adapter import SILENCE, Adapter
 from gateway.bluez import RETRY, Bluez
 from gateway.driver import Advertisement, place_of
+from gateway.reports import Reports
 
 STARTED = 2.0
 """Seconds in which an adapter begins to scan that can."""
 
-log = logging.getLogger(__name__)
+Hear = Callable[[str, Advertisement], None]
+"""Is told the name of the adapter, and what it has heard."""
 
-_K = TypeVar("_K")
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class _Address:
-    """A configured address: who listens, and what each adapter heard of it last."""
+    """A configured address: who listens, and as what device it was heard last."""
 
-    hear: list[Callable[[Advertisement], None]] = field(default_factory=list)
+    hear: list[Hear] = field(default_factory=list)
     device: tuple[Adapter, BLEDevice] | None = None
-    data: dict[str, AdvertisementData] = field(default_factory=dict)
-    news: dict[str, Advertisement] = field(default_factory=dict)
     alone: asyncio.Lock = field(default_factory=asyncio.Lock)
     waiting: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -52,8 +51,17 @@ class Radio:
     ) -> None:
         self.bluez = Bluez(adapters, _forget)
         self._addresses: dict[str, _Address] = {}
+        self._reports = Reports(self._told)
         self._adapters = [
-            Adapter(name, self.bluez, self._heard, passive=passive, silence=silence, ask=restart)
+            Adapter(
+                name,
+                self.bluez,
+                self._heard,
+                before=self._reports.open,
+                passive=passive,
+                silence=silence,
+                ask=restart,
+            )
             for name in adapters
         ]
 
@@ -83,9 +91,11 @@ class Radio:
         """Return why each adapter does not scan, None for those that do."""
         return {adapter.name: adapter.why or None for adapter in self._adapters}
 
-    def listen(self, address: str, hear: Callable[[Advertisement], None]) -> None:
+    def listen(self, address: str, hear: Hear) -> None:
         """Have `hear` called with each advertisement of an address; it must not raise."""
         self._addresses.setdefault(address, _Address()).hear.append(hear)
+        for adapter in self._adapters:
+            self._reports.watch(adapter, address)
 
     def alone(self, address: str) -> asyncio.Lock:
         """Return what only one at a time holds: whoever disconnects ends all connections to it."""
@@ -100,20 +110,15 @@ class Radio:
             raise LookupError(address)
         return known.device
 
-    def _heard(self, adapter: Adapter, device: BLEDevice, data: AdvertisementData) -> None:
+    def _heard(self, adapter: Adapter, device: BLEDevice, _: AdvertisementData) -> None:
         known = self._addresses.get(device.address)
-        if known is None:
-            return  # a stranger
-        before = known.data.get(adapter.name)
-        known.data[adapter.name] = data
-        known.device = adapter, device
-        known.waiting.set()
-        if known.hear:
-            news = _news(device.address, before, data) or known.news.get(adapter.name)
-            if news is not None:
-                known.news[adapter.name] = news
-                for hear in known.hear:
-                    hear(news)
+        if known is not None:  # no stranger
+            known.device = adapter, device
+            known.waiting.set()
+
+    def _told(self, adapter: Adapter, advertisement: Advertisement) -> None:
+        for hear in self._addresses[advertisement.address].hear:
+            hear(adapter.name, advertisement)
 
 
 async def survey(
@@ -126,8 +131,15 @@ async def survey(
     bluez = Bluez(adapters, _forget)
 
     def heard(_: Adapter, device: BLEDevice, data: AdvertisementData) -> None:
-        if (news := _news(device.address, None, data)) is not None:
-            hear(news)
+        hear(
+            Advertisement(
+                address=device.address,
+                manufacturer_data=data.manufacturer_data,
+                service_data=data.service_data,
+                service_uuids=tuple(data.service_uuids),
+                rssi=data.rssi,
+            )
+        )
 
     scanning = [
         Adapter(name, bluez, heard, passive=False, silence=SILENCE, ask=None) for name in adapters
@@ -172,29 +184,3 @@ def _forget() -> None:
     manager = _global_instances.get(asyncio.get_running_loop())
     if manager is not None and manager._bus is not None:
         manager._bus.disconnect()
-
-
-def _news(
-    address: str, before: AdvertisementData | None, data: AdvertisementData
-) -> Advertisement | None:
-    """Return what the advertisement says anew, None where it repeats the one before.
-
-    BlueZ and bleak keep the entries of earlier advertisements: what has changed has been sent.
-    """
-    manufacturer, service = data.manufacturer_data, data.service_data
-    if before is not None:
-        manufacturer = _changed(before.manufacturer_data, manufacturer)
-        service = _changed(before.service_data, service)
-        if not (manufacturer or service):
-            return None
-    return Advertisement(
-        address=address,
-        manufacturer_data=manufacturer,
-        service_data=service,
-        service_uuids=tuple(data.service_uuids),
-        rssi=data.rssi,
-    )
-
-
-def _changed(before: Mapping[_K, bytes], now: Mapping[_K, bytes]) -> dict[_K, bytes]:
-    return {key: data for key, data in now.items() if before.get(key) != data}

@@ -21,6 +21,7 @@ RETRY = 1.0
 
 BLUEZ = "org.bluez"
 ADAPTER = "org.bluez.Adapter1"
+DEVICE = "org.bluez.Device1"
 BUS = "org.freedesktop.DBus"
 OBJECTS = "org.freedesktop.DBus.ObjectManager"
 PROPERTIES = "org.freedesktop.DBus.Properties"

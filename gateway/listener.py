@@ -123,48 +123,61 @@ class AdvertisementListener(Listener):
 
     driver: AdvertisementDriver
     air: Air
-    _said: Advertisement | None = None
+    _last: Advertisement | None = None
+    _read: Advertisement | None = None
     _readings: list[Reading] = field(default_factory=list)
     _counter: int | None = None
+    _counters: dict[str, int] = field(default_factory=dict)
     _unread: SensorError | None = None
     _others: int = 0
 
-    def hear(self, advertisement: Advertisement) -> None:
-        """Take an advertisement of this sensor's address; called by the radio, never raises."""
+    def hear(self, adapter: str, advertisement: Advertisement) -> None:
+        """Take what an adapter heard of this sensor's address; called by the radio, never raises.
+
+        Another adapter may hear late, or keep longer, what the first has heard: its counter must
+        grow by itself, and what is not newer than what is known shows nothing.
+        """
         with self._named():
-            if not _same(advertisement, self._said):
-                self._said = advertisement
-                self._decode(advertisement)
-            elif self._readings and self._counter is None:
+            if _holds(advertisement, self._read) and self._counter is None:
                 instant = self.clock.now()
                 self._hear([replace(reading, instant=instant) for reading in self._readings])
-            else:
+            elif _holds(advertisement, self._read) or advertisement == self._last:
                 self._others += 1
+            else:
+                self._last = advertisement
+                self._decode(adapter, advertisement)
 
-    def _decode(self, advertisement: Advertisement) -> None:
-        self._readings, self._unread = [], None
+    def _decode(self, adapter: str, advertisement: Advertisement) -> None:
         try:
             values = self.driver.decode(advertisement)
-            if values is not None:
-                self._check(self.driver.counter(advertisement))
+            new = values is not None and self._grew(adapter, self.driver.counter(advertisement))
         except SensorError as error:
             self._bad = self._unread = error
             self._count(outcome_of(error))
             return
-        if values is None:
+        if values is None or not new:
             self._others += 1
         else:
+            self._read, self._unread = advertisement, None
             self._readings = self._judged(values)
             self._hear(self._readings)
 
-    def _check(self, counter: int | None) -> None:
-        last = self._counter
-        if counter is not None and last is not None and counter <= last:
+    def _grew(self, adapter: str, counter: int | None) -> bool:
+        """Whether it is new, as far as a counter tells; raises Replayed if it is repeated."""
+        if counter is None:
+            self._counter = None
+            return True
+        last = self._counters.get(adapter, counter)
+        if counter < last:
             raise Replayed(
                 f"counter {counter} after {last}: somebody repeats what the sensor said, or it "
                 "began anew: after a change of its battery, systemctl restart bygate"
             )
+        self._counters[adapter] = counter
+        if self._counter is not None and counter <= self._counter:
+            return False
         self._counter = counter
+        return True
 
     def _missed(self) -> SensorError | PortError:
         others, self._others = self._others, 0
@@ -183,9 +196,10 @@ class AdvertisementListener(Listener):
         return NoReply(f"no advertisement {within}: check address, battery and distance")
 
 
-def _same(one: Advertisement, other: Advertisement | None) -> bool:
+def _holds(advertisement: Advertisement, earlier: Advertisement | None) -> bool:
+    """Whether an advertisement has all that an earlier one had."""
     return (
-        other is not None
-        and one.manufacturer_data == other.manufacturer_data
-        and one.service_data == other.service_data
+        earlier is not None
+        and earlier.manufacturer_data.items() <= advertisement.manufacturer_data.items()
+        and earlier.service_data.items() <= advertisement.service_data.items()
     )

@@ -63,7 +63,7 @@ class Ears:
         self._more = asyncio.Event()
         radio.listen(address, self._hear)
 
-    def _hear(self, advertisement):
+    def _hear(self, _, advertisement):
         self.heard.append(advertisement)
         self._more.set()
 

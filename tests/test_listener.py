@@ -33,7 +33,7 @@ def after(turns, *data):
         outcomes = listener.state.outcomes
         while sum(n for name, n in outcomes.items() if name != "ok") < turns:
             for each in data:
-                listener.hear(Advertisement(address=ADDRESS, manufacturer_data=each))
+                listener.hear("hci0", Advertisement(address=ADDRESS, manufacturer_data=each))
             await asyncio.sleep(0.01)
         task.cancel()
         return listener.state
