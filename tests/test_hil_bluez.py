@@ -339,6 +339,23 @@ async def test_powered_off():
         assert await hears_again()
 
 
+@on_bus
+async def test_an_adapter_that_was_plugged_in_anew_keeps_whom_it_hears():
+    async with running(forget_after=0.2) as bluez:
+        tag(bluez)
+        async with Ears() as ears:
+            await ears.next()
+            async with bluez.fault("no adapter"):
+                pass
+        assert await hears_again()
+        async with Ears() as ears:
+            await ears.next()
+            device = bluez.adapters["hci0"].devices[TAG]
+            await asyncio.sleep(0.4)  # whom the pulled one heard would be forgotten by now
+            assert device.shown["Address"] == TAG
+            assert bluez.adapters["hci0"].devices[TAG] is device
+
+
 @pytest.mark.parametrize("fault", ["powered off", "BlueZ gone", "BlueZ crashed", "no adapter"])
 @on_bus
 async def test_a_scan_that_is_cut_stays_silent_without_an_error(fault):

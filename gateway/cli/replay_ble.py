@@ -145,11 +145,8 @@ def _address(text: str) -> str:
 
 
 def _company(text: str) -> int:
-    number = -1
-    if re.fullmatch(
-        r"0[xX][0-9a-fA-F]{1,4}|0|[1-9][0-9]{0,4}", text
-    ):  # int() takes 1_0 and " 10" too
-        number = int(text, 0)
+    plain = re.fullmatch(r"0[xX][0-9a-fA-F]{1,4}|0|[1-9][0-9]{0,4}", text)  # int() takes 1_0 too
+    number = int(text, 0) if plain else -1
     if not 0 <= number <= 0xFFFF:
         raise ValueError(f"expected a company identifier such as 0x0499, got {seen(text)}")
     return number
