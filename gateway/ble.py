@@ -39,6 +39,30 @@ class _Address:
     waiting: asyncio.Event = field(default_factory=asyncio.Event)
 
 
+class Reception:
+    """How one address can be heard: what its listener needs of the radio."""
+
+    def __init__(self, radio: "Radio", address: str) -> None:
+        self._radio, self._address = radio, address
+
+    @property
+    def why(self) -> str:
+        """Why the sensor cannot be blamed for silence; empty while its adapter scans.
+
+        Of one that was never heard any adapter may be the one in its reach.
+        """
+        return self._radio.why or "; ".join(each.why for each in self._adapters if each.why)
+
+    @property
+    def since(self) -> float:
+        """The loop's time from which on it could be heard."""
+        return max(adapter.since for adapter in self._adapters)
+
+    @property
+    def _adapters(self) -> Sequence[Adapter]:
+        return self._radio.reached_by(self._address)
+
+
 class Radio:
     """All adapters, and the addresses that are listened for."""
 
@@ -74,6 +98,11 @@ class Radio:
         """The loop's time from which on an adapter has listened without a break."""
         return min(adapter.since for adapter in self._adapters)
 
+    def reached_by(self, address: str) -> Sequence[Adapter]:
+        """Return the adapter that heard the address last; all where none has."""
+        known = self._addresses.get(address)
+        return [known.device[0]] if known and known.device else self._adapters
+
     async def opened(self) -> None:
         """Return when an adapter scans."""
         while self.why:
@@ -86,6 +115,10 @@ class Radio:
     def listen(self, address: str, hear: Callable[[Advertisement], None]) -> None:
         """Have `hear` called with each advertisement of an address; it must not raise."""
         self._addresses.setdefault(address, _Address()).hear.append(hear)
+
+    def reception(self, address: str) -> Reception:
+        """Return how the address can be heard."""
+        return Reception(self, address)
 
     def alone(self, address: str) -> asyncio.Lock:
         """Return what only one at a time holds: whoever disconnects ends all connections to it."""

@@ -117,7 +117,8 @@ class Service:
 
             return GattPoller(driver=driver, port=GattDevice(address, radio), **common)
         if isinstance(driver, AdvertisementDriver):
-            listener = AdvertisementListener(driver=driver, air=radio, **common)
+            air = radio.reception(address)
+            listener = AdvertisementListener(driver=driver, air=air, **common)
             radio.listen(address, listener.hear)
             return listener
         raise TypeError(f"{common['name']}: neither advertises nor is connected to")
