@@ -151,8 +151,8 @@ class Radio:
 
 async def survey(
     adapters: Sequence[str], seconds: float, hear: Callable[[Advertisement], None]
-) -> str:
-    """Tell `hear` of every advertisement for so long; return why none could be heard, or nothing.
+) -> dict[str, str]:
+    """Tell `hear` of every advertisement for so long; return why which adapters did not scan.
 
     For a technician who looks for sensors. The gateway itself never listens like this.
     """
@@ -167,12 +167,13 @@ async def survey(
     ]
     async with asyncio.TaskGroup() as tasks:
         running = [
-            tasks.create_task(run()) for run in (bluez.run, *(each.run for each in scanning))
+            tasks.create_task(_unending(run))
+            for run in (bluez.run, *(each.run for each in scanning))
         ]
         await asyncio.sleep(min(STARTED, seconds))
-        if not (why := _why(scanning)):
+        if not _why(scanning):
             await asyncio.sleep(seconds - min(STARTED, seconds))
-            why = _why(scanning)
+        why = {adapter.name: adapter.why for adapter in scanning if adapter.why}
         for each in running:
             each.cancel()
     return why
