@@ -7,13 +7,14 @@ Little-endian, 20 bytes, one characteristic for each model; b42e…-ade7-11e4-89
     b42e3b98  LL -- TTTT PPPP HHHH VVVV ----×5                    Wave Mini: T 0.01 K, H 0.01 %
 
 R radon of a day, Q of long, Bq/m³, above 16383 invalid; T 0.01 °C, P 0.02 hPa, C ppm, V ppb.
+It advertises SSSSSSSS ----, its serial number, as manufacturer data of 0334.
 All bits set: invalid; without humidity the temperature too. L light, 01 the layout's version.
 """
 
 from collections.abc import Mapping
 
 from gateway import reading as r
-from gateway.driver import BadFrame, GattDriver
+from gateway.driver import Advertisement, BadFrame, GattDriver
 from gateway.reading import Quantity, Value, Values
 
 WAVE_PLUS, WAVE_RADON, WAVE_MINI = (
@@ -27,6 +28,10 @@ class Driver(GattDriver):
     quantities = (r.TEMPERATURE, r.HUMIDITY, r.PRESSURE, *RADON, r.CO2, r.TVOC_PPB)
     companies = (0x0334,)
     characteristics = (WAVE_PLUS, WAVE_RADON, WAVE_MINI)
+
+    @classmethod
+    def hears(cls, advertisement: Advertisement) -> bool:
+        return len(advertisement.manufacturer(0x0334) or b"") == 6
 
     def decode(self, values: Mapping[str, bytes]) -> Values | None:
         found: dict[Quantity, Value] = {}

@@ -20,16 +20,17 @@ from bleak.backends.scanner import AdvertisementData
 from bleak.exc import BleakBluetoothNotAvailableError, BleakDBusError, BleakError
 from dbus_fast import DBusError
 
-from gateway.bluez import CALL, NO_ANSWER, RETRY, Bluez, words
+from gateway.bluez import CALL, NO_ANSWER, RETRY, STOP, Bluez, time_left, words
+from gateway.ration import Outages
 
 SILENCE = 90.0
 """Seconds without any advertisement at all after which a scan is taken for dead."""
+QUIET = 2.0
+"""Seconds without any advertisement after which BlueZ is asked whether it still answers."""
 IDLE = 1.0
 """Seconds that BlueZ may say it does not scan: it pauses for moments by itself."""
 SETTLED = 5.0
 """Seconds after which another reason for the same outage is worth another line."""
-STOP = 1.0
-"""Seconds in which bleak tidies up when a call is given up; that may hang too."""
 NO_SIGNAL = -127
 """What bleak gives for the signal when it tells old data anew because a scan has ended."""
 OFF = 1.0
@@ -75,6 +76,7 @@ class Adapter:
         self.passive, self._silence, self._ask = passive, silence, ask
         self._rung = 0
         self._dark = False
+        self._outages = Outages()
         self._said = ""
         self._heard = self._told = float("-inf")
         self.since = float("inf")
@@ -97,7 +99,7 @@ class Adapter:
                 if silent:
                     await self._climb()
             except BLEAK_FAULTS as error:
-                self._close(self._bluez.why(self.name) or reason(error))
+                self._close(self._bluez.why(self.name) or reason(self.name, error))
                 await self._pause(RETRY)
 
     async def _ready(self) -> None:
@@ -159,7 +161,7 @@ class Adapter:
         if data.rssi == NO_SIGNAL:
             return
         self._heard = asyncio.get_running_loop().time()
-        if self._rung:
+        if self._rung or self.why:
             self._rung = 0
             self._opened()
         self._tell_heard(self, device, data)
@@ -174,8 +176,22 @@ class Adapter:
             due = silent if idle is None else min(idle + IDLE, silent)
             if loop.time() >= due:
                 return due == silent
-            await self._pause(due - loop.time())
+            quiet = loop.time() - self._heard
+            await self._pause(min(due - loop.time(), QUIET - quiet if quiet < QUIET else QUIET))
+            if loop.time() - self._heard >= QUIET:
+                await self._ping()
         return False
+
+    async def _ping(self) -> None:
+        """Say so while BlueZ is stuck; its scan is kept, for it may go on where it was."""
+        heard = self._heard
+        why = await self._bluez.stuck()
+        if self._heard > heard:
+            return
+        if why:
+            self._close(why)
+        elif self.why and not self._rung:
+            self._opened()
 
     @property
     def _idle(self) -> bool:
@@ -229,8 +245,10 @@ class Adapter:
     # What it says
 
     def _opened(self) -> None:
+        self.since = asyncio.get_running_loop().time()
         if self._told > float("-inf"):
             log.info("%s: scans again", self.name)
+        self._outages.end()
         self.why, self._said, self._told = "", "", float("-inf")
         self._bluez.tell()
 
@@ -240,7 +258,10 @@ class Adapter:
         self.why = why
 
     def _say(self, line: str) -> None:
-        log.warning("%s", line)
+        self._outages.end()  # another cause is rationed as another outage
+        if (more := self._outages.begin()) is None:
+            return
+        log.warning("%s%s", line, more)
         self._said = line
         self._told = asyncio.get_running_loop().time()
 
@@ -253,7 +274,7 @@ async def bounded(call: Coroutine[object, object, _T], seconds: float) -> _T:
     """
     task = asyncio.ensure_future(call)
     try:
-        await asyncio.wait({task}, timeout=seconds)
+        await asyncio.wait({task}, timeout=time_left(seconds))
     finally:
         late = not task.done()
         for _ in range(2):
@@ -267,14 +288,15 @@ async def bounded(call: Coroutine[object, object, _T], seconds: float) -> _T:
     return task.result()
 
 
-def reason(error: Exception) -> str:
-    """Return what one of BLEAK_FAULTS means, with what mends it."""
+def reason(adapter: str, error: Exception) -> str:
+    """Return what one of BLEAK_FAULTS means for an adapter, with what mends it."""
     if isinstance(error, TimeoutError):
-        return NO_ANSWER
+        return str(error) or NO_ANSWER
     if isinstance(error, BleakDBusError | DBusError) and "AccessDenied" in str(error):
         return f"BlueZ refuses: {words(error)}: sudo usermod -aG bluetooth bygate"
     if isinstance(error, OSError | EOFError):
         return f"the connection to BlueZ was lost: {words(error)}: sudo systemctl restart bluetooth"
     if isinstance(error, BleakBluetoothNotAvailableError):
-        return f"{error.args[0]}: sudo rfkill unblock bluetooth; bluetoothctl power on"
-    return f"BlueZ cannot scan: {words(error)}: sudo systemctl restart bluetooth"
+        remedy = "sudo rfkill unblock bluetooth; bluetoothctl power on"
+        return f"{adapter}: {error.args[0]}: {remedy}"
+    return f"{adapter} cannot scan: BlueZ says {words(error)}: sudo systemctl restart bluetooth"

@@ -38,6 +38,30 @@ class _Address:
     waiting: asyncio.Event = field(default_factory=asyncio.Event)
 
 
+class Reception:
+    """How one address can be heard: what its listener needs of the radio."""
+
+    def __init__(self, radio: "Radio", address: str) -> None:
+        self._radio, self._address = radio, address
+
+    @property
+    def why(self) -> str:
+        """Why the sensor cannot be blamed for silence; empty while its adapter scans.
+
+        Of one that was never heard any adapter may be the one in its reach.
+        """
+        return self._radio.why or "; ".join(each.why for each in self._adapters if each.why)
+
+    @property
+    def since(self) -> float:
+        """The loop's time from which on it could be heard."""
+        return max(adapter.since for adapter in self._adapters)
+
+    @property
+    def _adapters(self) -> Sequence[Adapter]:
+        return self._radio.reached_by(self._address)
+
+
 class Radio:
     """All adapters, and the addresses that are listened for."""
 
@@ -82,6 +106,11 @@ class Radio:
         """The loop's time from which on an adapter has listened without a break."""
         return min(adapter.since for adapter in self._adapters)
 
+    def reached_by(self, address: str) -> Sequence[Adapter]:
+        """Return the adapter that heard the address last; all where none has."""
+        known = self._addresses.get(address)
+        return [known.device[0]] if known and known.device else self._adapters
+
     async def opened(self) -> None:
         """Return when an adapter scans."""
         while self.why:
@@ -96,6 +125,10 @@ class Radio:
         self._addresses.setdefault(address, _Address()).hear.append(hear)
         for adapter in self._adapters:
             self._reports.watch(adapter, address)
+
+    def reception(self, address: str) -> Reception:
+        """Return how the address can be heard."""
+        return Reception(self, address)
 
     def alone(self, address: str) -> asyncio.Lock:
         """Return what only one at a time holds: whoever disconnects ends all connections to it."""
@@ -123,8 +156,8 @@ class Radio:
 
 async def survey(
     adapters: Sequence[str], seconds: float, hear: Callable[[Advertisement], None]
-) -> str:
-    """Tell `hear` of every advertisement for so long; return why none could be heard, or nothing.
+) -> dict[str, str]:
+    """Tell `hear` of every advertisement for so long; return why which adapters did not scan.
 
     For a technician who looks for sensors. The gateway itself never listens like this.
     """
@@ -146,12 +179,13 @@ async def survey(
     ]
     async with asyncio.TaskGroup() as tasks:
         running = [
-            tasks.create_task(run()) for run in (bluez.run, *(each.run for each in scanning))
+            tasks.create_task(_unending(run))
+            for run in (bluez.run, *(each.run for each in scanning))
         ]
         await asyncio.sleep(min(STARTED, seconds))
-        if not (why := _why(scanning)):
+        if not _why(scanning):
             await asyncio.sleep(seconds - min(STARTED, seconds))
-            why = _why(scanning)
+        why = {adapter.name: adapter.why for adapter in scanning if adapter.why}
         for each in running:
             each.cancel()
     return why

@@ -12,21 +12,39 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from dbus_fast import AuthError, BusType, DBusError, Message, MessageType, Variant
+from dbus_fast import (
+    AuthError,
+    BusType,
+    DBusError,
+    InvalidAddressError,
+    Message,
+    MessageType,
+    Variant,
+)
 from dbus_fast.aio.message_bus import MessageBus
 
 CALL = 5.0
 """Seconds after which a call to BlueZ is given up; it answers in milliseconds or not at all."""
+STOP = 1.0
+"""Seconds that a call has where we end: systemd, or a technician, waits for it."""
+PING = 1.0
+"""Seconds after which BlueZ is taken for stuck."""
+BEGINS = 2.0
+"""Seconds after its name is owned in which BlueZ may not have found its adapters yet."""
 RETRY = 1.0
 
 BLUEZ = "org.bluez"
 ADAPTER = "org.bluez.Adapter1"
 DEVICE = "org.bluez.Device1"
 BUS = "org.freedesktop.DBus"
+BUS_PATH = "/org/freedesktop/DBus"
 OBJECTS = "org.freedesktop.DBus.ObjectManager"
+PEER = "org.freedesktop.DBus.Peer"
 PROPERTIES = "org.freedesktop.DBus.Properties"
 
 NO_BUS = "there is no system bus: sudo systemctl start dbus"
+STUCK_BUS = "the system bus does not answer: sudo reboot"
+WRONG_BUS = "DBUS_SYSTEM_BUS_ADDRESS is no address of a bus"
 NO_ANSWER = "BlueZ does not answer: sudo systemctl restart bluetooth"
 NO_BLUEZ = "BlueZ does not run: sudo systemctl start bluetooth; where it is missing, install bluez"
 
@@ -53,8 +71,10 @@ class Bluez:
         self._gone = gone
         self._adapters = {path_of(name): name for name in adapters}
         self._bus: MessageBus | None = None
-        self._lost_bus = NO_BUS
+        self._lost = NO_BUS
+        """Why the bus, or what it says of BlueZ, is not known; empty once it is."""
         self._runs = False
+        self._begun = float("-inf")
         self._powered: dict[str, bool] = {}
         self._idle: set[str] = set()
         self._breaks: Counter[str] = Counter()
@@ -66,36 +86,59 @@ class Bluez:
     async def run(self) -> None:
         """Watch for ever; where there is no bus, look for it once a second."""
         while True:
-            bus = MessageBus(bus_type=BusType.SYSTEM)
             try:
-                async with asyncio.timeout(CALL):
-                    await bus.connect()
-                    await self._begin(bus)
-                self.looked.set()
-                self.tell()
-                await bus.wait_for_disconnect()  # type: ignore[no-untyped-call]  # dbus-fast types it not
-                self._lost_bus = NO_BUS
+                await self._watch(MessageBus(bus_type=BusType.SYSTEM))
+                self._lost = NO_BUS
             except (FileNotFoundError, ConnectionError, EOFError):
-                self._lost_bus = NO_BUS
-            except (OSError, AuthError, DBusError, TimeoutError) as error:
-                self._lost_bus = f"the system bus refuses ({words(error)}): see systemd/README.md"
+                self._lost = NO_BUS
+            except TimeoutError as error:
+                self._lost = str(error) or STUCK_BUS
+            except InvalidAddressError as error:
+                self._lost = f"{WRONG_BUS} ({words(error)}): unset it, or see dbus-daemon(1)"
+            except (OSError, AuthError, DBusError) as error:
+                self._lost = f"the system bus refuses ({words(error)}): see systemd/README.md"
             finally:
-                bus.disconnect()
                 self._bus = None
                 self.looked.set()
                 self._break(*self._adapters.values())
             await asyncio.sleep(RETRY)
 
+    async def _watch(self, bus: MessageBus) -> None:
+        """Return when the connection to the bus has ended."""
+        try:
+            async with asyncio.timeout(CALL):
+                await bus.connect()
+            await self._begin(bus)
+            self._lost = ""
+            self.looked.set()
+            self.tell()
+            await bus.wait_for_disconnect()  # type: ignore[no-untyped-call]  # dbus-fast types it not
+        finally:
+            bus.disconnect()
+
     def why(self, adapter: str) -> str:
         """Return why the adapter cannot be used, with the remedy; empty where nothing is known."""
-        if self._bus is None:
-            return self._lost_bus
+        if self._lost:
+            return self._lost
         if not self._runs:
             return NO_BLUEZ
         if adapter not in self._powered:
+            if asyncio.get_running_loop().time() < self._begun + BEGINS:
+                return NO_BLUEZ
             return f"there is no Bluetooth adapter {adapter}: plug it in, or set [bluetooth]"
         if not self._powered[adapter]:
             return f"{adapter} is off: sudo rfkill unblock bluetooth; bluetoothctl power on"
+        return ""
+
+    async def stuck(self) -> str:
+        """Return which does not answer, BlueZ or the bus, with the remedy; empty if both do."""
+        for to, path in (BUS, BUS_PATH), (BLUEZ, "/"):
+            try:
+                await self._ask(to, path, f"{PEER}.Ping", within=PING)
+            except TimeoutError as error:
+                return str(error)
+            except (DBusError, OSError, EOFError):  # it has gone, of which the bus tells
+                return ""
         return ""
 
     def breaks(self, adapter: str) -> int:
@@ -124,9 +167,7 @@ class Bluez:
         """Ask anew which adapters there are. Raises OSError, EOFError or TimeoutError."""
         if self._bus is None:
             return
-        self._runs = await self._ask(
-            BUS, "/org/freedesktop/DBus", f"{BUS}.NameHasOwner", "s", BLUEZ
-        )
+        self._runs = await self._ask(BUS, BUS_PATH, f"{BUS}.NameHasOwner", "s", BLUEZ)
         for path, name in self._adapters.items() if self._runs else ():
             try:
                 powered = await self._ask(
@@ -169,11 +210,19 @@ class Bluez:
         await self.look()
 
     async def _match(self, rule: str, member: str = "AddMatch") -> None:
-        await self._ask(BUS, "/org/freedesktop/DBus", f"{BUS}.{member}", "s", rule)
+        await self._ask(BUS, BUS_PATH, f"{BUS}.{member}", "s", rule)
 
-    async def _ask(self, to: str, path: str, member: str, signature: str, *body: object) -> Any:  # noqa: ANN401 - whatever type the member answers with
+    async def _ask(
+        self,
+        to: str,
+        path: str,
+        member: str,
+        signature: str = "",
+        *body: object,
+        within: float = CALL,
+    ) -> Any:  # noqa: ANN401 - whatever type the member answers with
         if self._bus is None:
-            raise OSError(self._lost_bus)
+            raise OSError(self._lost)
         interface, _, member = member.rpartition(".")
         message = Message(
             destination=to,
@@ -183,8 +232,11 @@ class Bluez:
             signature=signature,
             body=list(body),
         )
-        async with asyncio.timeout(CALL):
-            reply = await self._bus.call(message)
+        try:
+            async with asyncio.timeout(time_left(within)):
+                reply = await self._bus.call(message)
+        except TimeoutError:
+            raise TimeoutError(STUCK_BUS if to == BUS else NO_ANSWER) from None
         if reply is None or reply.message_type is MessageType.ERROR:
             raise DBusError(str(reply and reply.error_name), str(reply and reply.body))
         return reply.body[0] if reply.body else None
@@ -197,6 +249,7 @@ class Bluez:
         match message.member, message.body:
             case "NameOwnerChanged", [name, _, owner] if name == BLUEZ:
                 self._runs, self._powered = bool(owner), {}
+                self._begun = asyncio.get_running_loop().time()
                 if not owner:
                     self._gone()
                 self._break(*self._adapters.values())
@@ -226,6 +279,12 @@ class Bluez:
     def _break(self, *adapters: str) -> None:
         self._breaks.update(adapters)
         self.tell()
+
+
+def time_left(seconds: float) -> float:
+    """Return how many of its seconds a call has: at most STOP where its task is to end."""
+    task = asyncio.current_task()
+    return min(seconds, STOP) if task and task.cancelling() else seconds
 
 
 def words(error: Exception) -> str:

@@ -190,6 +190,8 @@ class _Sensors:
         self._source.note(path, wrong)
         if "port" in values:
             values["port"] = self._port(path, values["port"])
+        if "address" in values and "driver" in values:
+            self._check_alone(path, values["address"], values["driver"])
         if "driver" in values:
             values["driver_name"] = values["driver"]
             values["driver"] = self._driver(path, values["driver_name"], table)
@@ -213,6 +215,13 @@ class _Sensors:
                 key, f"{device} is the port of sensor {user!r}; they cannot share it"
             )
         return PortSettings(**values)
+
+    def _check_alone(self, path: KeyPath, address: str, driver: str) -> None:
+        """Note a device that is configured twice: each of its values would be taken twice."""
+        user = self._users.setdefault(f"{driver} {address}", path[-1])
+        if user != path[-1]:
+            twice = f"{address} is read by {driver!r} for sensor {user!r} already"
+            self._source.wrong((*path, "address"), f"{twice}; remove one of the two")
 
     def _driver(self, path: KeyPath, name: str, table: Mapping[str, Any]) -> Driver | None:
         try:

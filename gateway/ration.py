@@ -29,7 +29,7 @@ class Ration:
 
 
 class Outages:
-    """Those of one sensor. What is not told is counted all the same, and shown in the status."""
+    """Those of one sensor or adapter. What is not told is counted, and shown in the status."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._ration = Ration(now)

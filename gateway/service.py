@@ -117,7 +117,8 @@ class Service:
 
             return GattPoller(driver=driver, port=GattDevice(address, radio), **common)
         if isinstance(driver, AdvertisementDriver):
-            listener = AdvertisementListener(driver=driver, air=radio, **common)
+            air = radio.reception(address)
+            listener = AdvertisementListener(driver=driver, air=air, **common)
             radio.listen(address, listener.hear)
             return listener
         raise TypeError(f"{common['name']}: neither advertises nor is connected to")
@@ -132,7 +133,7 @@ class Service:
 
         False: readings were lost, for the disk did not take them.
         """
-        asyncio.get_running_loop().set_exception_handler(_stray)
+        asyncio.get_running_loop().set_exception_handler(stray)
         connecting = ThreadPoolExecutor(RESOLVERS, "connect")  # aiomqtt asks for the default one
         asyncio.get_running_loop().set_default_executor(connecting)
         async with asyncio.TaskGroup() as tasks:
@@ -207,7 +208,7 @@ def _radio(config: Config) -> "Radio | None":
     )
 
 
-def _stray(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+def stray(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Log an error that no task has met; connections that are lost leave many (dbus-fast, paho)."""
     error = context.get("exception")
     level = logging.DEBUG if isinstance(error, OSError | EOFError) else logging.ERROR

@@ -158,8 +158,7 @@ class FakeBlueZ:
         for name in self._chosen(at):
             self._pulled.add(name)
             if adapter := self.adapters.pop(name, None):
-                adapter.power(False)
-                self._objects.remove(adapter.path)
+                adapter.remove()
 
     def _plug(self, at: str) -> None:
         for name in self._chosen(at):
@@ -196,8 +195,7 @@ class FakeBlueZ:
         self._powered |= {name: held.shown["Powered"] for name, held in self.adapters.items()}
         self._stack.cancel()
         for adapter in self.adapters.values() if orderly else ():
-            adapter.power(False)
-            self._objects.remove(adapter.path)
+            adapter.remove()
         self.adapters.clear()
         self._objects.forget_all()
         wire, self._wire = self._wire, None

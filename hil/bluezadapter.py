@@ -48,7 +48,7 @@ class Adapter:
             interfaces[MONITORS] = self.monitors.shown
             methods |= self.monitors.methods
         stack.objects.add(self.path, interfaces, methods, {"Powered": self._set_powered})
-        self._sweep()
+        self._sweeping = self._sweep_later()
 
     @property
     def shown(self) -> dict[str, Any]:
@@ -82,6 +82,12 @@ class Adapter:
         """Remove a device with all beneath it."""
         device = self.devices.pop(address)
         self._stack.objects.remove(device.path)
+
+    def remove(self) -> None:
+        """Turn it off and remove its objects; another may then take its name."""
+        self.power(False)
+        self._sweeping.cancel()
+        self._stack.objects.remove(self.path)
 
     def power(self, on: bool) -> None:
         """Turn it on or off; off, all scans and connections end, monitors wait."""
@@ -154,14 +160,16 @@ class Adapter:
         scans = self.sessions.values()
         return any(_passes(scan, advert) for scan in scans) or self.monitors.want(advert)
 
+    def _sweep_later(self) -> asyncio.TimerHandle:
+        return self._stack.later(min(1.0, self._stack.forget_after / 4), self._sweep)
+
     def _sweep(self) -> None:
         """Forget, as BlueZ does, whom nobody has heard for a while and who is not wanted."""
-        if self.path in self._stack.objects:
-            before = asyncio.get_running_loop().time() - self._stack.forget_after
-            for device in tuple(self.devices.values()):
-                if device.seen < before and device.temporary:
-                    self.forget(device.address)
-            self._stack.later(min(1.0, self._stack.forget_after / 4), self._sweep)
+        before = asyncio.get_running_loop().time() - self._stack.forget_after
+        for device in tuple(self.devices.values()):
+            if device.seen < before and device.temporary:
+                self.forget(device.address)
+        self._sweeping = self._sweep_later()
 
 
 def _plain(values: dict[str, Variant]) -> dict[str, Any]:

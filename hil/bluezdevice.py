@@ -33,6 +33,7 @@ class Device:
         self._steady = 0
         self._connecting: Call | None = None
         self._pairing = False
+        self._resolving: asyncio.TimerHandle | None = None
         self._gatt: Gatt | None = None
         dashed = advert.address.replace(":", "-")
         shown: dict[str, Any] = {
@@ -103,6 +104,8 @@ class Device:
     def link_lost(self) -> None:
         """End the connection, whoever wanted that."""
         self._give_up("Software caused connection abort")
+        if self._resolving:
+            self._resolving.cancel()
         if self._gatt:
             self._gatt.disconnected()
         if self.shown["Connected"]:
@@ -155,11 +158,9 @@ class Device:
         self._change({"Connected": True, **paired})
         call.answer()
         if not self._stack.faults.met("services never resolve", *self._places):
-            self._stack.later(peripheral.resolve_after, self._resolved)
+            self._resolving = self._stack.later(peripheral.resolve_after, self._resolved)
 
     def _resolved(self) -> None:
-        if self.path not in self._stack.objects or not self.shown["Connected"]:
-            return
         peripheral = self._stack.air.peripherals[self.address]
         if self._gatt is None:
             self._gatt = Gatt(self._stack, self.path, peripheral, self._places, self.vanish)

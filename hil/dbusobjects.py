@@ -7,6 +7,7 @@ from typing import Any
 from dbus_fast import Message, MessageFlag, MessageType, Variant
 
 OBJECTS = "org.freedesktop.DBus.ObjectManager"
+PEER = "org.freedesktop.DBus.Peer"
 PROPERTIES = "org.freedesktop.DBus.Properties"
 
 Interfaces = dict[str, dict[str, Any]]
@@ -116,6 +117,8 @@ class Objects:
         if method == f"{OBJECTS}.GetManagedObjects" and path == "/":
             everything = {known: self._shown(known) for known in self._nodes}
             return call.answer("a{oa{sa{sv}}}", everything)
+        if method == f"{PEER}.Ping":  # libdbus answers it at every path
+            return call.answer()
         node = self._nodes.get(path)
         if node is None:
             raise Refused("org.freedesktop.DBus.Error.UnknownObject", f"there is no object {path}")

@@ -5,9 +5,11 @@ import logging
 
 import pytest
 
+from gateway.bluez import BEGINS
 from gateway.clock import Clock
 from gateway.driver import NoAdapter, NoReply, find
 from gateway.listener import AdvertisementListener
+from gateway.ration import BURST
 from tests.radio_scene import NEEDS_DBUS, TAG, Ears, apart, on_air, resources, scene, until
 
 pytestmark = NEEDS_DBUS
@@ -112,13 +114,18 @@ async def test_what_is_not_configured_is_never_seen_by_anyone(caplog):
     assert not gateways
 
 
+def hall(radio):
+    """Return the listener of a sensor at TAG."""
+    return AdvertisementListener(
+        **{"name": "hall", "driver": find("ruuvi")(), "interval": 0.5, "clock": Clock()},
+        **{"sink": lambda reading: None, "air": radio.reception(TAG)},
+    )
+
+
 @on_air
 async def test_a_sensor_is_not_blamed_for_what_was_said_before_the_adapter_listened():
     async with scene() as (_, radio), asyncio.TaskGroup() as tasks:
-        listener = AdvertisementListener(
-            **{"name": "hall", "driver": find("ruuvi")(), "interval": 0.5, "clock": Clock()},
-            **{"sink": lambda reading: None, "air": radio},
-        )
+        listener = hall(radio)
         listening = tasks.create_task(listener.run())
         await until(lambda: NoReply.outcome in listener.state.outcomes)
         assert listener.state.outcomes[NoAdapter.outcome] == 1
@@ -172,6 +179,55 @@ async def test_two_adapters_are_listened_with_and_one_does_for_the_other():
             assert radio.why == ""
             assert radio.states()["hci1"] is None
             assert "no Bluetooth adapter hci0" in radio.states()["hci0"]
+
+
+@pytest.mark.parametrize("once", [True, False], ids=["heard once", "never heard"])
+@on_air
+async def test_of_a_sensor_that_one_adapter_reaches_the_state_of_that_one_is_said(once):
+    async with scene(("hci0", "hci1")) as (bluez, radio), asyncio.TaskGroup() as tasks:
+        listener, ears = hall(radio), Ears(radio)
+        await until(lambda: not any(radio.states().values()))
+        sent = tag(bluez, adapters=("hci1",))
+        if once:
+            await ears.next()
+        else:
+            sent.stop()
+        async with bluez.fault("powered off", at="hci1"):
+            await until(lambda: radio.states()["hci1"])
+            assert radio.why == ""
+            listening = tasks.create_task(listener.run())
+            await until(lambda: listener.state.why)
+            assert (listener.state.why or "").startswith("hci1 is off: sudo rfkill unblock")
+            assert list(listener.state.outcomes) == [NoAdapter.outcome]
+        sent.stop()
+        await until(lambda: NoReply.outcome in listener.state.outcomes)
+        listening.cancel()
+
+
+@on_air
+async def test_bluez_that_has_begun_without_its_adapters_yet_is_given_time_to_find_them():
+    async with scene() as (bluez, radio):
+        await radio.opened()
+        async with bluez.fault("no adapter"):
+            await bluez.restart()
+            began = asyncio.get_running_loop().time()
+            await until(lambda: "BlueZ does not run" in radio.why)
+            await until(lambda: "there is no Bluetooth adapter hci0" in radio.why)
+            assert asyncio.get_running_loop().time() - began > BEGINS - 0.1
+        await radio.opened()
+
+
+@on_air
+async def test_an_adapter_that_comes_and_goes_is_told_of_now_and_then(caplog):
+    caplog.set_level(logging.INFO, "gateway")
+    async with scene() as (bluez, radio):
+        for _ in range(2 * BURST):
+            await radio.opened()
+            async with bluez.fault("powered off"):
+                await until(lambda: radio.why)
+        await radio.opened()
+    assert len(warnings(caplog)) == len(infos(caplog)) == BURST
+    assert ["comes and goes" in line for line in warnings(caplog)] == [False] * (BURST - 1) + [True]
 
 
 @on_air

@@ -34,7 +34,7 @@ AT_THE_START = {
     "no adapter": NO_ADAPTER,
     "BlueZ gone": NO_BLUEZ,
     "D-Bus gone": NO_BUS,
-    "scan refused": "BlueZ cannot scan: [org.bluez.Error.InProgress]",
+    "scan refused": "hci0 cannot scan: BlueZ says [org.bluez.Error.InProgress]",
 }
 OF_A_DEVICE = {
     "adverts stop": "not heard within 5 s",

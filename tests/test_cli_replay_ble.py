@@ -178,6 +178,8 @@ def test_a_driver_with_a_dialogue_is_answered_from_the_hex(replay: Replay):
         (("airthings", "--characteristic=+abc", "00"), "--characteristic: expected a UUID such as"),
         (("ruuvi", "--manufacturer=0499", "00"), "--manufacturer: expected a company identifier"),
         (("ruuvi", "--manufacturer=65536", "00"), "--manufacturer: expected a company identifier"),
+        (("ruuvi", "--manufacturer=1_0", "00"), "--manufacturer: expected a company identifier"),
+        (("ruuvi", "--manufacturer=0x4_99", "00"), "--manufacturer: expected a company identifier"),
         (
             ("ruuvi", "--address=54:48", "00"),
             "--address: expected a Bluetooth address such as 'CC:",

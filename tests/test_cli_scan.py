@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from gateway.ble import STARTED
+from gateway.bluez import WRONG_BUS
 from hil.bluezprocess import BlueZProcess
 from tests.radio_scene import METER, NEEDS_DBUS, TAG, on_air
 
@@ -37,21 +39,26 @@ SCENE = {
 CROWD: dict[str, Any] = {"crowd": {"size": 30, "every": 0.1, "rotate": 0.5}}
 
 
-async def scan(scene, *arguments, faults=()):
-    """Return what `bygate scan` printed beside a scene: exit code, output, errors."""
+async def scan(scene, *arguments, faults=(), meanwhile=None):
+    """Return what `bygate scan` printed beside a scene: exit code, output, errors.
+
+    `meanwhile` is done to the simulated BlueZ once it scans.
+    """
     async with BlueZProcess(scene) as bluez:
         for fault in faults:
             await bluez.tell(f"fault {fault}")
-        command = [sys.executable, "-m", "gateway", "scan", "--seconds", "1", *arguments]
-        done = await asyncio.to_thread(
-            subprocess.run,
-            command,
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "gateway", "scan", "--seconds", "1", *arguments),
             env=os.environ | dict(bluez.environment),
-            capture_output=True,
-            text=True,
-            check=False,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
         )
-    return done.returncode, done.stdout, done.stderr
+        reading = asyncio.ensure_future(process.communicate())
+        if meanwhile:
+            await asyncio.sleep(STARTED)
+            await meanwhile(bluez)
+        out, err = await reading
+    return process.returncode, out.decode(), err.decode()
 
 
 @on_air
@@ -93,6 +100,65 @@ async def test_phones_are_counted_together_and_never_listed():
     assert out.startswith("no sensor of a known family among ")
     assert ":" not in out.replace(": nearer", "")
     assert "Phone" not in out + err
+
+
+PHONES = [
+    {"manufacturer": {"004c": "1005"}, "uuids": ["181a"]},
+    {"manufacturer": {"004c": "1005", "0499": b"hello".hex()}, "uuids": ["181a"]},
+    {"manufacturer": {"0334": b"abc".hex()}},
+]
+
+
+@on_air
+async def test_a_phone_is_not_listed_whatever_of_a_sensor_it_advertises():
+    adverts = [
+        {"address": f"7A:11:22:33:44:{n:02X}", "every": 0.1, "name": "Kari's phone", **phone}
+        for n, phone in enumerate(PHONES)
+    ]
+    code, out, err = await scan({"advertiser": adverts})
+    assert code == 0
+    assert out.startswith("no sensor of a known family among ")
+    assert "7A:11" not in out + err
+
+
+@on_air
+async def test_a_sensor_that_is_connected_to_is_known_by_its_makers_data():
+    wave = {"address": METER, "every": 0.1, "manufacturer": {"0334": "58422c000c05"}}
+    _, out, _ = await scan({"advertiser": [wave]})
+    assert f'driver = "airthings"\naddress = "{METER}"' in out
+
+
+@on_air
+async def test_a_bus_that_is_lost_meanwhile_is_said_without_a_traceback():
+    async def lose(bluez):
+        for _ in range(5):
+            await asyncio.sleep(0.4)
+            await bluez.tell("fault D-Bus gone")
+            await asyncio.sleep(0.3)
+            await bluez.tell("cure D-Bus gone")
+
+    _, out, err = await scan(SCENE, "--seconds", "5", meanwhile=lose)
+    assert TAG in out
+    assert len(err.splitlines()) <= 2
+
+
+@pytest.mark.parametrize("address", ["garbage", "unix:dir=/tmp", "tcp:host=127.0.0.1,port=x"])
+def test_an_address_of_the_bus_that_is_none_is_said(address):
+    command = [sys.executable, "-m", "gateway", "scan", "--seconds", "1"]
+    env = os.environ | {"DBUS_SYSTEM_BUS_ADDRESS": address}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    said = done.stderr.splitlines()[1:]
+    assert [line.partition(" (")[0] for line in said] == [WRONG_BUS]
+    assert said[0].endswith("): unset it, or see dbus-daemon(1)")
+
+
+@on_air
+async def test_an_adapter_that_is_not_there_is_named_beside_one_that_hears():
+    code, out, err = await scan(SCENE, "--adapter", "hci9", "--adapter", "hci0")
+    assert code == 0
+    assert TAG in out
+    assert "there is no Bluetooth adapter hci9" in err
 
 
 @pytest.mark.parametrize(

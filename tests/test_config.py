@@ -333,6 +333,19 @@ def test_a_shared_port_is_told_even_when_its_sensor_has_another_mistake():
     assert [line.split(": ")[1] for line in found] == ["sensors.b.port", "sensors.b.unit"]
 
 
+def two_tags(one: str, other: str) -> str:
+    lines = f'[sensors.a]\ndriver = "ruuvi"\n{one}\n[sensors.b]\n{other}\n'
+    return BASE + lines
+
+
+def test_two_sensors_that_are_the_same_device_are_named_however_the_address_is_written():
+    one, same = 'address = "CC:B8:33:4C:88:4F"', 'address = "cc:b8:33:4c:88:4f"'
+    twice = "CC:B8:33:4C:88:4F is read by 'ruuvi' for sensor 'a' already; remove one of the two"
+    found = mistake(two_tags(one, f'driver = "ruuvi"\n{same}'))
+    assert found == f"10: sensors.b.address: {twice}"
+    assert set(read(two_tags(one, f'driver = "bthome"\n{same}')).sensors) == {"a", "b"}
+
+
 def test_names_of_sensors_and_ports_follow_the_rule_of_the_gateways_name():
     text = BASE + '[sensors."a/b"]\ndriver = "attic"\n[ports."µ"]\npath = "/dev/x"\n'
     found = [line.split(", got ")[0] for line in mistakes(text)]

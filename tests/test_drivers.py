@@ -322,7 +322,7 @@ def test_a_ble_driver_hears_its_own_captures_and_no_other(name: str):
         for each in driver.services
     )
     assert all(
-        driver.hears(Advertisement(address="", manufacturer_data={each: b""}))
+        driver.hears(Advertisement(address="", manufacturer_data={each: bytes(6)}))
         for each in driver.companies
     )
     assert not driver.hears(Advertisement(address="", manufacturer_data={0x004C: b""}))

@@ -117,6 +117,11 @@ class Ears:
             return False
         return True
 
+    def numbers(self):
+        """Return the counters of what was heard and not asked for yet."""
+        adverts = [self.heard.get_nowait()[1] for _ in range(self.heard.qsize())]
+        return [int.from_bytes(advert.manufacturer_data[0x0499]) for advert in adverts]
+
 
 def tag(bluez, **more):
     return bluez.advertise(TAG, manufacturer={0x0499: counter}, **{"every": 0.02} | more)
@@ -339,15 +344,36 @@ async def test_powered_off():
         assert await hears_again()
 
 
+@on_bus
+async def test_an_adapter_that_was_plugged_in_anew_keeps_whom_it_hears():
+    async with running(forget_after=0.2) as bluez:
+        tag(bluez)
+        async with Ears() as ears:
+            await ears.next()
+            async with bluez.fault("no adapter"):
+                pass
+        assert await hears_again()
+        async with Ears() as ears:
+            await ears.next()
+            device = bluez.adapters["hci0"].devices[TAG]
+            await asyncio.sleep(0.4)  # whom the pulled one heard would be forgotten by now
+            assert device.shown["Address"] == TAG
+            assert bluez.adapters["hci0"].devices[TAG] is device
+
+
 @pytest.mark.parametrize("fault", ["powered off", "BlueZ gone", "BlueZ crashed", "no adapter"])
 @on_bus
 async def test_a_scan_that_is_cut_stays_silent_without_an_error(fault):
     async with running() as bluez, Ears() as ears:
-        tag(bluez)
+        held = tag(bluez)
         await ears.next()
+        for _ in range(5):  # these are on their way when the scan is cut
+            held.send()
         async with bluez.fault(fault):
             pass
-        assert not await ears.hears()
+        cut = held.sent
+        await soon(lambda: held.sent >= cut + 15)
+        assert not [number for number in ears.numbers() if number >= cut]
 
 
 @pytest.mark.parametrize(

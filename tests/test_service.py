@@ -7,7 +7,7 @@ from pathlib import Path
 from gateway_process import values
 
 from gateway.config import load
-from gateway.service import Service, _stray
+from gateway.service import Service, stray
 from gateway.tally import Tally
 from hil.broker import Broker
 
@@ -56,7 +56,7 @@ def test_an_error_that_nobody_met_is_logged_without_the_stranger_it_is_about(cap
 
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(_stray)
+        loop.set_exception_handler(stray)
         loop.call_soon(lost, "4E:AD:BE:EF:00:01")
         await asyncio.sleep(0)
         await asyncio.sleep(0)

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
@@ -144,10 +145,8 @@ def _address(text: str) -> str:
 
 
 def _company(text: str) -> int:
-    try:
-        number = int(text, 0)
-    except ValueError:
-        number = -1
+    plain = re.fullmatch(r"0[xX][0-9a-fA-F]{1,4}|0|[1-9][0-9]{0,4}", text)  # int() takes 1_0 too
+    number = int(text, 0) if plain else -1
     if not 0 <= number <= 0xFFFF:
         raise ValueError(f"expected a company identifier such as 0x0499, got {seen(text)}")
     return number

@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,10 +28,14 @@ from gateway.driver import (
 from gateway.judge import judge
 from gateway.reading import Quantity, Value
 from gateway.schema import settings_of
+from gateway.service import stray
 from gateway.settings import BluetoothSettings
 
 SECONDS = 10.0
 """Most sensors advertise at least once in so long."""
+
+PHONES = (0x0006, 0x004C, 0x0075, 0x00E0, 0x018E, 0x027D, 0x038F)
+"""Microsoft, Apple, Samsung, Google twice, Huawei, Xiaomi (Bluetooth Assigned Numbers, 7)."""
 
 
 @dataclass(slots=True)
@@ -71,25 +75,33 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what was heard; 1 when no adapter could be used."""
-    from gateway.ble import survey
-
-    logging.getLogger("gateway").addHandler(logging.NullHandler())  # what is wrong is said below
+    """Print what was heard; 1 when no adapter could be used to the end."""
+    faults = logging.StreamHandler()  # our own; what is wrong with the adapters is said below
+    faults.setLevel(logging.ERROR)
+    logging.getLogger("gateway").addHandler(faults)
     survey_of = Survey()
-    adapters = args.adapter or BluetoothSettings().adapter
+    adapters = list(dict.fromkeys(args.adapter or BluetoothSettings().adapter))
     if not args.json:
         print(f"listening with {', '.join(adapters)} for {args.seconds:g} s", file=sys.stderr)
-    why = asyncio.run(survey(adapters, args.seconds, survey_of.hear))
+    why = asyncio.run(_listen(adapters, args.seconds, survey_of))
+    failed = len(why) == len(adapters)
     found = sorted(survey_of.found.values(), key=lambda each: -(each.rssi or -128))
     if args.json:
         print(json.dumps([_as_json(each) for each in found], indent=2))
     elif found:
         print(_as_text(found))
-    elif not why:
+    elif not failed:
         print(_nothing(survey_of.heard))
-    if why:
-        print(why, file=sys.stderr)
-    return int(bool(why))
+    for reason in dict.fromkeys(why.values()):
+        print(reason, file=sys.stderr)
+    return int(failed)
+
+
+async def _listen(adapters: Sequence[str], seconds: float, survey_of: "Survey") -> dict[str, str]:
+    from gateway.ble import survey
+
+    asyncio.get_running_loop().set_exception_handler(stray)
+    return await survey(adapters, seconds, survey_of.hear)
 
 
 class Survey:
@@ -108,10 +120,13 @@ class Survey:
                 self._note(name, kind, advertisement)
 
     def _note(self, name: str, kind: type[BleDriver], advertisement: Advertisement) -> None:
+        key = advertisement.address, name
         values, why = _read(kind, advertisement)
+        if not values and not advertisement.manufacturer_data.keys().isdisjoint(PHONES):
+            self.found.pop(key, None)  # a part of it alone may have passed for a sensor's
+            return
         if values is None:
             return
-        key = advertisement.address, name
         found = self.found.setdefault(key, Found(advertisement.address, name, kind))
         found.rssi, found.why = advertisement.rssi, why
         found.values |= values
