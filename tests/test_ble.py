@@ -154,6 +154,74 @@ async def test_a_steady_advert_is_heard_each_time_though_bluez_would_suppress_it
 
 
 @on_air
+async def test_what_stands_while_something_else_changes_is_not_told_as_if_sent_again():
+    """bleak tells a device's data whole at each change of its name, its signal, its other data."""
+    async with scene() as (bluez, radio):
+        ears = Ears(radio)
+        device = bluez.advertise(TAG, manufacturer={RUUVI: b"once"}, every=0)
+        await until(device.send)
+        assert (await ears.next())[0].manufacturer_data == {RUUVI: b"once"}
+        device.manufacturer, device.name, device.rssi = {}, "renamed", -40
+        device.send()
+        device.service_data = {"0000feaa-0000-1000-8000-00805f9b34fb": b"else"}
+        device.send()
+        heard, _ = await ears.next()
+        assert (heard.manufacturer_data, heard.service_data) == ({}, device.service_data)
+        assert len(ears.heard) == 2
+
+
+@on_air
+async def test_what_is_sent_again_is_told_though_something_beside_it_changes():
+    async with scene() as (bluez, radio):
+        ears = Ears(radio)
+        device = bluez.advertise(TAG, manufacturer={RUUVI: counter}, every=0)
+        device.service_data = {"0000feaa-0000-1000-8000-00805f9b34fb": b"steady"}
+        await until(device.send)
+        device.send()
+        device.send()
+        await until(lambda: len(ears.heard) == 5)  # 1 for both, then 1 for each
+        again = [each for each in ears.heard[1:] if each.service_data]
+        assert [each.service_data for each in again] == [device.service_data] * 2
+        assert [each.manufacturer_data for each in again] == [{}, {}]
+
+
+@on_air
+async def test_a_device_that_bluez_forgot_does_not_come_back_with_what_it_said():
+    async with scene(bluez={"forget_after": 0.3}) as (bluez, radio):
+        ears = Ears(radio)
+        device = bluez.advertise(TAG, manufacturer={RUUVI: b"said"}, every=0)
+        await until(device.send)
+        await until(lambda: ears.heard and not bluez.adapters["hci0"].devices)
+        device.manufacturer, device.name = {}, "back"
+        device.send()
+        device.manufacturer = {RUUVI: b"said"}
+        device.send()
+        await until(lambda: len(ears.heard) == 2)
+        assert ears.heard[1].manufacturer_data == device.manufacturer
+
+
+@on_air
+async def test_one_adapter_does_not_retell_what_the_other_has_heard_newer_of():
+    async with scene(("hci0", "hci1")) as (bluez, radio):
+        ears = Ears(radio)
+        device = bluez.advertise(TAG, manufacturer={RUUVI: b"old"}, every=0)
+        await until(lambda: all(each.sessions for each in bluez.adapters.values()))
+        device.send()
+        await until(lambda: len(ears.heard) == 2)
+        device.adapters, device.manufacturer = ("hci0",), {RUUVI: b"new"}
+        device.send()
+        device.adapters, device.manufacturer, device.name = ("hci1",), {}, "named"
+        device.send()
+        device.manufacturer = {0x0001: b"last"}
+        device.send()
+        await until(lambda: len(ears.heard) == 4)
+        assert [each.manufacturer_data for each in ears.heard[2:]] == [
+            {RUUVI: b"new"},
+            {0x0001: b"last"},
+        ]
+
+
+@on_air
 async def test_what_bleak_tells_when_a_scan_ends_is_not_heard_as_an_advert():
     async with scene() as (bluez, radio):
         ears = Ears(radio)
