@@ -27,7 +27,7 @@ CALL = 5.0
 """Seconds after which a call to BlueZ is given up; it answers in milliseconds or not at all."""
 STOP = 1.0
 """Seconds that a call has where we end: systemd, or a technician, waits for it."""
-PING = 1.0
+PING = 2.0
 """Seconds after which BlueZ is taken for stuck."""
 BEGINS = 2.0
 """Seconds after its name is owned in which BlueZ may not have found its adapters yet."""

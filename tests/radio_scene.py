@@ -34,12 +34,23 @@ def on_air(test):
     @functools.wraps(test)
     def run(*arguments, **named):
         async def limited():
+            asyncio.get_running_loop().set_exception_handler(lost)
             async with asyncio.timeout(LIMIT):
                 await test(*arguments, **named)
 
         asyncio.run(limited())
 
     return run
+
+
+def lost(loop, context):
+    """Log what no task has met, but nothing of the many futures that a lost connection leaves.
+
+    They are met by the garbage collector, at any time. In Python 3.11 that can be within a call of
+    ast.parse, which fails if another is made meanwhile, as to log a traceback is (gh-106905).
+    """
+    if not isinstance(context.get("exception"), OSError | EOFError):
+        loop.default_exception_handler(context)
 
 
 async def until(true):

@@ -29,6 +29,7 @@ from hil.bluezfaults import FAULTS
 from hil.bluezprocess import BlueZProcess
 from hil.dbusdaemon import PrivateBus
 from hil.radio import Characteristic
+from tests.radio_scene import lost
 
 pytestmark = pytest.mark.skipif(not shutil.which("dbus-daemon"), reason="no dbus-daemon")
 
@@ -48,6 +49,7 @@ def on_bus(test):
     @functools.wraps(test)
     def run(*arguments, **named):
         async def limited():
+            asyncio.get_running_loop().set_exception_handler(lost)
             async with asyncio.timeout(10):
                 await test(*arguments, **named)
 
