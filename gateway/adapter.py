@@ -72,6 +72,8 @@ class Adapter:
         self.why = f"{name} does not scan yet"
         self.connections = asyncio.Semaphore(3)
         self.connecting = asyncio.Lock()
+        self.probing = asyncio.Lock()
+        """Held throughout its turn by a device that failed the last time."""
         self._bluez, self._tell_heard, self._before = bluez, heard, before
         self.passive, self._silence, self._ask = passive, silence, ask
         self._rung = 0

@@ -2,8 +2,8 @@
 
 Every call has a deadline of its own: bleak hangs for ever when a device is removed during a read,
 and retries for ever what BlueZ answers with InProgress (both seen with bleak 3.1). None outlasts
-the sensor's interval, so a device that hangs costs its own turn: it holds a place among the
-connections only while it is being connected to, and once it has failed it has one try a turn.
+the sensor's interval. A device that failed has one try a turn, and only one such is tried at a time:
+so the others wait for one of them at most, and never find all places taken by those that hang.
 """
 
 import asyncio
@@ -41,6 +41,10 @@ CALL = 5.0
 """Seconds in which a device reads or writes one value; it takes 10 to 100 ms."""
 SHORTEST = 1.0
 """Seconds that each of these calls has however short the sensor's interval."""
+PROBE = 4.0
+"""Seconds in which one is connected to that failed the last time."""
+PATIENT = 8
+"""Each so many of these tries has all of CONNECT, for a device at the limit of its range."""
 TRIES = 4
 NEWS = 0.2
 """Seconds after a failure in which the bus tells that it was the adapter's."""
@@ -58,7 +62,8 @@ class GattDevice:
     def __init__(self, address: str, radio: Radio) -> None:
         self.address = address
         self._radio = radio
-        self._tries = TRIES
+        self._failed = 0
+        """How many turns in a row have failed since it was heard."""
 
     @property
     def why(self) -> str:
@@ -78,22 +83,27 @@ class GattDevice:
         async with self._radio.alone(self.address), AsyncExitStack() as held:
             adapter, device = await self._heard(within)
             breaks = adapter.breaks
+            if self._failed:
+                await held.enter_async_context(adapter.probing)
             try:
                 yield await self._connected(adapter, device, within, held)
             except SensorError:
+                self._failed += 1
                 await asyncio.sleep(NEWS)
                 if adapter.breaks != breaks:
                     raise NoAdapter(self._radio.why or f"{adapter.name} was lost") from None
                 raise
+            self._failed = 0
 
     async def _heard(self, within: float) -> tuple[Adapter, BLEDevice]:
         within = min(max(within, HEARING[0]), HEARING[1])
+        reception = self._radio.reception(self.address)
         try:
             async with asyncio.timeout(within):
                 return await self._radio.next(self.address)
         except TimeoutError:
-            if self._radio.why or asyncio.get_running_loop().time() - self._radio.since < within:
-                raise NoAdapter(self._radio.why or "the adapter has only begun to listen") from None
+            if reception.why or asyncio.get_running_loop().time() - reception.since < within:
+                raise NoAdapter(reception.why or "the adapter has only begun to listen") from None
             heard = f"not heard within {within:g} s: check address, battery and distance"
             raise NoReply(f"{heard}; is it connected to a phone?") from None
 
@@ -101,7 +111,8 @@ class GattDevice:
         self, adapter: Adapter, device: BLEDevice, within: float, held: AsyncExitStack
     ) -> "Connection":
         """Return a connection that lasts as long as what is `held`."""
-        tries, self._tries = self._tries, 1
+        tries = 1 if self._failed else TRIES
+        patience = PROBE if self._failed % PATIENT else CONNECT
         async for attempt in AsyncRetrying(
             stop=stop_after_attempt(tries) | stop_after_delay(within),
             wait=wait_random(0.25, 1),
@@ -112,10 +123,9 @@ class GattDevice:
                 async with AsyncExitStack() as place:
                     await place.enter_async_context(adapter.connections)
                     async with adapter.connecting:
-                        connection = await Connection.to(device, max(within, SHORTEST))
+                        connection = await Connection.to(device, patience, max(within, SHORTEST))
                     place.push_async_callback(connection.close)
                     held.push_async_exit(place.pop_all())
-        self._tries = TRIES
         await held.enter_async_context(self._radio.bluez.removal(connection.path, connection.lost))
         return connection
 
@@ -133,10 +143,10 @@ class Connection:
         self._deadline: asyncio.Timeout | None = None
 
     @classmethod
-    async def to(cls, device: BLEDevice, within: float) -> "Connection":
-        """Return a new connection to the device, whose calls have so many seconds."""
+    async def to(cls, device: BLEDevice, patience: float, within: float) -> "Connection":
+        """Return a new connection, made with so much patience, whose calls have `within` seconds."""
         client = BleakClient(device, timeout=CONNECT)
-        connect = min(within, CONNECT)
+        connect = min(within, patience)
         with _named("connected", connect):
             await bounded(client.connect(), connect)
         return cls(client, device.details["path"], within)

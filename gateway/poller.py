@@ -37,6 +37,8 @@ from gateway.ration import Outages
 from gateway.reading import Quantity, Reading, Values
 
 OK = "ok"
+MISSED = "missed"
+"""The outcome of a turn that fell due while one before it lasted."""
 DRIVER_ERROR = "driver error"
 
 OPENING = 5.0
@@ -113,7 +115,13 @@ class Poller:
                 await self._turn()
             if _cancelled():  # a driver may have swallowed it
                 raise asyncio.CancelledError
-            due = max(min(due, began) + self.interval, loop.time())
+            due = self._next(min(due, began) + self.interval, loop.time())
+
+    def _next(self, due: float, now: float) -> float:
+        """Return when the next turn is; those that had no place are counted."""
+        if missed := int(max(now - due, 0) / self.interval):
+            self.state.outcomes[MISSED] += missed
+        return max(due, now)
 
     def _first(self, delay: float) -> float:
         return delay
