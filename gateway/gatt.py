@@ -2,8 +2,9 @@
 
 Every call has a deadline of its own: bleak hangs for ever when a device is removed during a read,
 and retries for ever what BlueZ answers with InProgress (both seen with bleak 3.1). None outlasts
-the sensor's interval. A device that failed has one try a turn, and only one such is tried at a time:
-so the others wait for one of them at most, and never find all places taken by those that hang.
+the sensor's interval. A device that failed has one try a turn, and only one such is tried at a
+time: so the others wait for one of them at most, and never find all places taken by those that
+hang.
 """
 
 import asyncio
@@ -144,7 +145,7 @@ class Connection:
 
     @classmethod
     async def to(cls, device: BLEDevice, patience: float, within: float) -> "Connection":
-        """Return a new connection, made with so much patience, whose calls have `within` seconds."""
+        """Return a connection made within `patience` seconds; each of its calls has `within`."""
         client = BleakClient(device, timeout=CONNECT)
         connect = min(within, patience)
         with _named("connected", connect):
