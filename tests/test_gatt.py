@@ -45,19 +45,23 @@ def private(monkeypatch):
     monkeypatch.delenv("DBUS_SYSTEM_BUS_ADDRESS", raising=False)
 
 
+def poller_of(address, radio, interval, driver=None):
+    return GattPoller(
+        name=address,
+        driver=driver or Thermometer(),
+        interval=interval,
+        clock=Clock(),
+        sink=lambda reading: None,
+        port=GattDevice(address, radio),
+    )
+
+
 @asynccontextmanager
 async def polled(driver=None, services=SERVICES, interval=0.3):
     """Give a simulated BlueZ and a poller that reads the one device in the air."""
     async with scene() as (bluez, radio):
         meter = bluez.peripheral(METER, services, every=0.05)
-        poller = GattPoller(
-            name="meter",
-            driver=driver or Thermometer(),
-            interval=interval,
-            clock=Clock(),
-            sink=lambda reading: None,
-            port=GattDevice(METER, radio),
-        )
+        poller = poller_of(METER, radio, interval, driver)
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(poller.run())
             yield bluez, poller, meter
@@ -166,3 +170,24 @@ async def test_a_fault_thirty_times_leaves_no_descriptor_and_no_task(name, monke
         after = resources()
     assert after[0] <= before[0] + 3  # the connection of a read that goes on
     assert after[1] <= before[1] + 3
+
+
+@on_air
+async def test_healthy_devices_miss_no_turn_among_ill_ones():
+    async with scene() as (bluez, radio), asyncio.TaskGroup() as tasks:
+        ill = [f"C0:00:00:00:01:{n:02}" for n in range(5)]
+        healthy = [f"C0:00:00:00:02:{n:02}" for n in range(3)]
+        for address in (*ill, *healthy):
+            bluez.peripheral(address, SERVICES, every=0.05)
+        for address in ill:
+            await bluez.begin("services never resolve", at=address)
+        pollers = [poller_of(address, radio, 1.5) for address in (*ill, *healthy)]
+        running = [tasks.create_task(poller.run()) for poller in pollers[:5]]
+        await until(lambda: all(p.state.outcomes["no reply"] for p in pollers[:5]))
+        running += [tasks.create_task(poller.run()) for poller in pollers[5:]]
+        await until(lambda: all(p.state.outcomes["ok"] >= 3 for p in pollers[5:]))
+        for each in running:
+            each.cancel()
+    outcomes = [dict(poller.state.outcomes) for poller in pollers]
+    assert outcomes[5:] == [{"ok": counts["ok"]} for counts in outcomes[5:]]
+    assert not any("ok" in counts for counts in outcomes[:5])
