@@ -80,7 +80,7 @@ class Driver(d.AdvertisementDriver):
                 raise d.DeviceRefused("speaks BTHome version 1: set it to version 2, or renew it")
             return None
         if not (7 if data[:1] and data[0] & 2 else 1) <= len(data) <= LONGEST:
-            raise d.BadFrame(f"{len(data)} bytes, too few or too many: {data[:LONGEST].hex(' ')}")
+            raise d.BadFrame(f"{len(data)} bytes, too few or too many")
         if data[0] >> 5 != 2:
             raise d.DeviceRefused(f"speaks BTHome version {data[0] >> 5}, not 2")
         address, body = advertisement.address_bytes, data[1:]
@@ -89,7 +89,7 @@ class Driver(d.AdvertisementDriver):
             d.check_address(advertisement, address)
         found = numbered(_objects(self._plain(data[:1], address, body)))
         if not DECLARED.issuperset(found):
-            raise d.BadFrame(f"has more than {PARTS} of a kind: {data.hex(' ')}")
+            raise d.BadFrame(f"has more than {PARTS} of a kind: {body.hex(' ')}")
         if found.keys() == {UNKNOWN}:
             raise d.BadFrame(f"begins with object {found[UNKNOWN]:02x}, which this driver lacks")
         return found or None

@@ -273,9 +273,12 @@ class AdvertisementDriver(BleDriver):
 
 
 def check_address(advertisement: Advertisement, own: bytes) -> None:
-    """Raise BadFrame if an advertisement's data name another address than what it was sent from."""
+    """Raise BadFrame if an advertisement's data name another address than what it was sent from.
+
+    Which one is not told: it may be a passer-by's, and what is told stands in log and status.
+    """
     if own != (advertisement.address_bytes or own):
-        raise BadFrame(f"says that its address is {own.hex(':').upper()}")
+        raise BadFrame("names another address than it was sent from: is it another's, repeated?")
 
 
 def decrypted(key: Key | None, nonce: bytes | None, sealed: bytes) -> bytes:

@@ -101,6 +101,7 @@ async def test_strangers_leave_no_trace(program, tmp_path, monkeypatch):
 # Who lies
 
 
+OPEN = sensor("shed", "bthome", address=ADDRESS, interval="500ms")
 SEALED = sensor("shed", "bthome", address=ADDRESS, key=KEY, interval="500ms")
 
 
@@ -129,3 +130,15 @@ async def test_what_is_repeated_or_forged_is_counted_and_gives_no_reading(tmp_pa
     outcomes = status[-1]["sensors"]["shed"]["outcomes"]
     assert {name: outcomes.get(name) for name in lies} == dict.fromkeys(lies, 1)
     assert set(values(broker.received, "shed", "temperature")) == {20, 21}
+
+
+@on_air
+async def test_an_address_that_data_name_is_told_nowhere(tmp_path, monkeypatch):
+    async with box(tmp_path, monkeypatch, more=OPEN) as (bluez, broker, daemon):
+        theirs = bytes.fromhex(CONFUSED[0].replace(":", ""))[::-1]
+        bluez.advertise(ADDRESS, service_data={"fcd2": b"\x42" + theirs + b"\x01\x61"}, every=0.1)
+        said = (await daemon.says("shed: ")).encode()
+        assert await daemon.stop() == 0
+        left = trail(tmp_path, broker, said + await daemon.process.stderr.read())
+    assert b"names another address" in left
+    assert traces(left, CONFUSED, []) == set()
