@@ -54,7 +54,7 @@ def work_until_cut(disk: PowerCutDisk, random: Random) -> set[object]:
     return kept
 
 
-@pytest.mark.parametrize("seed", range(times(8, 1000)))
+@pytest.mark.parametrize("seed", range(times(50, 1000)))
 def test_what_was_flushed_is_there_after_a_power_cut(formatted: bytes, tmp_path: Path, seed: int):
     random, after = Random(seed), tmp_path / "after"
     with ExitStack() as stack:
