@@ -372,7 +372,8 @@ class Buffer:
         allowed = min(REFUSED_BYTES, most(self._disk, self._settings) // 4)
         more = 0 if self._refused.lies_here(held) else len(payload)
         for oldest in self._refused.over(allowed - more):
-            self._losses.record(self._spool, self._refused.readings(oldest), REFUSED)
+            readings = self._refused.readings(oldest)
+            self._losses.record(self._spool, readings, REFUSED, oldest.name)
             self._refused.remove(oldest)
         self._refused.add(held, reason, payload)
         self._spool.acknowledge(held.sequence)

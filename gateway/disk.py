@@ -8,6 +8,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -216,6 +217,11 @@ class Damage:
     def aside(self) -> str:
         """The name of the file that they are moved to."""
         return f"{self.name}-{self.at}.damaged"
+
+    @property
+    def mark(self) -> str:
+        """What tells it from other damage, at the same place too."""
+        return f"{self.name}-{self.at}-{zlib.crc32(self.data):08x}"
 
     def move(self, disk: Disk) -> None:
         """Set them aside, with zeros in their place, so that they are met once."""

@@ -32,9 +32,14 @@ class Losses:
         """Count a reading for which there was no room in RAM."""
         self._overflowed += 1
 
-    def record(self, spool: Spool, readings: int, reason: str) -> None:
-        """Count a loss, and have the spool remember it; raises OSError."""
-        spool.record_loss(1, 0, readings, reason)
+    def record(self, spool: Spool, readings: int, reason: str, of: str = "") -> None:
+        """Count a loss, and have the spool remember it; raises OSError.
+
+        `of` names what is removed next: a start after a power cut between the two meets it again.
+        """
+        if of in spool.lost:
+            return
+        spool.record_loss(1, 0, readings, reason, of)
         self.by[reason] += readings
 
     def record_later(self, readings: int, reason: str) -> None:
@@ -79,7 +84,7 @@ class Losses:
         while self._damaged:
             damage = self._damaged[0]
             if damage.lost:
-                self.record(spool, damage.lost, "damaged on disk")
+                self.record(spool, damage.lost, "damaged on disk", damage.mark)
             self._damaged.popleft()
             self.told.append(f"{damage.lost or 'unknown'} readings lost: {damage.aside}")
             log.error(

@@ -4,7 +4,7 @@ record: magic "bgS2", CRC32, length | kind, epoch, sequence, readings, first ms 
 
 head   sequence: first of this segment; bytes: readings dropped so far, the last batch before it
 batch  bytes: the payload exactly as it is published
-loss   sequence: the last one lost; bytes: the first one, the reason
+loss   sequence: the last one lost; bytes: the first one, the reason, the name of what it was in
 """
 
 import enum

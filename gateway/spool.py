@@ -74,6 +74,8 @@ class Spool:
         """Readings dropped since the buffer was created."""
         self.appended = 0
         """Bytes of the batches that were appended."""
+        self.lost: set[str] = set()
+        """What the losses on disk were of, as far as that has a name."""
         self._damaged: list[tuple[str, int, bytes]] = []
         self._acked_at = -math.inf
         self.recovered = False
@@ -136,8 +138,11 @@ class Spool:
             self.dropped = max(self.dropped, dropped)
             self._saw(*previous)
         elif record.kind == Kind.LOSS:
-            first, _ = msgpack.unpackb(record.payload)
-            self.dropped += record.readings
+            first, _, *of = msgpack.unpackb(record.payload)
+            named = {*filter(None, of)}
+            if not named & self.lost:  # else written again after a failed sync
+                self.dropped += record.readings
+            self.lost |= named
             for sequence in [s for s in self._held if first <= s <= record.sequence]:
                 self._forget(sequence)
 
@@ -272,7 +277,7 @@ class Spool:
         if not lost:  # all acknowledged a moment ago
             return 0
         readings = sum(held.readings for held in lost)
-        self.record_loss(lost[0].sequence, lost[-1].sequence, readings, reason)
+        self.record_loss(lost[0].sequence, lost[-1].sequence, readings, reason, victim.name)
         self._let_go(lost)
         self.tidy()
         return readings
@@ -307,11 +312,11 @@ class Spool:
                 if held.sequence in self._held:
                     self._forget(held.sequence)
 
-    def record_loss(self, first: int, last: int, readings: int, reason: str) -> None:
-        """Record, for ever, that readings were lost, and why."""
+    def record_loss(self, first: int, last: int, readings: int, reason: str, of: str = "") -> None:
+        """Record, for ever, that readings were lost, and why; `of` names what they were in."""
         if not self._usable:
             self._begin(self.previous[0] if self.previous else 0, self.last + 1)
-        payload = msgpack.packb((first, reason))
+        payload = msgpack.packb((first, reason, of))
         self._write(Record(Kind.LOSS, 0, last, readings, 0, payload))
         self.dropped += readings
 

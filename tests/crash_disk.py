@@ -133,6 +133,12 @@ class CrashDisk:
         for disk in self._below.values():
             disk.crash(random)
 
+    def spoil(self, name: str, at: int) -> None:
+        """Flip a bit, as a card does that grows old."""
+        spoilt = bytearray(self._durable[name])
+        spoilt[at] ^= 1
+        self._live[name], self._durable[name] = spoilt, bytes(spoilt)
+
     def _burn(self) -> None:
         if self.fuse is not None:
             self.fuse -= 1

@@ -2,10 +2,12 @@
 
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
 import pytest
+from crash_disk import CrashDisk, PowerCut
 from test_buffer import SETTINGS, take
 from trials import times
 
@@ -192,3 +194,21 @@ def test_what_comes_after_an_older_image_was_restored_is_new_to_the_receiver(
         last._disk.close_all()
         new = [v for found in received.values() for v in found if v >= began]
         assert sorted(new) == list(range(began, taken))
+
+
+@pytest.mark.parametrize("changes", range(12))
+def test_a_power_cut_amid_a_start_counts_what_is_damaged_once(changes: int):
+    for seed in range(10):
+        disk = CrashDisk()
+        for epoch in (1, 2):
+            buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=epoch)
+            take(buffer, 2.0 * epoch, 2.0 * epoch + 1)
+            buffer.close()
+        disk.spoil("00000001.seg", 100)
+        disk.fuse = changes
+        with suppress(PowerCut):
+            Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=3).tick(0.0)
+        disk.crash(Random(seed))
+        again = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=4)
+        again.tick(0.0)
+        assert (values(again), again.stats().dropped) == ([4.0, 5.0], 2)

@@ -1,11 +1,12 @@
 """Refused batches are offered again when somebody asks, under their own names, and lost never."""
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
-from crash_disk import CrashDisk
+from crash_disk import CrashDisk, PowerCut
 from test_buffer import SETTINGS, batches, opened, take, values
 
 from gateway.buffer import Buffer
@@ -244,3 +245,29 @@ def test_files_that_are_none_of_ours_are_let_be(tmp_path: Path, name: str):
     assert values(again) == [0.0, 1.0]
     assert again.stats().faults == []
     assert (tmp_path / "refused" / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("changes", range(12))
+def test_a_power_cut_counts_what_has_no_room_any_more_once(changes: int):
+    small = replace(SETTINGS, max_size=4000)
+    for seed in range(10):
+        disk = CrashDisk()
+        buffer = Buffer(disk, small, "trd-0042", boot=7, epoch=1)
+        for _ in range(2):
+            take(buffer, *(Random(n).randbytes(100).hex() for n in range(5)))
+            buffer._work(0.0, buffer._seal)
+        first, second = list(buffer.waiting())
+        buffer.set_aside(first, 0x99)
+        buffer.tick(1.0)
+        disk.sync("acked")
+        disk.sync_directory()
+        disk.fuse = changes
+        with suppress(PowerCut):
+            buffer.set_aside(second, 0x99)
+        disk.crash(Random(seed))
+        again = Buffer(disk, small, "trd-0042", boot=7, epoch=2)
+        again.tick(0.0)
+        for held in list(again.waiting()):
+            again.set_aside(held, 0x99)
+        assert again.stats().refused == ["2-1-0x99.batch"]
+        assert again.stats().dropped == 5
