@@ -6,7 +6,7 @@
 I: bit 0 encrypted, bit 1 the address A is sent, backwards, bits 5 to 7 the version. Nonce: address,
 D2 FC, I, C. What a device has several of is numbered: temperature_2. An object that is not known
 ends the reading, for its length is not known either; bthome_unknown then tells its id. Events,
-texts and times are passed over: a gateway that keeps one reading per interval would lose presses.
+commands, texts and times are passed over: one reading per interval would lose presses.
 """
 
 import re
@@ -26,7 +26,8 @@ OWN = (
 PARTS = 4  # of a kind on one device
 
 # A quantity, then its objects: id, bits, and what makes them its unit; i: signed, b: true or false.
-# Those after - are passed over; of a text the first byte tells the length.
+# Those after - are passed over; of a text the first byte tells the length, of a command its low
+# five bits that of what follows the opcode.
 TABLE = """
 temperature 02 i16/100 45 i16/10 57 i8 58 i8*35/100 ; humidity 03 u16/100 2e u8 ; battery 01 u8
 pressure 04 u24/100 ; dew_point 08 i16/100 ; illuminance 05 u24/100 ; uv_index 46 u8/10 ; co2 12 u16
@@ -44,7 +45,7 @@ battery_low 15 b8 ; battery_charging 16 b8 ; powered 10 b8 ; plugged_in 24 b8 ; 
 gas_detected 1c b8 ; co_detected 17 b8 ; smoke 29 b8 ; light_detected 1e b8 ; sound_detected 2a b8
 wet 20 b8 ; cold 18 b8 ; hot 1d b8 ; vibration 2c b8 ; running 27 b8 ; safe 28 b8 ; problem 26 b8
 tampered 2b b8 ; unlocked 1f b8 ; bthome_generic 0f b8
-- 00 u8 3a u8 3c u16 50 u32 53 text 54 text 60 u8 f0 u16 f1 u32 f2 u24
+- 00 u8 3a u8 3b command 3c u16 50 u32 53 text 54 text 60 u8 65 u8 f0 u16 f1 u32 f2 u24
 """
 
 FORM = re.compile(r"([a-z]+)(\d*)\*?([\d.]*)/?(\d*)")
@@ -59,7 +60,6 @@ def _forms() -> Iterator[tuple[int, tuple[Quantity | None, str, int, float, floa
             yield int(number, 16), (named.get(name), kind, int(bits or 0) // 8, factor, divisor)
 
 
-LONGEST = 252  # bytes of service data in an AD structure
 FORMS = dict(_forms())
 KINDS = dict.fromkeys(form[0] for form in FORMS.values() if form[0])
 NUMBERED = [each.part(number) for number in range(2, PARTS + 1) for each in KINDS]
@@ -79,7 +79,7 @@ class Driver(d.AdvertisementDriver):
             if advertisement.service("181c") or advertisement.service("181e"):
                 raise d.DeviceRefused("speaks BTHome version 1: set it to version 2, or renew it")
             return None
-        if not (7 if data[:1] and data[0] & 2 else 1) <= len(data) <= LONGEST:
+        if not (7 if data[:1] and data[0] & 2 else 1) <= len(data) <= 252:  # of an AD structure
             raise d.BadFrame(f"{len(data)} bytes, too few or too many")
         if data[0] >> 5 != 2:
             raise d.DeviceRefused(f"speaks BTHome version {data[0] >> 5}, not 2")
@@ -115,7 +115,8 @@ def _objects(data: bytes) -> Iterator[tuple[Quantity, Value]]:
             yield UNKNOWN, data[0]
             return
         quantity, kind, size, factor, divisor = FORMS[data[0]]
-        begin, size = (1, size) if size else (2, int.from_bytes(data[1:2], "little"))
+        told = int.from_bytes(data[1:2], "little")
+        begin, size = (1, size) if size else (2, 1 + (told & 31) if kind == "command" else told)
         if len(data) < begin + size:
             raise d.BadFrame(f"ends within object {data[0]:02x}: {data.hex(' ')}")
         raw = int.from_bytes(data[begin : begin + size], "little", signed=kind == "i")
