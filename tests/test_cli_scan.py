@@ -18,6 +18,7 @@ from tests.radio_scene import METER, NEEDS_DBUS, TAG, on_air
 pytestmark = NEEDS_DBUS
 
 RUUVI = "0512fc5394c37c0004fffc040cac364200cdcbb8334c884f"
+PVVX = "ccbbaa38c1a46c07fa13d60a52090f"
 SEALED = "41a47266c95f730011223378237214"
 BLU = "54:48:E6:8F:80:A5"
 SCENE = {
@@ -82,6 +83,25 @@ async def test_the_lines_to_paste_are_a_configuration():
         "bthome",
         "environmental_sensing",
     }
+
+
+@on_air
+async def test_names_differ_though_the_ends_of_the_addresses_do_not():
+    twins = [
+        {"address": f"C{n}:00:00:00:88:4F", "manufacturer": {"0499": RUUVI}, "every": 0.1}
+        for n in range(2)
+    ]
+    _, out, _ = await scan({"advertiser": twins})
+    pasted = tomllib.loads(out.partition("For config.toml:")[2])["sensors"]
+    assert set(pasted) == {"ruuvi-c0000000884f", "ruuvi-c1000000884f"}
+
+
+@pytest.mark.parametrize("data", [PVVX, "00" * 11], ids=["plain", "encrypted"])
+@on_air
+async def test_nobody_is_told_to_connect_to_what_tells_its_values_unasked(data):
+    tag = {"address": "A4:C1:38:AA:BB:CC", "service_data": {"181a": data}, "every": 0.1}
+    _, out, _ = await scan({"advertiser": [tag]}, "--json")
+    assert [each["driver"] for each in json.loads(out)] == ["pvvx"]
 
 
 @on_air

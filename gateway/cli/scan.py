@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,9 +51,16 @@ class Found:
     why: str = ""
 
     @property
-    def table(self) -> str:
-        """The lines to paste into config.toml."""
-        name = f"{self.driver}-{self.address[-5:].replace(':', '').lower()}"
+    def unasked(self) -> bool:
+        """Whether it tells its values in its advertisements."""
+        return issubclass(self.kind, AdvertisementDriver)
+
+    def name(self, digits: int) -> str:
+        """Return a name for it, with so many digits of its address."""
+        return f"{self.driver}-{self.address.replace(':', '').lower()[-digits:]}"
+
+    def table(self, name: str) -> str:
+        """Return the lines to paste into config.toml."""
         lines = [f"[sensors.{name}]", f'driver = "{self.driver}"', f'address = "{self.address}"']
         if "key" in settings_of(self.kind) and self.why:
             lines.append("#key = the 32 hexadecimal digits that its maker's app shows, in quotes")
@@ -85,11 +93,15 @@ def run(args: argparse.Namespace) -> int:
         print(f"listening with {', '.join(adapters)} for {args.seconds:g} s", file=sys.stderr)
     why = asyncio.run(_listen(adapters, args.seconds, survey_of))
     failed = len(why) == len(adapters)
-    found = sorted(survey_of.found.values(), key=lambda each: -(each.rssi or -128))
+    found = sorted(survey_of.sensors, key=lambda each: -(each.rssi or -128))
+    tables = _tables(found)
     if args.json:
-        print(json.dumps([_as_json(each) for each in found], indent=2))
+        listed = [
+            _as_json(each) | {"config": table} for each, table in zip(found, tables, strict=True)
+        ]
+        print(json.dumps(listed, indent=2))
     elif found:
-        print(_as_text(found))
+        print("\n\n".join([_as_text(found), "For config.toml:", *tables]))
     elif not failed:
         print(_nothing(survey_of.heard))
     for reason in dict.fromkeys(why.values()):
@@ -118,6 +130,12 @@ class Survey:
         for name, kind in self._kinds.items():
             if kind.hears(advertisement):
                 self._note(name, kind, advertisement)
+
+    @property
+    def sensors(self) -> list[Found]:
+        """What was found; nobody need connect to a sensor whose advertisements a driver knows."""
+        unasked = {each.address for each in self.found.values() if each.unasked}
+        return [e for e in self.found.values() if e.unasked or e.address not in unasked]
 
     def _note(self, name: str, kind: type[BleDriver], advertisement: Advertisement) -> None:
         key = advertisement.address, name
@@ -156,6 +174,12 @@ def _read(
         return None, ""
 
 
+def _tables(found: list[Found]) -> list[str]:
+    """Return the lines for each, under names that differ."""
+    short = Counter(each.name(4) for each in found)
+    return [each.table(each.name(4 if short[each.name(4)] == 1 else 12)) for each in found]
+
+
 def _as_json(found: Found) -> dict[str, Any]:
     return {
         "address": found.address,
@@ -165,7 +189,6 @@ def _as_json(found: Found) -> dict[str, Any]:
         "model": found.kind.model,
         "values": {q.name: {"value": v, "unit": q.unit} for q, v in found.values.items()},
         "why": found.why or None,
-        "config": found.table,
     }
 
 
@@ -174,9 +197,7 @@ def _as_text(found: list[Found]) -> str:
         (each.address, _signal(each.rssi), each.driver, each.kind.model, _says(each))
         for each in found
     ]
-    heads = ("ADDRESS", "SIGNAL", "DRIVER", "MODEL", "SAYS")
-    tables = "\n\n".join(each.table for each in found)
-    return f"{columns(heads, *rows)}\n\nFor config.toml:\n\n{tables}"
+    return columns(("ADDRESS", "SIGNAL", "DRIVER", "MODEL", "SAYS"), *rows)
 
 
 def _signal(rssi: int | None) -> str:
