@@ -23,7 +23,7 @@ from pathlib import Path
 from gateway.reading import PRESSURE
 from gateway.wire import decode
 from hil.arguments import seconds, whole
-from hil.bluez import FakeBlueZ
+from hil.bluez import FORGET_AFTER, FakeBlueZ
 from hil.broker import Broker
 from hil.daemon import Daemon, die_with
 from hil.dbusdaemon import PrivateBus
@@ -36,8 +36,12 @@ EVERY = 0.1
 """Seconds from one advertisement of a device to the next."""
 SETTLES = 5.0
 """Seconds before anything is counted: imports, the first batch, memory that is taken once."""
+ROTATE = 10.0
+"""Seconds that a stranger keeps an address."""
+LEVEL = ROTATE + FORGET_AFTER + 20
+"""Seconds of strangers after which as many are forgotten as come, and the heap has settled."""
 MEMORIES = 6
-"""How often memory is looked at while strangers come and go."""
+"""How often memory is looked at from then on."""
 RUUVI = 0x0499
 LAP = 60_000
 """The time of sending is told in milliseconds of a minute, as pressure in steps of 1 Pa."""
@@ -77,9 +81,11 @@ class Figures:
     ratio: float
     """CPU of the daemon to that of bleak alone."""
     strangers: int
-    """At a time; each has a new address all ten seconds."""
+    """At a time; each has a new address every ROTATE seconds."""
+    strangers_after: float
+    """Seconds that they have come and gone before memory is looked at."""
     strangers_rss_mb: list[float]
-    """The daemon's memory while they come and go, at equal distances."""
+    """The daemon's memory from then on, at equal distances."""
 
 
 def payload(_: int) -> bytes:
@@ -89,9 +95,16 @@ def payload(_: int) -> bytes:
     return told + bytes.fromhex("CBB8334C884F")
 
 
-async def measure(watched: float, strangers: int) -> Figures:
-    """Return the figures of so many seconds with sensors alone, and as many with strangers."""
-    async with PrivateBus() as bus, FakeBlueZ(bus) as bluez, Broker() as broker:
+async def measure(watched: float, strangers: int, after: float) -> Figures:
+    """Return the figures of so many seconds with sensors alone, and as many with strangers.
+
+    The strangers come and go for `after` seconds before memory is looked at.
+    """
+    async with (
+        PrivateBus() as bus,
+        FakeBlueZ(bus) as bluez,
+        Broker() as broker,
+    ):
         sensors = [
             bluez.advertise(f"CB:B8:33:4C:88:{n:02X}", manufacturer={RUUVI: payload}, every=EVERY)
             for n in range(DEVICES)
@@ -106,8 +119,9 @@ async def measure(watched: float, strangers: int) -> Figures:
             await broker.wait_for(lambda seen: any("/batch/" in m.topic for m in seen), timeout=30)
             await asyncio.sleep(SETTLES)
             ours = await _cost("daemon", daemon.pid, sensors, watched)
+            crowd = bluez.crowd(strangers, every=1, rotate=ROTATE)
+            await asyncio.sleep(after)
             memory = [round(rss_mb(daemon.pid), 1)]
-            crowd = bluez.crowd(strangers, every=1, rotate=10)
             for _ in range(MEMORIES):
                 await asyncio.sleep(watched / MEMORIES)
                 memory.append(round(rss_mb(daemon.pid), 1))
@@ -132,6 +146,7 @@ async def measure(watched: float, strangers: int) -> Figures:
         costs=[alone, ours],
         ratio=round(ours.cpu_ms_per_1000 / alone.cpu_ms_per_1000, 2),
         strangers=strangers,
+        strangers_after=after,
         strangers_rss_mb=memory,
     )
 
@@ -195,13 +210,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table, or with `--json` one JSON object."""
     parser = argparse.ArgumentParser(prog="bench ble", description=__doc__)
     parser.add_argument("--json", action="store_true", help="figures as JSON")
-    parser.add_argument("--quick", action="store_true", help="5 s each")
+    parser.add_argument("--quick", action="store_true", help="5 s each, memory before it is level")
     parser.add_argument("--seconds", type=seconds, default=30, help="how long to watch each")
     parser.add_argument("--strangers", type=whole, default=1000, help="how many come beside")
     args = parser.parse_args(arguments)
-    found = asyncio.run(
-        measure(min(args.seconds, 5) if args.quick else args.seconds, args.strangers)
-    )
+    watched, after = (min(args.seconds, 5), 0) if args.quick else (args.seconds, LEVEL)
+    found = asyncio.run(measure(watched, args.strangers, after))
     if args.json:
         print(json.dumps(asdict(found), indent=1))
         return
@@ -213,7 +227,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{found.adverts} advertisements heard, {found.lost} lost")
     print(f"late by {found.late_ms_median:g} ms (median), {found.late_ms_p99:g} ms (p99)\n")
     memory = "  ".join(f"{mb:.1f}" for mb in found.strangers_rss_mb)
-    print(f"RSS MB while {found.strangers} strangers come and go: {memory}")
+    came = f"{found.strangers} strangers come and go, from {found.strangers_after:g} s on"
+    print(f"RSS MB while {came}: {memory}")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,9 @@ from hil.radio import Advert, Advertiser, Air, Crowd, Payload, Peripheral, Servi
 
 NAME = "org.bluez"
 
+FORGET_AFTER = 30.0
+"""Seconds after which BlueZ removes a device that it does not hear (its TemporaryTimeout)."""
+
 
 class FakeBlueZ:
     """BlueZ with its adapters while the context lasts, and everything that is on the air.
@@ -44,7 +47,7 @@ class FakeBlueZ:
         bus: PrivateBus,
         *,
         adapters: Collection[str] = ("hci0",),
-        forget_after: float = 30.0,
+        forget_after: float = FORGET_AFTER,
         experimental: bool = False,
     ) -> None:
         self.air = Air()

@@ -2,6 +2,8 @@
 
 import argparse
 import asyncio
+import difflib
+import inspect
 import json
 import os
 import signal
@@ -16,7 +18,7 @@ from typing import Any
 
 from hil.bluez import FakeBlueZ
 from hil.dbusdaemon import PrivateBus
-from hil.radio import Payload
+from hil.radio import Advertiser, Payload
 
 Scene = Mapping[str, Any]
 """What is on the air, as TOML or JSON has it:
@@ -28,6 +30,9 @@ Scene = Mapping[str, Any]
 Bytes are hexadecimal; a list of them is gone through again and again. The other keys are the
 arguments of Advertiser and Crowd.
 """
+
+KEYS = inspect.signature(Advertiser).parameters.keys() - {"air"} | {"services"}
+"""What a device in a scene may have."""
 
 HELP = """\
     fault NAME [at PLACE] [times N]   at an adapter or address, only N times
@@ -181,6 +186,9 @@ def _put(bluez: FakeBlueZ, scene: Scene) -> None:
 
 
 def _advert(scene: Scene) -> dict[str, Any]:
+    for name in scene.keys() - KEYS:
+        hint = " or ".join(difflib.get_close_matches(name, KEYS, cutoff=0.5) or sorted(KEYS))
+        raise ValueError(f"there is no {name!r} of a device; did you mean {hint}?")
     made = {name: value for name, value in scene.items() if name != "services"}
     manufacturer = made.get("manufacturer", {})
     made["manufacturer"] = {int(key, 16): _said(data) for key, data in manufacturer.items()}

@@ -342,3 +342,9 @@ def test_no_hex_is_wrong_usage():
     done = process("sds011")
     assert (done.returncode, done.stdout) == (2, "")
     assert "required: HEX" in done.stderr
+
+
+@pytest.mark.parametrize("driver", ["sds011", "nmea0183", "bthome"])
+def test_nothing_on_standard_input_is_no_reply(driver: str):
+    done = process(driver, "-")
+    assert (done.returncode, done.stdout) == (1, '{"outcome": "no reply"}\n')

@@ -157,7 +157,7 @@ def test_a_driver_with_a_dialogue_is_answered_from_the_hex(replay: Replay):
         (("two", "00"), "HEX is one of several things, say which: --manufacturer 0x1234 or --serv"),
         (
             ("airthings", WAVE),
-            f"HEX is one of several things, say which: --characteristic {PLUS} or",
+            f"HEX is one of several things, say which: --characteristic {PLUS}, ",
         ),
         (
             ("ruuvi", "--service=fcd2", "--manufacturer=1", "00"),

@@ -7,6 +7,10 @@ import pytest
 
 import gateway.cli
 import hil.__main__
+from hil.bluez import FakeBlueZ
+from hil.bluezcommand import put
+from hil.dbusdaemon import PrivateBus
+from tests.radio_scene import TAG
 
 
 @pytest.mark.parametrize("given", ["x", "0", "-1", "nan", "inf", ""])
@@ -58,3 +62,8 @@ def test_the_bench_of_bluetooth_counts_what_was_lost(capsys: pytest.CaptureFixtu
     assert 0 <= figures["late_ms_median"] <= figures["late_ms_p99"]
     assert [cost["process"] for cost in figures["costs"]] == ["bleak alone", "daemon"]
     assert len(figures["strangers_rss_mb"]) > 1
+
+
+def test_a_key_that_no_device_on_the_air_has_is_named_with_those_that_are_near():
+    with pytest.raises(ValueError, match=r"no 'service' of a device; did you mean .*service_data"):
+        put(FakeBlueZ(PrivateBus()), {"advertiser": [{"address": TAG, "service": {}}]})

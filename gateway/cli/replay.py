@@ -70,7 +70,10 @@ def run(args: argparse.Namespace) -> int:
         found = replay_ble.advertisements(driver, args, answers)
     else:
         found = replay_ble.readings(driver, args, answers)
-    return max([_print_outcome(each) for each in found], default=0)
+    codes = [_print_outcome(each) for each in found]
+    return (
+        max(codes) if codes else _print_outcome(Outcome(NoReply.outcome, b"", why=_no_frame(b"")))
+    )
 
 
 def _print_outcome(found: Outcome) -> int:

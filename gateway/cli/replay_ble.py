@@ -92,8 +92,7 @@ def readings(
 def _asked(driver: GattDriver, args: argparse.Namespace) -> Sequence[str]:
     asked = args.characteristic or driver.characteristics
     if not args.characteristic and len(asked) != 1:
-        several = " or ".join(f"--characteristic {each}" for each in asked)
-        raise wrong(f"HEX is one of several things, say which: {several}")
+        raise wrong(f"HEX is one of several things, say which: --characteristic {', '.join(asked)}")
     return [str(each) for each in asked]
 
 
