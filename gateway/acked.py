@@ -1,42 +1,63 @@
-"""Which batches are acknowledged, while they still lie on disk: one small file."""
+"""What is over and done with of that which lies on disk: acknowledged batches, dropped readings.
+
+    | page 0 | page 1 |        4096 bytes each, zeros written once, then overwritten in turn
+
+    page: CRC32, length | count of writes, epoch of the newest segment, readings dropped, ranges
+
+No growth: it can be written to when the disk is full. Of two pages one outlasts a torn write.
+"""
 
 import bisect
 import struct
 import zlib
+from collections.abc import Container
 
 import msgpack
 
 from gateway.disk import Disk
 
-ACKED_BYTES = 4096
+NAME = "acked"
+PAGE = 4096
 ACKED_RANGES = 200
+"""Take less than a page, however long the numbers are."""
 
-_SUM = struct.Struct("<II")  # of the ranges: CRC32, length
+_SUM = struct.Struct("<II")  # of what follows: CRC32, length
 
 
 class Acked:
-    """Which sequences are acknowledged, as ranges in one small file, overwritten unsynced.
+    """Which sequences are acknowledged, as ranges; and how many readings were dropped by then.
 
     Acknowledgements come out of order (two lanes): one position for both re-sent 16.7 % or lost 517
     batches at a crash. Lost or damaged, everything on disk is sent again and de-duplicated.
     """
 
-    NAME = "acked"
-
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
-        self._written = b""
+        self._writes = 0
+        self._written: tuple[object, ...] = ()
         self.ranges: list[tuple[int, int]] = []
+        self.dropped = 0
+        """As it was written last."""
 
-    def recover(self) -> None:
-        """Read the ranges; none where the file is missing or damaged."""
-        data = self._disk.read(self.NAME, 0, ACKED_BYTES)
-        if len(data) < _SUM.size:
+    def recover(self, epochs: Container[int]) -> None:
+        """Read the newer page that is whole; no others than those of these epochs.
+
+        Another history's ranges would let go of batches that were never delivered.
+        """
+        data = self._disk.read(NAME, 0, 2 * PAGE)
+        pages = [page for page in (_page(data[:PAGE]), _page(data[PAGE:])) if page]
+        if not pages:
             return
-        crc, length = _SUM.unpack_from(data)
-        body = data[_SUM.size : _SUM.size + length]
-        if len(body) == length > 0 and zlib.crc32(body) == crc:
-            self.ranges = [(first, last) for first, last in msgpack.unpackb(body)]
+        self._writes, epoch, dropped, ranges = max(pages)
+        if epoch in epochs:
+            self.dropped, self.ranges = dropped, [(first, last) for first, last in ranges]
+
+    def begin(self) -> None:
+        """Take the room that it needs, once and for all."""
+        if len(self._disk.read(NAME, 0, 2 * PAGE)) < 2 * PAGE:
+            self._disk.write(NAME, 0, bytes(2 * PAGE))
+            self._disk.sync(NAME)
+            self._disk.sync_directory()
 
     def __contains__(self, sequence: int) -> bool:
         return any(first <= sequence <= last for first, last in self.ranges)
@@ -60,10 +81,27 @@ class Acked:
         ):
             del self.ranges[0]
 
-    def write(self, ranges: list[tuple[int, int]]) -> None:
-        """Write the ranges where they differ from what was written last."""
-        body = msgpack.packb(ranges)
-        if body != self._written:
-            data = _SUM.pack(zlib.crc32(body), len(body)) + body
-            self._disk.write(self.NAME, 0, data.ljust(ACKED_BYTES, b"\0"))
-            self._written = body
+    def write(self, epoch: int, dropped: int, ranges: list[tuple[int, int]]) -> None:
+        """Write what differs from what was written last; unsynced."""
+        if (told := (epoch, dropped, ranges)) == self._written:
+            return
+        body = msgpack.packb((self._writes + 1, *told))
+        data = _SUM.pack(zlib.crc32(body), len(body)) + body
+        self._disk.write(NAME, (self._writes + 1) % 2 * PAGE, data.ljust(PAGE, b"\0"))
+        self._writes, self._written, self.dropped = self._writes + 1, told, dropped
+
+    def sync(self) -> None:
+        """Return when what was written is on the device."""
+        self._disk.sync(NAME)
+
+
+def _page(data: bytes) -> tuple[int, int, int, list[list[int]]] | None:
+    """Return what is on a page, None where it is not whole."""
+    if len(data) < _SUM.size:
+        return None
+    crc, length = _SUM.unpack_from(data)
+    body = data[_SUM.size : _SUM.size + length]
+    if not len(body) == length > 0 or zlib.crc32(body) != crc:
+        return None
+    writes, epoch, dropped, ranges = msgpack.unpackb(body)
+    return writes, epoch, dropped, ranges

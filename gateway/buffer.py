@@ -21,8 +21,7 @@ from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 
-from gateway import journal
-from gateway.acked import Acked
+from gateway import acked, journal
 from gateway.bounds import Bounds, most
 from gateway.clock import Clock
 from gateway.disk import Disk, remedy
@@ -304,7 +303,7 @@ class Buffer:
             self._filling.journaled = 0
 
     def _make_way(self) -> None:
-        ours = {journal.NAME: Path.is_file, Acked.NAME: Path.is_file, DIRECTORY: Path.is_dir}
+        ours = {journal.NAME: Path.is_file, acked.NAME: Path.is_file, DIRECTORY: Path.is_dir}
         for name, fits in ours.items():
             if aside := self._disk.make_way(name, fits):
                 self._losses.made_way(name, aside)

@@ -64,6 +64,10 @@ class Spool:
         self._held: dict[int, Held] = {}
         self._order: list[int] = []
         self._acked = Acked(disk)
+        self._epoch = 0
+        """That of the newest segment."""
+        self._epochs: set[int] = set()
+        """Those that what lies here is of."""
         self._number = 0
         self._usable = False
         self.last = 0
@@ -87,7 +91,8 @@ class Spool:
                 self._number = max(self._number, int(name.removesuffix(_ENDING)))
                 self._recover_segment(name)
         self._order = sorted(self._held)
-        self._acked.recover()
+        self._acked.recover(self._epochs)
+        self.dropped = max(self.dropped, self._acked.dropped)
         for first, last in self._acked.ranges:
             self.last = max(self.last, last)
             for held in list(self.waiting(first - 1, last + 1)):
@@ -136,6 +141,7 @@ class Spool:
         elif record.kind == Kind.HEAD:
             dropped, previous = msgpack.unpackb(record.payload)
             self.dropped = max(self.dropped, dropped)
+            self._epochs.add(record.epoch)
             self._saw(*previous)
         elif record.kind == Kind.LOSS:
             first, _, *of = msgpack.unpackb(record.payload)
@@ -185,6 +191,7 @@ class Spool:
 
     def begin(self, epoch: int) -> None:
         """Begin the first segment of a run; it carries the sequence from now on."""
+        self._acked.begin()
         self._begin(epoch, self.last + 1)
 
     def _begin(self, epoch: int, sequence: int) -> None:
@@ -202,7 +209,7 @@ class Spool:
             raise
         with self._lock:
             self._segments.append(_Segment(name, len(data), sequence))
-        self._usable = True
+        self._usable, self._epoch = True, epoch
 
     def _write(self, record: Record) -> None:
         segment, data = self._segments[-1], pack(record)
@@ -263,7 +270,7 @@ class Spool:
     def ends(self) -> list[Held]:
         """Return the last batch that waits in each segment but the newest, oldest first."""
         with self._lock:
-            return [self._held[max(s.waiting)] for s in self._segments[:-1] if s.waiting]
+            return [self._held[max(s.waiting)] for s in self._older if s.waiting]
 
     def evict(self, reason: str, until: str | None = None) -> int:
         """Drop the oldest segment that still holds something; return how many readings that cost.
@@ -283,24 +290,37 @@ class Spool:
         return readings
 
     def evict_unrecorded(self) -> int:
-        """Do the same on a disk too full for the record: the next segment's head carries the sum.
+        """Do the same on a disk too full for the record, which `acked` stands for.
 
-        That head is synced with the directory, so never without the file being gone.
+        Where that cannot be written either, the next segment's head carries the sum.
         """
         victim = self._oldest()
         if victim is None:
             return 0
         lost = self._lost_with(victim)
-        self._disk.remove(victim.name)
-        self._usable = False
         readings = sum(held.readings for held in lost)
         self.dropped += readings
-        self._let_go(lost)
+        for held in lost:
+            self.acknowledge(held.sequence)
+        with suppress(OSError):
+            self._write_acked()
+            self._acked.sync()
+        self._disk.remove(victim.name)
+        self._usable = False
         self.tidy()
         return readings
 
     def _oldest(self) -> _Segment | None:
-        return next((s for s in self._segments[:-1] if s.waiting), None)
+        return next((s for s in self._older if s.waiting), None)
+
+    @property
+    def _older(self) -> list[_Segment]:
+        """All but the newest that holds something: that one carries the sequence.
+
+        One that holds nothing is what a start left that was cut off.
+        """
+        newest = next((s for s in reversed(self._segments) if s.first), None)
+        return [segment for segment in self._segments if segment is not newest]
 
     def _lost_with(self, victim: _Segment) -> list[Held]:
         with self._lock:
@@ -324,15 +344,18 @@ class Spool:
         """Write down what was acknowledged; at most once a second, for each costs a block."""
         if self._acked_at <= now < self._acked_at + ACKED_EVERY:
             return
+        self._write_acked()
+        self._acked_at = now
+
+    def _write_acked(self) -> None:
         with self._lock:
             ranges = list(self._acked.ranges)
-        self._acked.write(ranges)
-        self._acked_at = now
+        self._acked.write(self._epoch, self.dropped, ranges)
 
     def tidy(self) -> bool:
         """Remove the segments that are done with, all but the newest; whether there were any."""
         with self._lock:
-            done = [segment.name for segment in self._segments[:-1] if not segment.waiting]
+            done = [segment.name for segment in self._older if not segment.waiting]
         if done and not self._usable:  # the newest may be one that only recovery has seen
             self._disk.sync_directory()
         for name in done:

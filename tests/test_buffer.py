@@ -8,6 +8,7 @@ import pytest
 
 from gateway.buffer import BATCH_READINGS, RAM_READINGS, Buffer
 from gateway.disk import Disk
+from gateway.glance import Glance
 from gateway.reading import TEMPERATURE, ClockState, Instant, Reading, Value
 from gateway.record import size_of
 from gateway.refused import REFUSED_BYTES
@@ -108,6 +109,36 @@ def test_without_the_ranges_everything_on_disk_is_sent_again(tmp_path: Path):
     (tmp_path / "acked").write_bytes(b"\xff" * 4096)
     again = opened(tmp_path, epoch=2)
     assert [(b.epoch, b.sequence) for b in batches(again)] == [(1, 1)]
+
+
+def test_of_ranges_that_are_torn_the_ones_before_hold(tmp_path: Path):
+    buffer = sealed(tmp_path, 1, 1, 1)
+    for sequence in (1, 2):
+        buffer.acknowledge(sequence)
+        buffer.tick(100.0 * sequence)
+    sound = (tmp_path / "acked").read_bytes()
+
+    def left(*torn: int) -> list[int]:
+        spoilt = bytearray(sound)
+        for page in torn:
+            spoilt[4096 * page + 9] ^= 1
+        (tmp_path / "acked").write_bytes(spoilt)
+        return [held.sequence for held in Glance(tmp_path, "g").spool.waiting()]
+
+    assert sorted([left(0), left(1)]) == [[2, 3], [3]]
+    assert left(0, 1) == [1, 2, 3]
+
+
+def test_what_another_history_has_acknowledged_is_not_let_go_of(tmp_path: Path):
+    other = sealed(tmp_path / "other", 1, 1, 1)
+    for sequence in (1, 2, 3):
+        other.acknowledge(sequence)
+    other.tick(100.0)
+    opened(tmp_path / "ours", epoch=3).close()
+    take(ours := opened(tmp_path / "ours", epoch=4), 5.0)
+    ours.close()
+    shutil.copy(tmp_path / "other/acked", tmp_path / "ours/acked")
+    assert values(opened(tmp_path / "ours", epoch=5)) == [5.0]
 
 
 def test_a_journal_without_its_spool_seals_under_the_names_already_given(tmp_path: Path):
@@ -313,7 +344,7 @@ def test_acknowledgements_are_written_down_once_a_second_at_most(tmp_path: Path)
         take(buffer, float(tick))
         buffer.tick(tick / 10)
         buffer.acknowledge(tick)
-    assert disk.names_written.count("acked") == 4
+    assert disk.names_written.count("acked") == 1 + 4  # first of all it takes its room
     buffer.acknowledge(31)
     buffer.close()
     assert list(opened(tmp_path, epoch=2).waiting()) == []
@@ -566,6 +597,37 @@ def test_on_a_full_disk_the_oldest_that_waits_goes_first_and_is_counted(tmp_path
     again = opened(tmp_path, epoch=2)
     assert again.stats().dropped == dropped
     assert len(values(again)) + dropped == taken
+
+
+class HoggedDisk(SmallDisk):
+    """Somebody else takes what is freed."""
+
+    def remove(self, name: str) -> None:
+        self.most -= (self.directory / name).stat().st_size
+        super().remove(name)
+
+
+def test_what_a_full_disk_cost_is_known_after_a_kill(tmp_path: Path):
+    buffer, _ = filled(HoggedDisk(tmp_path))
+    while not buffer.stats().dropped:
+        fill(buffer)
+    held, dropped = len(values(buffer)), buffer.stats().dropped
+    again = opened(tmp_path, epoch=2)
+    assert (len(values(again)), again.stats().dropped) == (held, dropped)
+
+
+def test_a_start_that_was_cut_off_does_not_cost_the_segment_that_carries_the_sequence(
+    tmp_path: Path,
+):
+    buffer = sealed(tmp_path, 1, 1, 1)
+    for sequence in (1, 2, 3):
+        buffer.acknowledge(sequence)
+    (tmp_path / "acked").unlink()
+    (tmp_path / "00000002.seg").touch()
+    disk = SmallDisk(tmp_path)
+    disk.most = 0
+    Buffer(disk, UNBOUND, "trd-0042", boot=7, epoch=2).tick(0.0)
+    assert opened(tmp_path, epoch=3).last == 3
 
 
 def test_on_a_full_disk_what_is_acknowledged_goes_first(tmp_path: Path):
