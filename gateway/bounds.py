@@ -13,6 +13,8 @@ from gateway.spool import Held, Spool
 from gateway.wire import WireError, decode
 
 MAX_SIZE = 512 << 20
+SMALL = 10
+"""keep_free is at most this part of the partition: on one of 64 MiB it would leave no room."""
 AGES_EVERY = 60.0
 """Seconds between two looks for what is older than max_age."""
 
@@ -24,8 +26,13 @@ def most(disk: Disk, settings: BufferSettings) -> int:
 
 def room(disk: Disk, settings: BufferSettings, size: int) -> int:
     """Return how many bytes still fit beside the `size` that there are; below 0: too many."""
-    free, _ = disk.room()
-    return min(free - settings.keep_free, most(disk, settings) - size)
+    return min(-_too_few(disk, settings), most(disk, settings) - size)
+
+
+def _too_few(disk: Disk, settings: BufferSettings) -> int:
+    """Return how many more bytes ought to be free; below 0: so many are free besides."""
+    free, total = disk.room()
+    return min(settings.keep_free, total // SMALL) - free
 
 
 class Bounds:
@@ -41,13 +48,19 @@ class Bounds:
 
     def keep(self, spool: Spool, beside: int) -> None:
         """Evict what is too much for the space, where `beside` bytes lie beside the spool."""
-        self.room = room(self._disk, self._settings, spool.size + beside)
-        short = -self.room
+        held = spool.size + beside
+        self.room = room(self._disk, self._settings, held)
+        self._evict(spool, held - most(self._disk, self._settings), "buffer full")
+        short = _too_few(self._disk, self._settings)
+        if short <= spool.size:  # else it is others that fill the disk: nothing of ours would help
+            self._evict(spool, short, "keep_free")
+
+    def _evict(self, spool: Spool, short: int, reason: str) -> None:
         while short > 0 and (before := spool.size):
-            lost = spool.evict("buffer full")
+            lost = spool.evict(reason)
             if not lost:
                 break
-            self._losses.evicted(lost, "buffer full")
+            self._losses.evicted(lost, reason)
             short -= before - spool.size
 
     def make_room(self, spool: Spool) -> bool:

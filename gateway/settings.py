@@ -233,7 +233,9 @@ class BufferSettings:
         example="90d",
         low=3600,
     )
-    keep_free: Size = setting(size("64 MiB"), "Space on the partition that is left to others.")
+    keep_free: Size = setting(
+        size("64 MiB"), "Space on the partition that is left to others; at most a tenth of it."
+    )
 
 
 PROFILES: Mapping[str, Mapping[str, Mapping[str, object]]] = {

@@ -445,6 +445,35 @@ def test_over_its_size_the_oldest_go_and_are_counted_for_ever(tmp_path: Path):
     assert len(values(again)) + dropped == total
 
 
+class Partition(Disk):
+    """One that tells how much of it is free, ours and others' files included."""
+
+    free, total = 1 << 30, 8 << 30
+
+    def room(self) -> tuple[int, int]:
+        return self.free, self.total
+
+
+@pytest.mark.parametrize(
+    ("free", "total", "dropped_by"),
+    [
+        (1 << 20, 8 << 30, set()),  # others fill it: to drop what waits would not help
+        (49 << 20, 64 << 20, set()),  # a small one
+        (63 << 20, 8 << 30, {"keep_free"}),
+    ],
+)
+def test_what_waits_goes_for_keep_free_only_where_that_helps(
+    tmp_path: Path, free: int, total: int, dropped_by: set[str]
+):
+    disk = Partition(tmp_path)
+    buffer = Buffer(disk, BufferSettings(seal_interval=0), "trd-0042", boot=7, epoch=1)
+    for _ in range(200):
+        fill(buffer)
+    disk.free, disk.total = free, total
+    buffer.tick(1.0)
+    assert buffer.stats().dropped_by.keys() == dropped_by
+
+
 def test_a_batch_that_was_evicted_meanwhile_has_no_payload_and_makes_no_file(tmp_path: Path):
     small = BufferSettings(flush_interval=10, seal_interval=60, max_size=1 << 20)
     buffer = opened(tmp_path, settings=small)
