@@ -44,6 +44,9 @@ DRIVER_ERROR = "driver error"
 OPENING = 5.0
 """Seconds after which a port that does not open is counted; it is still waited for."""
 
+APART = 1.0
+"""Seconds at least from the begin of a turn that was cut off to that of the next."""
+
 log = logging.getLogger(__name__)
 
 
@@ -226,17 +229,35 @@ class LocalPoller(Poller):
 
 @dataclass(kw_only=True, eq=False)
 class Asker(Poller):
-    """Asks a sensor that may be cut off, and asks at once when the way to it is open again."""
+    """Asks a sensor that may be cut off, and asks at once when the way to it is open again.
+
+    A turn that was cut off is made up for even if the way is open already: it may have been closed
+    for moments only. From there the rhythm goes on.
+    """
 
     port: Way
+    _again: float | None = None
+    """When a turn that was cut off may be made up for; None: the last was not."""
 
     async def _until(self, due: float) -> None:
-        if not self.port.why:
+        again, self._again = self._again, None
+        if again is None and not self.port.why:
             await super()._until(due)
             return
         with suppress(TimeoutError):
             async with asyncio.timeout_at(due):
                 await self.port.opened()
+                await super()._until(again or 0)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        began = asyncio.get_running_loop().time()
+        with super()._named():
+            try:
+                yield
+            except PortError:
+                self._again = began + APART
+                raise
 
 
 @dataclass(kw_only=True, eq=False)
