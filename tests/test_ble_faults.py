@@ -43,7 +43,7 @@ OF_A_DEVICE = {
     "connect aborted": "heard, but not connected within 1 s",
     "in progress": "InProgress",
     "services never resolve": "heard, but not connected within 1 s",
-    "vanishes mid-read": "heard, but not read within 1 s",
+    "vanishes mid-read": "heard, but not read: BlueZ has forgotten it meanwhile",
     "silent": "heard, but not read within 1 s",
     "ATT error": "it answers GATT Protocol Error: Unlikely Error",
     "not paired": "bluetoothctl pair",
