@@ -52,6 +52,9 @@ NEWS = 0.2
 LET_GO = 0.2
 """Seconds in which bleak lets go of a device that BlueZ has forgotten; it would wait for ever."""
 PAIR = "where it asks for pairing: bluetoothctl pair, trust"
+PAIRING = (0x05, 0x08, 0x0C, 0x0F)
+"""ATT errors of a device that wants to be paired with (Core Specification, vol. 3, F, 3.4.1.1)."""
+UNFIT = "is `driver` right for its firmware? If it is, take its battery out for a moment"
 HUNG_UP = "it has hung up: is it near its limit of range, or its battery low?"
 FORGOTTEN = "BlueZ has forgotten it meanwhile: is it in range, or does another program remove it?"
 
@@ -223,7 +226,8 @@ def _named(done: str, within: float) -> Iterator[None]:
     except BleakCharacteristicNotFoundError as error:
         raise DeviceRefused(f"the device has no such characteristic: {words(error)}") from error
     except BleakGATTProtocolError as error:
-        raise DeviceRefused(f"{failed}: it answers {error.args[-1]}: {PAIR}") from error
+        remedy = PAIR if error.code in PAIRING else UNFIT
+        raise DeviceRefused(f"{failed}: it answers {error.args[-1]}: {remedy}") from error
     except BleakDBusError as error:
         remedy = PAIR if "NotPermitted" in error.dbus_error else "is it connected to a phone?"
         raise DeviceRefused(f"{failed}: BlueZ says {words(error)}: {remedy}") from error

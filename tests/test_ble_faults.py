@@ -45,7 +45,7 @@ OF_A_DEVICE = {
     "services never resolve": "heard, but not connected within 1 s",
     "vanishes mid-read": "heard, but not read: BlueZ has forgotten it meanwhile",
     "silent": "heard, but not read within 1 s",
-    "ATT error": "it answers GATT Protocol Error: Unlikely Error",
+    "ATT error": "it answers GATT Protocol Error: Unlikely Error: is `driver` right",
     "not paired": "bluetoothctl pair",
 }
 

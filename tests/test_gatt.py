@@ -13,6 +13,7 @@ from gateway.driver import GattClient, GattDriver, NoReply
 from gateway.gatt import GattDevice
 from gateway.poller import GattPoller
 from gateway.reading import HUMIDITY, TEMPERATURE, Values
+from hil.bluezstack import refused
 from hil.radio import Characteristic
 from tests.radio_scene import METER, NEEDS_DBUS, on_air, resources, scene, until
 
@@ -159,6 +160,32 @@ async def test_a_fault_has_its_outcome_and_values_come_again_when_it_is_cured(na
             await counted(poller, outcome)
             assert why in poller.state.why
         assert await counted(poller, "ok") < 4
+
+
+def unlikely(code):
+    """Return a service whose one value is answered with an ATT error."""
+
+    def refuse():
+        raise refused("Failed", f"Operation failed with ATT error: 0x{code:02x}")
+
+    return {"181a": {"2a6e": refuse}}
+
+
+@pytest.mark.parametrize("code", [0x05, 0x08, 0x0C, 0x0F])
+@on_air
+async def test_a_device_that_wants_to_be_paired_with_says_so(code):
+    async with polled(services=unlikely(code)) as (_, poller, _):
+        await counted(poller, "refused")
+        assert "Insufficient" in poller.state.why
+        assert poller.state.why.endswith(gatt.PAIR)
+
+
+@pytest.mark.parametrize("code", [0x02, 0x0A, 0x0E, 0x80])
+@on_air
+async def test_pairing_is_no_remedy_for_other_errors(code):
+    async with polled(services=unlikely(code)) as (_, poller, _):
+        await counted(poller, "refused")
+        assert poller.state.why.endswith(gatt.UNFIT)
 
 
 @on_air
