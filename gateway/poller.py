@@ -274,7 +274,7 @@ class GattPoller(Asker):
                     values = await self.driver.poll(client)
             except TimeoutError:
                 raise NoReply(f"connected, but not read within {self.driver.timeout:g} s") from None
-        self._take(self._judged(values or {}))
+        self._take(self._judged(_some(values)))
 
 
 @dataclass(kw_only=True, eq=False)
@@ -306,7 +306,7 @@ class SerialPoller(Asker):
     async def _ask(self, bad: list[SensorError]) -> Values:
         """Return the first good answer; what comes before it is noted in `bad`."""
         if self.driver.dialogue:
-            return await self.driver.poll(self.port) or {}
+            return _some(await self.driver.poll(self.port))
         frame = await self.port.request(self.driver.request)
         while True:
             try:
@@ -323,6 +323,12 @@ class SerialPoller(Asker):
 def _cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+def _some(values: Values | None) -> Values:
+    if values is None:
+        raise NoReply("it answers, but with nothing that its driver reads: is `driver` right?")
+    return values
 
 
 def nothing(within: float, heard: int) -> NoReply:

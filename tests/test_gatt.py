@@ -189,6 +189,18 @@ async def test_pairing_is_no_remedy_for_other_errors(code):
 
 
 @on_air
+async def test_a_device_with_nothing_that_its_driver_reads_is_no_reply():
+    class Other(Thermometer):
+        def decode(self, values):
+            return None
+
+    async with polled(Other()) as (_, poller, _):
+        await counted(poller, "no reply")
+        assert poller.state.why.startswith("it answers, but with nothing that its driver reads")
+        assert poller.state.outcomes["ok"] == 0
+
+
+@on_air
 async def test_a_device_that_bluez_forgets_is_not_waited_for_till_the_deadline():
     async with polled(interval=60) as (bluez, poller, _):
         await bluez.begin("vanishes mid-read", times=1)

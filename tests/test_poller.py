@@ -375,6 +375,16 @@ def test_a_driver_may_hold_a_dialogue():
     assert taken.times(PM10) == [60 * number for number in range(60)]
 
 
+def test_a_dialogue_in_which_nothing_is_said_that_the_driver_reads_is_no_reply():
+    class Deaf(Wakes):
+        async def poll(self, port: Port) -> Values | None:
+            return None
+
+    poller, taken, _ = polled(119, Sds011(), Deaf())
+    assert (poller.state.outcomes, taken) == ({"no reply": 2}, [])
+    assert "nothing that its driver reads" in (poller.state.why or "")
+
+
 def test_a_dialogue_that_breaks_off_is_no_reply_and_a_bad_frame_in_it_is_that():
     poller, _, _ = polled(
         239, Sds011(), Wakes(), faults=["", "silent", "", "flipped bit", "silent", "", ""]
