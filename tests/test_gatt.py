@@ -237,6 +237,65 @@ async def test_a_connection_that_bleak_makes_at_its_second_try_is_not_taken_for_
         assert poller.state.outcomes == {"ok": 1}
 
 
+@pytest.mark.parametrize("call", ["read", "write"])
+@on_air
+async def test_what_bluez_answers_with_in_progress_ends_with_the_calls_deadline(call, monkeypatch):
+    monkeypatch.setattr(gatt, "CALL", 0.3)
+    async with connected() as (bluez, client):
+        data = [b"?"] if call == "write" else []
+        async with bluez.fault("in progress"), asyncio.timeout(2):
+            with pytest.raises(NoReply, match=r"not read within 0\.3 s"):
+                await getattr(client, call)("2a6e", *data)
+        assert await client.read("2a6e") == b"\xd0\x07"
+
+
+@pytest.mark.parametrize(("times", "outcome"), [(3, "ok"), (4, "refused")])
+@on_air
+async def test_a_device_is_tried_four_times_a_turn(times, outcome):
+    async with polled(interval=60) as (bluez, poller, _):
+        await bluez.begin("connect refused", times=times)
+        await counted(poller, outcome)
+        assert poller.state.outcomes == {outcome: 1}
+
+
+@on_air
+async def test_one_is_connected_to_at_a_time_and_three_are_connected_at_most():
+    async with scene() as (bluez, radio), asyncio.TaskGroup() as tasks:
+        meters = [
+            bluez.peripheral(f"C0:00:00:00:00:{n:02}", SERVICES, every=0.05) for n in range(6)
+        ]
+        for meter in meters:
+            meter.resolve_after = 0.1
+        pollers = [poller_of(meter.address, radio, 60, Lingers()) for meter in meters]
+        running = [tasks.create_task(poller.run()) for poller in pollers]
+        seen = set()
+
+        def all_read():
+            seen.add(connections(bluez))
+            return all(poller.state.outcomes["ok"] for poller in pollers)
+
+        await until(all_read)
+        for each in running:
+            each.cancel()
+    assert max(connecting for connecting, _ in seen) == 1
+    assert max(connected for _, connected in seen) == 3
+
+
+class Lingers(Thermometer):
+    """Takes longer to read than three others take to connect to."""
+
+    async def poll(self, client):
+        await asyncio.sleep(0.8)
+        return await super().poll(client)
+
+
+def connections(bluez):
+    """Return how many devices are being connected to, and how many are or have been."""
+    shown = [device.shown for device in bluez.adapters["hci0"].devices.values()]
+    connected = [each["ServicesResolved"] for each in shown if each["Connected"]]
+    return connected.count(False), len(connected)
+
+
 @on_air
 async def test_a_device_that_hangs_up_is_not_waited_for_till_the_deadline():
     driver = telling()
