@@ -172,12 +172,16 @@ class SerialDriver(Driver):
     def decode(self, frame: bytes) -> Values | None:
         """Return the values in one frame, None when it is not about what this driver reads.
 
+        Where the gateway has asked, it waits for the next frame then, as long as `timeout`.
         Raises BadFrame, BadChecksum or DeviceRefused, and nothing else, whatever the bytes.
         """
         raise DeviceRefused(f"{type(self).__module__} neither decodes frames nor polls")
 
     async def poll(self, port: Port) -> Values | None:
-        """Read the sensor once; overridden where that takes more than a request and a frame."""
+        """Read the sensor once; overridden where that takes more than a request and a frame.
+
+        None, where nothing came that this driver reads, counts as no reply.
+        """
         return self.decode(await port.request(self.request))
 
     @property
@@ -353,12 +357,16 @@ class GattDriver(BleDriver):
     def decode(self, values: Mapping[str, bytes]) -> Values | None:
         """Return the values in what was read; `values` has `characteristics` for its keys.
 
+        None when it is not about what this driver reads: that counts as no reply.
         Raises BadFrame, BadChecksum or DeviceRefused, and nothing else, whatever the bytes.
         """
         raise DeviceRefused(f"{type(self).__module__} neither decodes values nor polls")
 
     async def poll(self, client: GattClient) -> Values | None:
-        """Read the sensor once; overridden where that takes more than reading characteristics."""
+        """Read the sensor once; overridden where that takes more than reading characteristics.
+
+        None, where nothing was read that this driver reads, counts as no reply.
+        """
         found = [each for each in self.characteristics if client.has(each)]
         if not found:
             raise DeviceRefused(f"the device has none of {', '.join(self.characteristics)}")

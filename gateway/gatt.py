@@ -49,7 +49,14 @@ PATIENT = 8
 TRIES = 4
 NEWS = 0.2
 """Seconds after a failure in which the bus tells that it was the adapter's."""
+LET_GO = 0.2
+"""Seconds in which bleak lets go of a device that BlueZ has forgotten; it would wait for ever."""
 PAIR = "where it asks for pairing: bluetoothctl pair, trust"
+PAIRING = (0x05, 0x08, 0x0C, 0x0F)
+"""ATT errors of a device that wants to be paired with (Core Specification, vol. 3, F, 3.4.1.1)."""
+UNFIT = "is `driver` right for its firmware? If it is, take its battery out for a moment"
+HUNG_UP = "it has hung up: is it near its limit of range, or its battery low?"
+FORGOTTEN = "BlueZ has forgotten it meanwhile: is it in range, or does another program remove it?"
 
 # bleak would ask bluetoothctl, and wait for ever for an answer once the first wait was cut short.
 BlueZFeatures.checked_bluez_version = True
@@ -123,8 +130,9 @@ class GattDevice:
             with attempt:
                 async with AsyncExitStack() as place:
                     await place.enter_async_context(adapter.connections)
+                    connection = Connection(device, max(within, SHORTEST))
                     async with adapter.connecting:
-                        connection = await Connection.to(device, patience, max(within, SHORTEST))
+                        await connection.open(min(max(within, SHORTEST), patience))
                     place.push_async_callback(connection.close)
                     held.push_async_exit(place.pop_all())
         await held.enter_async_context(self._radio.bluez.removal(connection.path, connection.lost))
@@ -137,20 +145,21 @@ class Connection:
     Raises DeviceRefused where the device has none of the name or refuses, NoReply where it is gone.
     """
 
-    def __init__(self, client: BleakClient, path: str, within: float) -> None:
-        self.path = path
-        self._client = client
+    def __init__(self, device: BLEDevice, within: float) -> None:
+        self.path: str = device.details["path"]
+        self._client = BleakClient(
+            device, timeout=CONNECT, disconnected_callback=lambda _: self._end(HUNG_UP)
+        )
         self._within = min(within, CALL)
         self._deadline: asyncio.Timeout | None = None
+        self._lost = ""
+        """Why no call is answered any more; empty while the device is connected."""
 
-    @classmethod
-    async def to(cls, device: BLEDevice, patience: float, within: float) -> "Connection":
-        """Return a connection made within `patience` seconds; each of its calls has `within`."""
-        client = BleakClient(device, timeout=CONNECT)
-        connect = min(within, patience)
-        with _named("connected", connect):
-            await bounded(client.connect(), connect)
-        return cls(client, device.details["path"], within)
+    async def open(self, within: float) -> None:
+        """Connect within so many seconds."""
+        with _named("connected", within):
+            await bounded(self._client.connect(), within)
+        self._lost = ""  # of a connection that was aborted bleak makes another
 
     def has(self, characteristic: str) -> bool:
         """Whether the device has the characteristic."""
@@ -180,21 +189,29 @@ class Connection:
 
     def lost(self) -> None:
         """End the call that waits: BlueZ has forgotten the device, no answer will come."""
-        if self._deadline is not None:
-            self._deadline.reschedule(asyncio.get_running_loop().time())
+        self._end(FORGOTTEN)
 
     async def close(self) -> None:
         """Disconnect, as far as that can be done; nothing of it is kept."""
         with suppress(*BLEAK_FAULTS):
-            await bounded(self._client.disconnect(), self._within)
+            await bounded(self._client.disconnect(), LET_GO if self._lost else self._within)
 
     async def _call(self, call: Awaitable[_T]) -> _T:
         with _named("read", self._within):
             try:
-                async with asyncio.timeout(self._within) as self._deadline:
+                async with asyncio.timeout(0 if self._lost else self._within) as self._deadline:
                     return await call
+            except TimeoutError:
+                if not self._lost:
+                    raise
+                raise NoReply(f"heard, but not read: {self._lost}") from None
             finally:
                 self._deadline = None
+
+    def _end(self, why: str) -> None:
+        self._lost = why
+        if self._deadline is not None and not self._deadline.expired():
+            self._deadline.reschedule(asyncio.get_running_loop().time())
 
 
 @contextmanager
@@ -209,7 +226,8 @@ def _named(done: str, within: float) -> Iterator[None]:
     except BleakCharacteristicNotFoundError as error:
         raise DeviceRefused(f"the device has no such characteristic: {words(error)}") from error
     except BleakGATTProtocolError as error:
-        raise DeviceRefused(f"{failed}: it answers {error.args[-1]}: {PAIR}") from error
+        remedy = PAIR if error.code in PAIRING else UNFIT
+        raise DeviceRefused(f"{failed}: it answers {error.args[-1]}: {remedy}") from error
     except BleakDBusError as error:
         remedy = PAIR if "NotPermitted" in error.dbus_error else "is it connected to a phone?"
         raise DeviceRefused(f"{failed}: BlueZ says {words(error)}: {remedy}") from error

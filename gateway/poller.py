@@ -44,6 +44,9 @@ DRIVER_ERROR = "driver error"
 OPENING = 5.0
 """Seconds after which a port that does not open is counted; it is still waited for."""
 
+APART = 1.0
+"""Seconds at least from the begin of a turn that was cut off to that of the next."""
+
 log = logging.getLogger(__name__)
 
 
@@ -226,17 +229,35 @@ class LocalPoller(Poller):
 
 @dataclass(kw_only=True, eq=False)
 class Asker(Poller):
-    """Asks a sensor that may be cut off, and asks at once when the way to it is open again."""
+    """Asks a sensor that may be cut off, and asks at once when the way to it is open again.
+
+    A turn that was cut off is made up for even if the way is open already: it may have been closed
+    for moments only. From there the rhythm goes on.
+    """
 
     port: Way
+    _again: float | None = None
+    """When a turn that was cut off may be made up for; None: the last was not."""
 
     async def _until(self, due: float) -> None:
-        if not self.port.why:
+        again, self._again = self._again, None
+        if again is None and not self.port.why:
             await super()._until(due)
             return
         with suppress(TimeoutError):
             async with asyncio.timeout_at(due):
                 await self.port.opened()
+                await super()._until(again or 0)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        began = asyncio.get_running_loop().time()
+        with super()._named():
+            try:
+                yield
+            except PortError:
+                self._again = began + APART
+                raise
 
 
 @dataclass(kw_only=True, eq=False)
@@ -253,7 +274,7 @@ class GattPoller(Asker):
                     values = await self.driver.poll(client)
             except TimeoutError:
                 raise NoReply(f"connected, but not read within {self.driver.timeout:g} s") from None
-        self._take(self._judged(values or {}))
+        self._take(self._judged(_some(values)))
 
 
 @dataclass(kw_only=True, eq=False)
@@ -285,7 +306,7 @@ class SerialPoller(Asker):
     async def _ask(self, bad: list[SensorError]) -> Values:
         """Return the first good answer; what comes before it is noted in `bad`."""
         if self.driver.dialogue:
-            return await self.driver.poll(self.port) or {}
+            return _some(await self.driver.poll(self.port))
         frame = await self.port.request(self.driver.request)
         while True:
             try:
@@ -302,6 +323,12 @@ class SerialPoller(Asker):
 def _cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+def _some(values: Values | None) -> Values:
+    if values is None:
+        raise NoReply("it answers, but with nothing that its driver reads: is `driver` right?")
+    return values
 
 
 def nothing(within: float, heard: int) -> NoReply:

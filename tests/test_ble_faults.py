@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import pytest
 from ble_box import TURN, box, flow, log_of, now_ms, taken
+from gateway_process import sensor
 
 from gateway.gatt import HEARING
 from hil.bluezfaults import DEAF, FAULTS
@@ -42,9 +43,9 @@ OF_A_DEVICE = {
     "connect aborted": "heard, but not connected within 1 s",
     "in progress": "InProgress",
     "services never resolve": "heard, but not connected within 1 s",
-    "vanishes mid-read": "heard, but not read within 1 s",
+    "vanishes mid-read": "heard, but not read: BlueZ has forgotten it meanwhile",
     "silent": "heard, but not read within 1 s",
-    "ATT error": "it answers GATT Protocol Error: Unlikely Error",
+    "ATT error": "it answers GATT Protocol Error: Unlikely Error: is `driver` right",
     "not paired": "bluetoothctl pair",
 }
 
@@ -187,4 +188,28 @@ async def test_bluez_that_restarts_is_said_once(tmp_path, monkeypatch):
         after = await flow(broker, began, "hall", "attic")
         log = await log_of(daemon)
     assert log == [f"WARNING {NO_BLUEZ}", "INFO hci0: scans again"]
+    assert after < CURED
+
+
+CELLAR = "C0:00:00:00:00:02"
+
+
+@on_air
+async def test_a_read_that_a_restart_broke_off_is_not_put_off_for_a_minute(tmp_path, monkeypatch):
+    reading = asyncio.Event()
+
+    def temperature():
+        reading.set()
+        return b"\xd0\x07"
+
+    more = sensor("cellar", "environmental_sensing", address=CELLAR, interval="60s")
+    async with box(tmp_path, monkeypatch, more=more) as (bluez, broker, daemon):
+        services = {"181a": {"2a6e": temperature, "2a6f": b"\x88\x13"}}
+        bluez.peripheral(CELLAR, services, every=0.1)
+        await reading.wait()
+        await bluez.restart()
+        cured = now_ms()
+        after = await flow(broker, cured, "cellar")
+        say("BlueZ restarted in the midst of a read", cured, after)
+        assert await log_of(daemon) == [f"WARNING {NO_BLUEZ}", "INFO hci0: scans again"]
     assert after < CURED

@@ -9,16 +9,18 @@ from bleak.backends.bluezdbus.version import BlueZFeatures
 
 from gateway import gatt
 from gateway.clock import Clock
-from gateway.driver import GattClient, GattDriver
+from gateway.driver import GattClient, GattDriver, NoReply
 from gateway.gatt import GattDevice
 from gateway.poller import GattPoller
 from gateway.reading import HUMIDITY, TEMPERATURE, Values
+from hil.bluezstack import refused
 from hil.radio import Characteristic
 from tests.radio_scene import METER, NEEDS_DBUS, on_air, resources, scene, until
 
 pytestmark = NEEDS_DBUS
 
 SERVICES = {"181a": {"2a6e": b"\xd0\x07", "2a6f": b"\x88\x13"}}
+READABLE = {"181a": {"2a6e": Characteristic(b"\xd0\x07", flags=("read", "write"))}}
 
 
 class Thermometer(GattDriver):
@@ -37,6 +39,19 @@ class Asked(Thermometer):
     async def poll(self, client: GattClient) -> Values:
         said = await client.request("2a6e", b"?", "2a6f")
         return {TEMPERATURE: int.from_bytes(said, "little") / 100}
+
+
+def telling():
+    """Return a driver that tells when it begins to read."""
+
+    class Tells(Thermometer):
+        reading = asyncio.Event()
+
+        async def poll(self, client):
+            self.reading.set()
+            return await super().poll(client)
+
+    return Tells()
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +81,15 @@ async def polled(driver=None, services=SERVICES, interval=0.3):
             running = tasks.create_task(poller.run())
             yield bluez, poller, meter
             running.cancel()
+
+
+@asynccontextmanager
+async def connected():
+    """Give a simulated BlueZ and a connection to the one device in the air."""
+    async with scene() as (bluez, radio):
+        bluez.peripheral(METER, READABLE, every=0.05)
+        async with GattDevice(METER, radio).connected(60) as client:
+            yield bluez, client
 
 
 async def counted(poller, outcome, more=1):
@@ -117,7 +141,7 @@ FAULTS = {
     "in progress": ("refused", "InProgress"),
     "adverts stop": ("no reply", "not heard within"),
     "services never resolve": ("no reply", "not connected within"),
-    "vanishes mid-read": ("no reply", "not read"),
+    "vanishes mid-read": ("no reply", "BlueZ has forgotten it"),
     "silent": ("no reply", "not read within"),
     "ATT error": ("refused", "it answers GATT Protocol Error: Unlikely Error"),
     "not paired": ("refused", "bluetoothctl pair"),
@@ -138,22 +162,163 @@ async def test_a_fault_has_its_outcome_and_values_come_again_when_it_is_cured(na
         assert await counted(poller, "ok") < 4
 
 
+def unlikely(code):
+    """Return a service whose one value is answered with an ATT error."""
+
+    def refuse():
+        raise refused("Failed", f"Operation failed with ATT error: 0x{code:02x}")
+
+    return {"181a": {"2a6e": refuse}}
+
+
+@pytest.mark.parametrize("code", [0x05, 0x08, 0x0C, 0x0F])
+@on_air
+async def test_a_device_that_wants_to_be_paired_with_says_so(code):
+    async with polled(services=unlikely(code)) as (_, poller, _):
+        await counted(poller, "refused")
+        assert "Insufficient" in poller.state.why
+        assert poller.state.why.endswith(gatt.PAIR)
+
+
+@pytest.mark.parametrize("code", [0x02, 0x0A, 0x0E, 0x80])
+@on_air
+async def test_pairing_is_no_remedy_for_other_errors(code):
+    async with polled(services=unlikely(code)) as (_, poller, _):
+        await counted(poller, "refused")
+        assert poller.state.why.endswith(gatt.UNFIT)
+
+
+@on_air
+async def test_a_device_with_nothing_that_its_driver_reads_is_no_reply():
+    class Other(Thermometer):
+        def decode(self, values):
+            return None
+
+    async with polled(Other()) as (_, poller, _):
+        await counted(poller, "no reply")
+        assert poller.state.why.startswith("it answers, but with nothing that its driver reads")
+        assert poller.state.outcomes["ok"] == 0
+
+
 @on_air
 async def test_a_device_that_bluez_forgets_is_not_waited_for_till_the_deadline():
-    async with polled() as (bluez, poller, _):
-        await counted(poller, "ok")
+    async with polled(interval=60) as (bluez, poller, _):
         await bluez.begin("vanishes mid-read", times=1)
-        assert await counted(poller, "no reply") < 1.5
-        assert await counted(poller, "ok") < 2
+        assert await counted(poller, "no reply") < 1
+        assert "BlueZ has forgotten it" in poller.state.why
 
 
 @on_air
-async def test_a_connection_that_is_aborted_once_is_tried_again_within_the_poll():
-    async with polled(interval=1) as (bluez, poller, _):
-        await counted(poller, "ok")
-        await bluez.begin("connect refused", times=1)
-        await counted(poller, "ok", 2)
-        assert poller.state.outcomes["refused"] == 0
+async def test_a_call_of_a_device_that_bluez_has_forgotten_is_not_waited_for_either():
+    async with connected() as (bluez, client):
+        await bluez.begin("silent")
+        client.lost()
+        began = time.monotonic()
+        with pytest.raises(NoReply, match="BlueZ has forgotten it"):
+            await client.read("2a6e")
+        assert time.monotonic() - began < 0.5
+
+
+@on_air
+async def test_a_loss_that_is_told_again_while_the_call_ends_changes_nothing():
+    async with connected() as (bluez, client), bluez.fault("silent"):
+        reading = asyncio.create_task(client.read("2a6e"))
+        while not reading.done():
+            await asyncio.sleep(0)
+            client.lost()
+        assert isinstance(reading.exception(), NoReply)
+
+
+@on_air
+async def test_a_connection_that_bleak_makes_at_its_second_try_is_not_taken_for_lost():
+    async with polled(interval=60) as (bluez, poller, _):
+        await bluez.begin("connect aborted", times=1)
+        await until(lambda: poller.state.outcomes)
+        assert poller.state.outcomes == {"ok": 1}
+
+
+@pytest.mark.parametrize("call", ["read", "write"])
+@on_air
+async def test_what_bluez_answers_with_in_progress_ends_with_the_calls_deadline(call, monkeypatch):
+    monkeypatch.setattr(gatt, "CALL", 0.3)
+    async with connected() as (bluez, client):
+        data = [b"?"] if call == "write" else []
+        async with bluez.fault("in progress"), asyncio.timeout(2):
+            with pytest.raises(NoReply, match=r"not read within 0\.3 s"):
+                await getattr(client, call)("2a6e", *data)
+        assert await client.read("2a6e") == b"\xd0\x07"
+
+
+@pytest.mark.parametrize(("times", "outcome"), [(3, "ok"), (4, "refused")])
+@on_air
+async def test_a_device_is_tried_four_times_a_turn(times, outcome):
+    async with polled(interval=60) as (bluez, poller, _):
+        await bluez.begin("connect refused", times=times)
+        await counted(poller, outcome)
+        assert poller.state.outcomes == {outcome: 1}
+
+
+@on_air
+async def test_one_is_connected_to_at_a_time_and_three_are_connected_at_most():
+    async with scene() as (bluez, radio), asyncio.TaskGroup() as tasks:
+        meters = [
+            bluez.peripheral(f"C0:00:00:00:00:{n:02}", SERVICES, every=0.05) for n in range(6)
+        ]
+        for meter in meters:
+            meter.resolve_after = 0.1
+        pollers = [poller_of(meter.address, radio, 60, Lingers()) for meter in meters]
+        running = [tasks.create_task(poller.run()) for poller in pollers]
+        seen = set()
+
+        def all_read():
+            seen.add(connections(bluez))
+            return all(poller.state.outcomes["ok"] for poller in pollers)
+
+        await until(all_read)
+        for each in running:
+            each.cancel()
+    assert max(connecting for connecting, _ in seen) == 1
+    assert max(connected for _, connected in seen) == 3
+
+
+class Lingers(Thermometer):
+    """Takes longer to read than three others take to connect to."""
+
+    async def poll(self, client):
+        await asyncio.sleep(0.8)
+        return await super().poll(client)
+
+
+def connections(bluez):
+    """Return how many devices are being connected to, and how many are or have been."""
+    shown = [device.shown for device in bluez.adapters["hci0"].devices.values()]
+    connected = [each["ServicesResolved"] for each in shown if each["Connected"]]
+    return connected.count(False), len(connected)
+
+
+@on_air
+async def test_a_device_that_hangs_up_is_not_waited_for_till_the_deadline():
+    driver = telling()
+    async with polled(driver, interval=60) as (bluez, poller, meter):
+        async with bluez.fault("silent"):
+            await driver.reading.wait()
+            meter.hang_up()
+            assert await counted(poller, "no reply") < 1
+        assert "it has hung up" in poller.state.why
+
+
+@pytest.mark.parametrize("name", ["BlueZ gone", "BlueZ crashed", "no adapter", "powered off"])
+@on_air
+async def test_a_read_that_the_adapter_broke_off_is_made_up_for_long_before_the_next(name):
+    driver = telling()
+    async with polled(driver, interval=60) as (bluez, poller, _):
+        async with bluez.fault("silent"):
+            await driver.reading.wait()
+            async with bluez.fault(name):
+                pass
+        assert await counted(poller, "ok") < 2
+        assert poller.state.outcomes == {"no adapter": 1, "ok": 1}
+        assert poller.state.why is None
 
 
 @pytest.mark.parametrize("name", ["vanishes mid-read", "connect refused", "silent"])

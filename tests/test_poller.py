@@ -1,8 +1,10 @@
 import asyncio
+import itertools
 import logging
 import math
 import threading
-from collections.abc import Callable, Coroutine
+import time
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
@@ -20,7 +22,7 @@ from gateway.driver import (
 )
 from gateway.judge import judge
 from gateway.listener import SerialListener
-from gateway.poller import LocalPoller, SerialPoller
+from gateway.poller import Link, LocalPoller, SerialPoller
 from gateway.reading import (
     COUNT,
     HUMIDITY,
@@ -34,9 +36,12 @@ from gateway.reading import (
     Reading,
     Values,
 )
+from gateway.serialport import SerialPort
+from gateway.settings import PortSettings
 from hil.device import Device
 from hil.devices import Pms5003, Sds011
 from hil.scripted import ScriptedPort
+from hil.serialline import SerialLine
 
 
 class Taken(list[tuple[float, Reading]]):
@@ -53,7 +58,7 @@ class Taken(list[tuple[float, Reading]]):
         return [round(at, 3) for at, reading in self if reading.quantity == quantity]
 
 
-def poller_of(port: ScriptedPort, driver: SerialDriver, interval: float = 60) -> SerialPoller:
+def poller_of(port: Link, driver: SerialDriver, interval: float = 60) -> SerialPoller:
     kind = SerialPoller if driver.polled else SerialListener
     return kind(
         name="air",
@@ -202,6 +207,56 @@ def test_an_adapter_that_is_away_for_two_seconds_is_asked_again_then():
     assert taken.times(PM10) == [0, 64, 124]
 
 
+class Flickers(ScriptedPort):
+    """A port that is back before anybody has seen that it was away."""
+
+    why = ""
+
+
+def flickered(seconds: float, faults: Iterable[str], interval: float = 60) -> SerialPoller:
+    """Let a poller run whose port is away for 10 ms at each "unplugged"."""
+
+    async def main() -> SerialPoller:
+        port = Flickers(Sds011(), sds011.Driver.frame, faults=faults, delay=0.01)
+        poller = poller_of(port, sds011.Driver(), interval)
+        await jumping.for_seconds(seconds, poller.run())
+        return poller
+
+    return jumping.run(main())
+
+
+def test_a_poll_that_broke_off_is_made_up_for_once_though_the_port_is_open_again():
+    poller = flickered(179, ["", "unplugged"])
+    assert poller.state.outcomes == {"ok": 3, "no port": 1}
+    assert poller.sink.times(PM10) == [0, 61, 121]
+
+
+def test_a_port_that_is_lost_in_every_poll_is_polled_once_a_second():
+    poller = flickered(59.5, itertools.cycle(["unplugged"]))
+    assert poller.state.outcomes == {"no port": 60}
+
+
+def test_a_port_that_flickers_does_not_change_a_rhythm_that_is_faster_than_that():
+    poller = flickered(2, ["", "unplugged", "unplugged"], interval=0.3)
+    assert poller.sink.times(PM10) == [0, 0.9, 1.2, 1.5, 1.8]
+
+
+def test_a_real_port_that_is_lost_during_a_poll_and_back_at_once_is_polled_within_2_s(tmp_path):
+    async def main(threads: ThreadPoolExecutor) -> None:
+        async with SerialLine(Sds011(), tmp_path / "tty", faults=["unplugged"], delay=0.01):
+            settings = PortSettings(path=tmp_path / "tty")
+            poller = poller_of(SerialPort(settings, sds011.Driver(), threads), sds011.Driver())
+            polling = asyncio.create_task(poller.run())
+            await until(lambda: poller.state.outcomes["no port"])
+            began = time.monotonic()
+            await until(lambda: poller.state.outcomes["ok"])
+            assert 0.5 < time.monotonic() - began < 2
+            polling.cancel()
+
+    with ThreadPoolExecutor(2) as threads:
+        asyncio.run(main(threads))
+
+
 def test_a_port_that_stays_away_is_counted_once_in_each_interval():
     poller, taken, _ = polled(299, Sds011(), sds011.Driver(), fault="unplugged")
     assert poller.state.outcomes == {"no port": 5}
@@ -318,6 +373,16 @@ def test_a_driver_may_hold_a_dialogue():
     poller, taken, _ = polled(3599, Sds011(), Wakes())
     assert poller.state.outcomes == {"ok": 60}
     assert taken.times(PM10) == [60 * number for number in range(60)]
+
+
+def test_a_dialogue_in_which_nothing_is_said_that_the_driver_reads_is_no_reply():
+    class Deaf(Wakes):
+        async def poll(self, port: Port) -> Values | None:
+            return None
+
+    poller, taken, _ = polled(119, Sds011(), Deaf())
+    assert (poller.state.outcomes, taken) == ({"no reply": 2}, [])
+    assert "nothing that its driver reads" in (poller.state.why or "")
 
 
 def test_a_dialogue_that_breaks_off_is_no_reply_and_a_bad_frame_in_it_is_that():
