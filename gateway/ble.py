@@ -116,9 +116,12 @@ class Radio:
         while self.why:
             await self.bluez.change()
 
-    def states(self) -> dict[str, str | None]:
-        """Return why each adapter does not scan, None for those that do."""
-        return {adapter.name: adapter.why or None for adapter in self._adapters}
+    def states(self) -> dict[str, dict[str, str | None]]:
+        """Return how each adapter is, and why nothing can be heard with it, for the status."""
+        return {
+            adapter.name: {"state": adapter.state, "why": adapter.why or None}
+            for adapter in self._adapters
+        }
 
     def listen(self, address: str, hear: Hear) -> None:
         """Have `hear` called with each advertisement of an address; it must not raise."""
