@@ -182,17 +182,18 @@ class Adapter:
     async def _over(self) -> bool:
         """Return when the scan is dead; whether it was silence that showed it."""
         loop = asyncio.get_running_loop()
-        idle = None
+        asked, idle = float("-inf"), float("inf")
         while self.breaks == self._breaks:
-            idle = (idle or loop.time()) if self._idle else None
+            now = loop.time()
+            idle = min(now, idle) if self._idle else float("inf")
             silent = self._heard + self._silence
-            due = silent if idle is None else min(idle + IDLE, silent)
-            if loop.time() >= due:
-                return due == silent
-            quiet = loop.time() - self._heard
-            await self._pause(min(due - loop.time(), QUIET - quiet if quiet < QUIET else QUIET))
-            if loop.time() - self._heard >= QUIET:
+            if now >= (dead := min(idle + IDLE, silent)):
+                return dead == silent
+            if now >= (ask := max(self._heard, asked) + QUIET):
                 await self._ping()
+                asked = loop.time()
+            else:
+                await self._pause(min(dead, ask) - now)
         return False
 
     async def _ping(self) -> None:
