@@ -124,7 +124,7 @@ class Bluez:
             return NO_BLUEZ
         if adapter not in self._powered:
             if asyncio.get_running_loop().time() < self._begun + BEGINS:
-                return NO_BLUEZ
+                return f"BlueZ has only just begun: it has not found {adapter} yet"
             return f"there is no Bluetooth adapter {adapter}: plug it in, or set [bluetooth]"
         if not self._powered[adapter]:
             return f"{adapter} is off: sudo rfkill unblock bluetooth; bluetoothctl power on"
