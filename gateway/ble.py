@@ -35,7 +35,8 @@ class _Address:
     hear: list[Hear] = field(default_factory=list)
     device: tuple[Adapter, BLEDevice] | None = None
     alone: asyncio.Lock = field(default_factory=asyncio.Lock)
-    waiting: asyncio.Event = field(default_factory=asyncio.Event)
+    next: asyncio.Future[tuple[Adapter, BLEDevice]] | None = None
+    """Is done when it is heard; None while nobody waits for that."""
 
 
 class Reception:
@@ -138,19 +139,22 @@ class Radio:
         return self._addresses.setdefault(address, _Address()).alone
 
     async def next(self, address: str) -> tuple[Adapter, BLEDevice]:
-        """Return the adapter that hears the address, and the device, when it is heard next."""
+        """Return the adapter that hears the address, and the device, when it is heard next.
+
+        Any number may wait.
+        """
         known = self._addresses.setdefault(address, _Address())
-        known.waiting.clear()
-        await known.waiting.wait()
-        if known.device is None:
-            raise LookupError(address)
-        return known.device
+        heard = known.next = known.next or asyncio.get_running_loop().create_future()
+        await asyncio.wait({heard})  # one that is cancelled does not cancel it for the others
+        return heard.result()
 
     def _heard(self, adapter: Adapter, device: BLEDevice, _: AdvertisementData) -> None:
         known = self._addresses.get(device.address)
         if known is not None:  # no stranger
             known.device = adapter, device
-            known.waiting.set()
+            if known.next is not None:
+                known.next.set_result(known.device)
+                known.next = None
 
     def _told(self, adapter: Adapter, advertisement: Advertisement) -> None:
         for hear in self._addresses[advertisement.address].hear:

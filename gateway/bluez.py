@@ -150,7 +150,10 @@ class Bluez:
         return adapter in self._idle
 
     async def change(self) -> None:
-        """Return at the next change of any of it."""
+        """Return at the next change of any of it.
+
+        None is missed by who awaits this in the same breath as looking: there is one event loop.
+        """
         await self._changed.wait()
 
     def tell(self) -> None:

@@ -243,6 +243,17 @@ async def test_what_bleak_tells_when_a_scan_ends_is_not_heard_as_an_advert():
 
 
 @on_air
+async def test_all_who_wait_for_a_device_are_given_it_though_one_of_them_gives_up():
+    async with scene() as (bluez, radio), asyncio.TaskGroup() as tasks:
+        waiting = [tasks.create_task(radio.next(TAG)) for _ in range(3)]
+        await radio.opened()
+        waiting.pop().cancel()
+        tag(bluez)
+        for adapter, device in [await each for each in waiting]:
+            assert (adapter.name, device.address) == ("hci0", TAG)
+
+
+@on_air
 async def test_two_adapters_are_listened_with_and_one_does_for_the_other():
     async with scene(("hci0", "hci1")) as (bluez, radio):
         ears = Ears(radio)
