@@ -72,7 +72,7 @@ class Adapter:
         self.probing = asyncio.Lock()
         """Held throughout its turn by a device that failed the last time."""
         self._bluez, self._tell_heard, self._before = bluez, heard, before
-        self.passive, self._silence, self._ask = passive, silence, ask
+        self._passive, self._silence, self._ask = passive, silence, ask
         self._trouble = Trouble(name)
         self._dark = False
         self._heard = float("-inf")
@@ -132,7 +132,7 @@ class Adapter:
             await self._stop(scanner)
 
     async def _started(self) -> BleakScanner:
-        if not self.passive:
+        if not self._passive:
             return await self._start("active", {"filters": {"DuplicateData": True}})
         kind = AdvertisementDataType.FLAGS
         try:
@@ -142,7 +142,7 @@ class Adapter:
         except BleakError as error:
             scanner = await self._start("active", {"filters": {"DuplicateData": True}})
             log.warning("%s: scans actively, for passively it cannot: %s", self.name, error)
-            self.passive = False
+            self._passive = False
             return scanner
 
     async def _start(
@@ -209,7 +209,7 @@ class Adapter:
 
     @property
     def _idle(self) -> bool:
-        return self._bluez.idle(self.name) and not self.passive
+        return self._bluez.idle(self.name) and not self._passive
 
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):

@@ -32,7 +32,6 @@ class _Device:
     service: Mapping[str, bytes] = field(default_factory=dict)
     uuids: tuple[str, ...] = ()
     rssi: int | None = None
-    told: tuple[Advertisement, ...] = ()
 
 
 class Reports:
@@ -77,13 +76,9 @@ class Reports:
         device.manufacturer = manufacturer or device.manufacturer
         device.service = service or device.service
         again = {} if new[0] else manufacturer, {} if new[1] else service
-        said = tuple(_said(device, *each) for each in (new, again) if any(each))
-        if said:
-            device.told = said
-        elif device.adapter.passive and "RSSI" in changed:
-            said = device.told  # the one sign of a repetition that BlueZ then gives
-        for each in said:
-            self._tell(device.adapter, each)
+        for each in (new, again):
+            if any(each):
+                self._tell(device.adapter, _said(device, *each))
 
 
 def _said(

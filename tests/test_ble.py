@@ -326,6 +326,22 @@ async def test_passive_scanning_hears_where_bluez_can(caplog):
 
 
 @on_air
+async def test_passive_scanning_does_not_retell_what_a_device_no_longer_sends():
+    async with scene(passive=True, bluez={"experimental": True}) as (bluez, radio):
+        ears = Ears(radio)
+        device = bluez.advertise(TAG, manufacturer={RUUVI: b"old"}, every=0)
+        await until(device.send)
+        await ears.next()
+        device.manufacturer = {}
+        for device.rssi in (-40, -80, -40):
+            device.send()
+        device.manufacturer = {RUUVI: b"new"}
+        device.send()
+        await until(lambda: len(ears.heard) > 1)
+        assert ears.heard[1].manufacturer_data == device.manufacturer
+
+
+@on_air
 async def test_passive_scanning_falls_back_and_says_so_once(caplog):
     async with scene(passive=True) as (bluez, radio):
         ears = Ears(radio)
