@@ -221,6 +221,7 @@ def _forget() -> None:
     """Have bleak forget all devices: after a crash of bluetoothd none is told to be gone.
 
     200 strangers and 40 crashes left 1800 of them with bleak. When its bus is lost it forgets all.
+    The names are bleak's own; tests/test_bleak_contract.py fails first when they change.
     """
     manager = _global_instances.get(asyncio.get_running_loop())
     if manager is not None and manager._bus is not None:

@@ -48,7 +48,10 @@ class Reports:
         self._devices.setdefault(path, _Device(adapter, address))
 
     async def open(self) -> None:
-        """Hear what comes on bleak's connection. Raises what bleak does if it cannot connect."""
+        """Hear what comes on bleak's connection. Raises what bleak does if it cannot connect.
+
+        The names are bleak's own; tests/test_bleak_contract.py fails first when they change.
+        """
         manager = await get_global_bluez_manager()
         if manager._bus is not None and manager._bus is not self._bus:
             self._bus = manager._bus
