@@ -170,16 +170,27 @@ class Bluez:
         """Ask anew which adapters there are. Raises OSError, EOFError or TimeoutError."""
         if self._bus is None:
             return
-        self._runs = await self._ask(BUS, BUS_PATH, f"{BUS}.NameHasOwner", "s", BLUEZ)
+        begun = self._begun
+        runs = await self._ask(BUS, BUS_PATH, f"{BUS}.NameHasOwner", "s", BLUEZ)
+        if self._begun == begun:  # else what was told since is newer than the answer
+            self._runs = runs
         for path, name in self._adapters.items() if self._runs else ():
-            try:
-                powered = await self._ask(
-                    BLUEZ, path, f"{PROPERTIES}.Get", "ss", ADAPTER, "Powered"
-                )
-            except DBusError:
+            before = self._powered.get(name)
+            powered = await self._is_powered(path)
+            if self._powered.get(name) != before:  # told since
+                continue
+            if powered is None:
                 self._powered.pop(name, None)
             else:
-                self._powered[name] = powered.value
+                self._powered[name] = powered
+
+    async def _is_powered(self, path: str) -> bool | None:
+        """Return whether an adapter is powered, None where there is none."""
+        try:
+            said = await self._ask(BLUEZ, path, f"{PROPERTIES}.Get", "ss", ADAPTER, "Powered")
+        except DBusError:
+            return None
+        return bool(said.value)
 
     @asynccontextmanager
     async def removal(self, path: str, tell: Callable[[], None]) -> AsyncIterator[None]:
