@@ -21,7 +21,7 @@ from bleak.exc import BleakBluetoothNotAvailableError, BleakDBusError, BleakErro
 from dbus_fast import DBusError
 
 from gateway.bluez import CALL, NO_ANSWER, RETRY, STOP, Bluez, time_left, words
-from gateway.ration import Outages
+from gateway.trouble import Trouble
 
 SILENCE = 90.0
 """Seconds without any advertisement at all after which a scan is taken for dead."""
@@ -29,8 +29,6 @@ QUIET = 2.0
 """Seconds without any advertisement after which BlueZ is asked whether it still answers."""
 IDLE = 1.0
 """Seconds that BlueZ may say it does not scan: it pauses for moments by itself."""
-SETTLED = 5.0
-"""Seconds after which another reason for the same outage is worth another line."""
 NO_SIGNAL = -127
 """What bleak gives for the signal when it tells old data anew because a scan has ended."""
 OFF = 1.0
@@ -69,21 +67,28 @@ class Adapter:
         ask: Path | None,
     ) -> None:
         self.name = name
-        self.why = f"{name} does not scan yet"
         self.connections = asyncio.Semaphore(3)
         self.connecting = asyncio.Lock()
         self.probing = asyncio.Lock()
         """Held throughout its turn by a device that failed the last time."""
         self._bluez, self._tell_heard, self._before = bluez, heard, before
-        self.passive, self._silence, self._ask = passive, silence, ask
-        self._rung = 0
+        self._passive, self._silence, self._ask = passive, silence, ask
+        self._trouble = Trouble(name)
         self._dark = False
-        self._outages = Outages()
-        self._said = ""
-        self._heard = self._told = float("-inf")
+        self._heard = float("-inf")
         self.since = float("inf")
         """The loop's time from which on it has listened without a break."""
         self._breaks = 0
+
+    @property
+    def why(self) -> str:
+        """Why nothing can be heard with it; empty while something can."""
+        return self._trouble.why
+
+    @property
+    def state(self) -> str:
+        """The same in short, for the status: "ok", "silent" or "power cut needed"."""
+        return self._trouble.state
 
     @property
     def breaks(self) -> int:
@@ -101,7 +106,7 @@ class Adapter:
                 if silent:
                     await self._climb()
             except BLEAK_FAULTS as error:
-                self._close(self._bluez.why(self.name) or reason(self.name, error))
+                self._trouble.begins(self._bluez.why(self.name) or reason(self.name, error))
                 await self._pause(RETRY)
 
     async def _ready(self) -> None:
@@ -109,7 +114,7 @@ class Adapter:
         if self._dark:
             await self._switch_on()
         while why := self._bluez.why(self.name):
-            self._close(why)
+            self._trouble.begins(why)
             await self._pause(RETRY)
             await self._bluez.look()
 
@@ -119,16 +124,15 @@ class Adapter:
     async def _scan(self) -> AsyncIterator[None]:
         self._breaks = self.breaks
         scanner = await self._started()
-        self.since = self._heard = asyncio.get_running_loop().time()
-        if not self._rung:
-            self._opened()
+        self._heard = asyncio.get_running_loop().time()
+        self._scans()
         try:
             yield
         finally:
             await self._stop(scanner)
 
     async def _started(self) -> BleakScanner:
-        if not self.passive:
+        if not self._passive:
             return await self._start("active", {"filters": {"DuplicateData": True}})
         kind = AdvertisementDataType.FLAGS
         try:
@@ -138,7 +142,7 @@ class Adapter:
         except BleakError as error:
             scanner = await self._start("active", {"filters": {"DuplicateData": True}})
             log.warning("%s: scans actively, for passively it cannot: %s", self.name, error)
-            self.passive = False
+            self._passive = False
             return scanner
 
     async def _start(
@@ -163,25 +167,33 @@ class Adapter:
         if data.rssi == NO_SIGNAL:
             return
         self._heard = asyncio.get_running_loop().time()
-        if self._rung or self.why:
-            self._rung = 0
-            self._opened()
+        if self.why:
+            self._trouble.hears()
+            self._scans()
         self._tell_heard(self, device, data)
+
+    def _scans(self) -> None:
+        """Say so, and wake who waits for it, unless it is yet to be seen whether it hears."""
+        self._trouble.passes()
+        if not self.why:
+            self.since = asyncio.get_running_loop().time()
+            self._bluez.tell()
 
     async def _over(self) -> bool:
         """Return when the scan is dead; whether it was silence that showed it."""
         loop = asyncio.get_running_loop()
-        idle = None
+        asked, idle = float("-inf"), float("inf")
         while self.breaks == self._breaks:
-            idle = (idle or loop.time()) if self._idle else None
+            now = loop.time()
+            idle = min(now, idle) if self._idle else float("inf")
             silent = self._heard + self._silence
-            due = silent if idle is None else min(idle + IDLE, silent)
-            if loop.time() >= due:
-                return due == silent
-            quiet = loop.time() - self._heard
-            await self._pause(min(due - loop.time(), QUIET - quiet if quiet < QUIET else QUIET))
-            if loop.time() - self._heard >= QUIET:
+            if now >= (dead := min(idle + IDLE, silent)):
+                return dead == silent
+            if now >= (ask := max(self._heard, asked) + QUIET):
                 await self._ping()
+                asked = loop.time()
+            else:
+                await self._pause(min(dead, ask) - now)
         return False
 
     async def _ping(self) -> None:
@@ -191,13 +203,13 @@ class Adapter:
         if self._heard > heard:
             return
         if why:
-            self._close(why)
-        elif self.why and not self._rung:
-            self._opened()
+            self._trouble.begins(why)
+        elif self.why:
+            self._scans()
 
     @property
     def _idle(self) -> bool:
-        return self._bluez.idle(self.name) and not self.passive
+        return self._bluez.idle(self.name) and not self._passive
 
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):
@@ -208,20 +220,19 @@ class Adapter:
 
     async def _climb(self) -> None:
         """Do what the next rung asks for, before the next scan."""
-        self._rung += 1
-        silent = f"{self.name} has heard nothing at all for {self._rung * self._silence:g} s"
-        match self._rung:
+        rung = self._trouble.rung + 1
+        silent = f"{self.name} has heard nothing at all for over {rung * self._silence:g} s"
+        match rung:
             case 1:
-                self._say(f"{silent}: scans anew")
+                self._trouble.climbs(f"{silent}: scans anew")
             case 2:
-                self._say(f"{silent}: is switched off and on")
+                self._trouble.climbs(f"{silent}: is switched off and on")
                 await self._power_cycle()
             case 3:
-                self._say(f"{silent}: bluetooth.service is to be restarted")
+                self._trouble.climbs(f"{silent}: bluetooth.service is to be restarted")
                 self._restart()
             case 4:
-                self._say(f"{silent}: {POWER_CUT}")
-                self._close(f"{self.name} hears nothing: {POWER_CUT}")
+                self._trouble.climbs(f"{silent}: {POWER_CUT}")
 
     async def _power_cycle(self) -> None:
         self._dark = True
@@ -243,29 +254,6 @@ class Adapter:
             self._ask.touch()
         except OSError as error:
             log.warning("bluetooth.service cannot be restarted by %s: %s", self._ask, error)
-
-    # What it says
-
-    def _opened(self) -> None:
-        self.since = asyncio.get_running_loop().time()
-        if self._told > float("-inf"):
-            log.info("%s: scans again", self.name)
-        self._outages.end()
-        self.why, self._said, self._told = "", "", float("-inf")
-        self._bluez.tell()
-
-    def _close(self, why: str) -> None:
-        if why != self._said and asyncio.get_running_loop().time() - self._told > SETTLED:
-            self._say(why)
-        self.why = why
-
-    def _say(self, line: str) -> None:
-        self._outages.end()  # another cause is rationed as another outage
-        if (more := self._outages.begin()) is None:
-            return
-        log.warning("%s%s", line, more)
-        self._said = line
-        self._told = asyncio.get_running_loop().time()
 
 
 async def bounded(call: Coroutine[object, object, _T], seconds: float) -> _T:

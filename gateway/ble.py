@@ -35,7 +35,8 @@ class _Address:
     hear: list[Hear] = field(default_factory=list)
     device: tuple[Adapter, BLEDevice] | None = None
     alone: asyncio.Lock = field(default_factory=asyncio.Lock)
-    waiting: asyncio.Event = field(default_factory=asyncio.Event)
+    next: asyncio.Future[tuple[Adapter, BLEDevice]] | None = None
+    """Is done when it is heard; None while nobody waits for that."""
 
 
 class Reception:
@@ -116,9 +117,12 @@ class Radio:
         while self.why:
             await self.bluez.change()
 
-    def states(self) -> dict[str, str | None]:
-        """Return why each adapter does not scan, None for those that do."""
-        return {adapter.name: adapter.why or None for adapter in self._adapters}
+    def states(self) -> dict[str, dict[str, str | None]]:
+        """Return how each adapter is, and why nothing can be heard with it, for the status."""
+        return {
+            adapter.name: {"state": adapter.state, "why": adapter.why or None}
+            for adapter in self._adapters
+        }
 
     def listen(self, address: str, hear: Hear) -> None:
         """Have `hear` called with each advertisement of an address; it must not raise."""
@@ -135,19 +139,22 @@ class Radio:
         return self._addresses.setdefault(address, _Address()).alone
 
     async def next(self, address: str) -> tuple[Adapter, BLEDevice]:
-        """Return the adapter that hears the address, and the device, when it is heard next."""
+        """Return the adapter that hears the address, and the device, when it is heard next.
+
+        Any number may wait.
+        """
         known = self._addresses.setdefault(address, _Address())
-        known.waiting.clear()
-        await known.waiting.wait()
-        if known.device is None:
-            raise LookupError(address)
-        return known.device
+        heard = known.next = known.next or asyncio.get_running_loop().create_future()
+        await asyncio.wait({heard})  # one that is cancelled does not cancel it for the others
+        return heard.result()
 
     def _heard(self, adapter: Adapter, device: BLEDevice, _: AdvertisementData) -> None:
         known = self._addresses.get(device.address)
         if known is not None:  # no stranger
             known.device = adapter, device
-            known.waiting.set()
+            if known.next is not None:
+                known.next.set_result(known.device)
+                known.next = None
 
     def _told(self, adapter: Adapter, advertisement: Advertisement) -> None:
         for hear in self._addresses[advertisement.address].hear:
@@ -214,6 +221,7 @@ def _forget() -> None:
     """Have bleak forget all devices: after a crash of bluetoothd none is told to be gone.
 
     200 strangers and 40 crashes left 1800 of them with bleak. When its bus is lost it forgets all.
+    The names are bleak's own; tests/test_bleak_contract.py fails first when they change.
     """
     manager = _global_instances.get(asyncio.get_running_loop())
     if manager is not None and manager._bus is not None:

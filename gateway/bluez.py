@@ -124,7 +124,7 @@ class Bluez:
             return NO_BLUEZ
         if adapter not in self._powered:
             if asyncio.get_running_loop().time() < self._begun + BEGINS:
-                return NO_BLUEZ
+                return f"BlueZ has only just begun: it has not found {adapter} yet"
             return f"there is no Bluetooth adapter {adapter}: plug it in, or set [bluetooth]"
         if not self._powered[adapter]:
             return f"{adapter} is off: sudo rfkill unblock bluetooth; bluetoothctl power on"
@@ -150,7 +150,10 @@ class Bluez:
         return adapter in self._idle
 
     async def change(self) -> None:
-        """Return at the next change of any of it."""
+        """Return at the next change of any of it.
+
+        None is missed by who awaits this in the same breath as looking: there is one event loop.
+        """
         await self._changed.wait()
 
     def tell(self) -> None:
@@ -167,16 +170,27 @@ class Bluez:
         """Ask anew which adapters there are. Raises OSError, EOFError or TimeoutError."""
         if self._bus is None:
             return
-        self._runs = await self._ask(BUS, BUS_PATH, f"{BUS}.NameHasOwner", "s", BLUEZ)
+        begun = self._begun
+        runs = await self._ask(BUS, BUS_PATH, f"{BUS}.NameHasOwner", "s", BLUEZ)
+        if self._begun == begun:  # else what was told since is newer than the answer
+            self._runs = runs
         for path, name in self._adapters.items() if self._runs else ():
-            try:
-                powered = await self._ask(
-                    BLUEZ, path, f"{PROPERTIES}.Get", "ss", ADAPTER, "Powered"
-                )
-            except DBusError:
+            before = self._powered.get(name)
+            powered = await self._is_powered(path)
+            if self._powered.get(name) != before:  # told since
+                continue
+            if powered is None:
                 self._powered.pop(name, None)
             else:
-                self._powered[name] = powered.value
+                self._powered[name] = powered
+
+    async def _is_powered(self, path: str) -> bool | None:
+        """Return whether an adapter is powered, None where there is none."""
+        try:
+            said = await self._ask(BLUEZ, path, f"{PROPERTIES}.Get", "ss", ADAPTER, "Powered")
+        except DBusError:
+            return None
+        return bool(said.value)
 
     @asynccontextmanager
     async def removal(self, path: str, tell: Callable[[], None]) -> AsyncIterator[None]:

@@ -26,7 +26,7 @@ class Health:
         pollers: Sequence[Poller],
         uplink: UplinkState,
         *,
-        adapters: Callable[[], Mapping[str, str | None]] = dict,
+        adapters: Callable[[], Mapping[str, object]] = dict,
     ) -> None:
         self._gateway, self._clock = gateway, clock
         self._buffer, self._pollers, self._uplink = buffer, pollers, uplink
@@ -59,10 +59,7 @@ class Health:
             "clock": {"state": self._clock.state(), "error_ms": self._clock.error_ms()},
             "buffer": self._of_buffer(),
             "uplink": self._of_uplink(),
-            "bluetooth": {
-                name: {"state": "ok" if why is None else "silent", "why": why}
-                for name, why in self._adapters().items()
-            },
+            "bluetooth": self._adapters(),
             "sensors": {poller.name: self._of_sensor(poller) for poller in self._pollers},
         }
 

@@ -35,9 +35,12 @@ class Outages:
         self._ration = Ration(now)
         self._told = False
 
-    def begin(self) -> str | None:
-        """Return None if it is not to be told that one has begun, else what to add to that."""
-        if self._told or not self._ration.left:
+    def begin(self, *, another: bool = False) -> str | None:
+        """Return None if it is not to be told that one has begun, else what to add to that.
+
+        `another`: or that one which was told has another cause, which is rationed as one more.
+        """
+        if (self._told and not another) or not self._ration.left:
             return None
         self._ration.take()
         self._told = True

@@ -32,7 +32,6 @@ class _Device:
     service: Mapping[str, bytes] = field(default_factory=dict)
     uuids: tuple[str, ...] = ()
     rssi: int | None = None
-    told: tuple[Advertisement, ...] = ()
 
 
 class Reports:
@@ -49,7 +48,10 @@ class Reports:
         self._devices.setdefault(path, _Device(adapter, address))
 
     async def open(self) -> None:
-        """Hear what comes on bleak's connection. Raises what bleak does if it cannot connect."""
+        """Hear what comes on bleak's connection. Raises what bleak does if it cannot connect.
+
+        The names are bleak's own; tests/test_bleak_contract.py fails first when they change.
+        """
         manager = await get_global_bluez_manager()
         if manager._bus is not None and manager._bus is not self._bus:
             self._bus = manager._bus
@@ -77,13 +79,9 @@ class Reports:
         device.manufacturer = manufacturer or device.manufacturer
         device.service = service or device.service
         again = {} if new[0] else manufacturer, {} if new[1] else service
-        said = tuple(_said(device, *each) for each in (new, again) if any(each))
-        if said:
-            device.told = said
-        elif device.adapter.passive and "RSSI" in changed:
-            said = device.told  # the one sign of a repetition that BlueZ then gives
-        for each in said:
-            self._tell(device.adapter, each)
+        for each in (new, again):
+            if any(each):
+                self._tell(device.adapter, _said(device, *each))
 
 
 def _said(

@@ -259,7 +259,7 @@ class BluetoothSettings:
     )
     scanning: Literal["active", "passive"] = setting(
         "active",
-        "Passive asks no device for more; where BlueZ cannot (no --experimental), it is active.",
+        "Passive asks no device for more, and hears less of them: see systemd/README.md.",
     )
 
 
