@@ -210,27 +210,43 @@ class Damage:
     name: str
     at: int
     data: bytes
-    lost: int
-    """How many readings the bytes say to be, which are found nowhere else."""
+    lost: int | None
+    """How many readings the bytes say to be, which are found nowhere else; None: not known."""
+
+    @property
+    def cost(self) -> str:
+        """How many readings are lost, as text."""
+        return "unknown" if self.lost is None else str(self.lost)
 
     @property
     def aside(self) -> str:
-        """The name of the file that they are moved to."""
-        return f"{self.name}-{self.at}.damaged"
+        """The name of the file that they are copied to."""
+        return f"{self.mark}.damaged"
 
     @property
     def mark(self) -> str:
         """What tells it from other damage, at the same place too."""
         return f"{self.name}-{self.at}-{zlib.crc32(self.data):08x}"
 
-    def move(self, disk: Disk) -> None:
-        """Set them aside, with zeros in their place, so that they are met once."""
-        with suppress(OSError):  # where there is no room for them, they are not worth a fault
+    def copy(self, disk: Disk) -> bool:
+        """Return whether a copy is on the device; a disk too full for it is not worth a fault."""
+        try:
             disk.write(self.aside, 0, self.data)
             disk.cut(self.aside, len(self.data))
-            disk.close(self.aside)
-        disk.write(self.name, self.at, bytes(len(self.data)))
-        disk.sync(self.name)
+            disk.sync(self.aside)
+            disk.sync_directory()
+        except OSError:
+            with suppress(OSError):
+                disk.remove(self.aside)
+            return False
+        disk.close(self.aside)
+        return True
+
+    def blank(self, disk: Disk) -> None:
+        """Put zeros in their place, so that they are met once."""
+        if disk.exists(self.name):
+            disk.write(self.name, self.at, bytes(len(self.data)))
+            disk.sync(self.name)
 
 
 _REMEDIES = {

@@ -76,23 +76,30 @@ class Losses:
         self._tell(f"{self._disk.directory}: {name} was none of bygate's: kept as {aside}")
 
     def found(self, damaged: Iterable[Damage]) -> None:
-        """Take up what recovery could not read."""
+        """Take up what recovery could not read as it was written."""
         self._damaged = deque(damaged)
 
     def set_damage_aside(self, spool: Spool) -> None:
-        """Count what recovery could not read, once, and report it; raises OSError."""
+        """Count what cannot be read, once, report it, and keep a copy; raises OSError."""
         while self._damaged:
-            damage = self._damaged[0]
-            if damage.lost:
-                self.record(spool, damage.lost, "damaged on disk", damage.mark)
-            self._damaged.popleft()
-            self.told.append(f"{damage.lost or 'unknown'} readings lost: {damage.aside}")
-            log.error(
-                "buffer: %d bytes of %s damaged, %s readings lost, kept as %s: cut off by a power "
-                "failure, or a failing disk: look for errors in dmesg",
-                *(len(damage.data), damage.name, damage.lost or "unknown", damage.aside),
-            )
-            damage.move(self._disk)
+            self._count(spool, self._damaged[0])
+            self._set_aside(self._damaged.popleft())
+
+    def _count(self, spool: Spool, damage: Damage) -> None:
+        if damage.lost:
+            self.record(spool, damage.lost, "damaged on disk", damage.mark)
+
+    def _set_aside(self, damage: Damage) -> None:
+        copied = damage.copy(self._disk)
+        where = damage.aside if copied else f"left in {damage.name}: no copy could be written"
+        self.told.append(f"{damage.cost} readings lost: {where}")
+        log.error(
+            "buffer: %d bytes of %s damaged, %s readings lost, %s: cut off by a power failure, or "
+            "a failing disk: look for errors in dmesg",
+            *(len(damage.data), damage.name, damage.cost, f"kept as {where}" if copied else where),
+        )
+        if copied:
+            damage.blank(self._disk)
 
     def _tell(self, loss: str) -> None:
         log.error("buffer: %s", loss)

@@ -2,7 +2,8 @@
 
 record: magic "bgS2", CRC32, length | kind, epoch, sequence, readings, first ms | bytes
 
-head   sequence: first of this segment; bytes: readings dropped so far, the last batch before it
+head   sequence: first of this segment; bytes: readings dropped so far, the last batch before it,
+       names of what is lost and may still lie in a segment
 batch  bytes: the payload exactly as it is published
 loss   sequence: the last one lost; bytes: the first one, the reason, the name of what it was in
 """

@@ -122,10 +122,11 @@ class Spool:
 
     def damage(self) -> list[Damage]:
         """Return what recovery could not read, with the readings that are held nowhere else."""
-        return [
-            Damage(name, at, data, sum(self._lost(record) for record in claims(data)))
-            for name, at, data in self._damaged
-        ]
+        return [Damage(*found, self._lost_in(found[-1])) for found in self._damaged]
+
+    def _lost_in(self, data: bytes) -> int | None:
+        lost = [self._lost(record) for record in claims(data)]
+        return sum(lost) if lost else None
 
     def _lost(self, record: Record) -> int:
         held = self._held.get(record.sequence)
@@ -139,7 +140,8 @@ class Spool:
         if record.kind == Kind.BATCH:
             self._hold(segment, record)
         elif record.kind == Kind.HEAD:
-            dropped, previous = msgpack.unpackb(record.payload)
+            dropped, previous, *lost = msgpack.unpackb(record.payload)
+            self.lost.update(lost)
             self.dropped = max(self.dropped, dropped)
             self._epochs.add(record.epoch)
             self._saw(*previous)
@@ -197,7 +199,7 @@ class Spool:
     def _begin(self, epoch: int, sequence: int) -> None:
         self._number += 1
         name = f"{self._number:08}{_ENDING}"
-        head = msgpack.packb((self.dropped, self.previous or (0, 0)))
+        head = msgpack.packb((self.dropped, self.previous or (0, 0), *self._lost_here()))
         data = pack(Record(Kind.HEAD, epoch, sequence, 0, 0, head))
         try:
             self._disk.write(name, 0, data)
@@ -210,6 +212,11 @@ class Spool:
         with self._lock:
             self._segments.append(_Segment(name, len(data), sequence))
         self._usable, self._epoch = True, epoch
+
+    def _lost_here(self) -> list[str]:
+        """Return what the losses were of that may still lie in a segment."""
+        names = {segment.name for segment in self._segments}
+        return sorted(of for of in self.lost if of.partition("-")[0] in names)
 
     def _write(self, record: Record) -> None:
         segment, data = self._segments[-1], pack(record)
@@ -339,6 +346,7 @@ class Spool:
         payload = msgpack.packb((first, reason, of))
         self._write(Record(Kind.LOSS, 0, last, readings, 0, payload))
         self.dropped += readings
+        self.lost.update(filter(None, [of]))
 
     def write_acked(self, now: float) -> None:
         """Write down what was acknowledged; at most once a second, for each costs a block."""

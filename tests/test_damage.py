@@ -1,5 +1,6 @@
 """Whatever is on the disk at a start: cut off anywhere, bits flipped, an older image restored."""
 
+import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -81,6 +82,10 @@ def copies(sound: Path) -> Iterator[Path]:
         yield copy
 
 
+def aside(directory: Path) -> list[Path]:
+    return sorted(directory.glob("*.damaged"))
+
+
 def stored(path: Path) -> list[tuple[Record, list[Value]]]:
     """Return the records of a segment with their values."""
     return [
@@ -146,6 +151,68 @@ def test_a_bit_flipped_in_any_byte_of_the_journal_costs_that_frame_alone(journal
             (copy / "journal").write_bytes(spoilt)
             again = opened(copy, 2)
             assert values(again) == [n for n in range(BATCHES) if n != number]
+
+
+def spoil(path: Path, at: int) -> bytes:
+    """Flip a bit, and return what the file then holds."""
+    spoilt = bytearray(path.read_bytes())
+    spoilt[at] ^= 1
+    path.write_bytes(spoilt)
+    return bytes(spoilt)
+
+
+class NoCopies(Disk):
+    """Too full for a copy of what is damaged, at its first byte or at its sync."""
+
+    fails = "write"
+
+    def write(self, name: str, offset: int, data: bytes) -> None:
+        super().write(name, offset, data)
+        self._fail("write", name)
+
+    def sync(self, name: str) -> None:
+        super().sync(name)
+        self._fail("sync", name)
+
+    def _fail(self, what: str, name: str) -> None:
+        if what == self.fails and name.endswith(".damaged"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("fails", ["write", "sync"])
+def test_what_cannot_be_copied_stays_where_it_is_and_is_counted_once(spool: Path, fails: str):
+    segment = min(spool.glob("*.seg"))
+    batch = next(r for r, _ in stored(segment) if r.kind == Kind.BATCH)
+    spoilt = spoil(segment, batch.at + size_of(b"") + 5)
+    for epoch in (3, 4):
+        disk = NoCopies(spool)
+        disk.fails = fails
+        buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=epoch)
+        buffer.tick(0.0)
+        assert segment.read_bytes() == spoilt
+        assert aside(spool) == []
+        assert buffer.stats().dropped == 2
+        assert f"2 readings lost: left in {segment.name}" in buffer.stats().faults[0]
+    again = opened(spool, 5)
+    assert [again.stats().dropped, *again.stats().faults] == [
+        *(2, f"2 readings lost: {aside(spool)[0].name}")
+    ]
+
+
+def test_the_copy_is_on_the_device_before_the_bytes_are_blanked():
+    for changes in range(12):
+        disk = CrashDisk()
+        buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=1)
+        take(buffer, 1.0, 2.0)
+        buffer.close()
+        (held,) = buffer.waiting()
+        disk.spoil(held.segment, held.offset + 5)
+        record = disk.read(held.segment, held.offset - size_of(b""), size_of(b"") + held.length)
+        disk.fuse = changes
+        with suppress(PowerCut):
+            Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=2).tick(0.0)
+        disk.crash(Random(changes))
+        assert any(record in disk.read(name) for name in disk.names())
 
 
 @pytest.mark.parametrize("seed", range(times(1, 20)))
