@@ -212,6 +212,8 @@ class Damage:
     data: bytes
     lost: int | None
     """How many readings the bytes say to be, which are found nowhere else; None: not known."""
+    mended: bytes = b""
+    """What belongs there, as far as that is known."""
 
     @property
     def cost(self) -> str:
@@ -243,9 +245,9 @@ class Damage:
         return True
 
     def blank(self, disk: Disk) -> None:
-        """Put zeros in their place, so that they are met once."""
+        """Put what belongs there or zeros in their place, so that they are met once."""
         if disk.exists(self.name):
-            disk.write(self.name, self.at, bytes(len(self.data)))
+            disk.write(self.name, self.at, self.mended.ljust(len(self.data), b"\0"))
             disk.sync(self.name)
 
 

@@ -81,6 +81,7 @@ class Spool:
         self.lost: set[str] = set()
         """What the losses on disk were of, as far as that has a name."""
         self._damaged: list[tuple[str, int, bytes]] = []
+        self._mended: list[Damage] = []
         self._acked_at = -math.inf
         self.recovered = False
 
@@ -109,6 +110,8 @@ class Spool:
             self._note_damage(name, end, data[end : record.at])
             end = record.at + size_of(record.payload)
             self._take(segment, record)
+            if record.mended:
+                self._note_mended(name, data, record)
         self._note_damage(name, end, data[end:])
         if not any(data[end:]):
             with suppress(OSError):
@@ -120,9 +123,15 @@ class Spool:
         if any(data):
             self._damaged.append((name, at, data))
 
+    def _note_mended(self, name: str, data: bytes, record: Record) -> None:
+        size = size_of(b"")
+        found = data[record.at : record.at + size]
+        self._mended.append(Damage(name, record.at, found, 0, pack(record)[:size]))
+
     def damage(self) -> list[Damage]:
         """Return what recovery could not read, with the readings that are held nowhere else."""
-        return [Damage(*found, self._lost_in(found[-1])) for found in self._damaged]
+        damaged = [Damage(*found, self._lost_in(found[-1])) for found in self._damaged]
+        return [*self._mended, *damaged]
 
     def _lost_in(self, data: bytes) -> int | None:
         lost = [self._lost(record) for record in claims(data)]

@@ -206,12 +206,13 @@ def test_what_a_flipped_bit_costs_is_counted_once_and_logged(
     sizes = (2, 3, 4)
     hit = list(sealed(tmp_path, *sizes).waiting())[number]
     flip(tmp_path / hit.segment, hit.offset + where)
+    lost = sizes[number] if where > 0 else 0  # what stands in a head is known without it
     for epoch in (2, 3, 4):
         again = opened(tmp_path, epoch)
-        assert len(values(again)) == 9 - sizes[number]
-        assert again.stats().dropped == sizes[number]
+        assert len(values(again)) == 9 - lost
+        assert again.stats().dropped == lost
         again.close()
-    assert sum(f"{sizes[number]} readings lost" in line for line in caplog.messages) == 1
+    assert sum(f"{lost} readings lost" in line for line in caplog.messages) == 1
     assert len(list(tmp_path.glob("*.damaged"))) == 1
 
 

@@ -122,10 +122,42 @@ def test_a_bit_flipped_in_any_byte_of_a_segment_costs_that_record_alone(spool: P
                 copy = next(fresh)
                 (copy / segment.name).write_bytes(spoilt)
                 again = opened(copy, 3)
-                assert values(again) == [value for value in everything if value not in found]
+                lost = found if at >= record.at + size_of(b"") else []
+                assert values(again) == [value for value in everything if value not in lost]
+                assert again.stats().dropped == len(lost)
                 assert any(copy.glob("*.damaged"))
-                if at >= record.at + size_of(b""):
-                    assert again.stats().dropped == len(found)
+
+
+def test_any_bit_flipped_in_the_head_of_a_batch_costs_nothing(spool: Path):
+    fresh, segment = copies(spool), min(spool.glob("*.seg"))
+    everything, sound = values(opened(next(fresh), 3)), segment.read_bytes()
+    batch = next(r for r, _ in stored(segment) if r.kind == Kind.BATCH)
+    for bit in range(8 * batch.at, 8 * (batch.at + size_of(b""))):
+        spoilt = bytearray(sound)
+        spoilt[bit // 8] ^= 1 << bit % 8
+        copy = next(fresh)
+        (copy / segment.name).write_bytes(spoilt)
+        again = opened(copy, 3)
+        assert (values(again), again.stats().dropped) == (everything, 0)
+        assert (copy / segment.name).read_bytes() == sound
+        assert len(again.stats().faults) == len(list(copy.glob("*.damaged"))) == 1
+
+
+@pytest.mark.parametrize(("count", "arrive", "lost"), [(2, 0, 2), (1000, 1000, 0)])
+def test_a_head_that_is_gone_is_told_by_what_is_behind_it(
+    tmp_path: Path, count: int, arrive: int, lost: int
+):
+    """A large batch is compressed, and so has a checksum of its own."""
+    buffer = opened(tmp_path, 1)
+    take(buffer, *range(count))
+    buffer.close()
+    (tmp_path / "journal").unlink()
+    (held,) = buffer.waiting()
+    with (tmp_path / held.segment).open("r+b") as file:
+        file.seek(held.offset - size_of(b""))
+        file.write(bytes(size_of(b"")))
+    again = opened(tmp_path, 2)
+    assert (len(values(again)), again.stats().dropped) == (arrive, lost)
 
 
 def test_a_journal_cut_at_any_byte_loses_what_is_behind_and_nothing_else(journal: Path):
