@@ -14,12 +14,14 @@ from trials import times
 
 from gateway.buffer import Buffer
 from gateway.disk import Disk
-from gateway.journal import SLOT
+from gateway.journal import MAGIC, SLOT
 from gateway.reading import Value
 from gateway.record import Kind, Record, records, size_of
 from gateway.wire import decode
 
 BATCHES = times(4, 40)
+FRAME_HEAD = 41
+"""Bytes of a frame before its rows."""
 
 
 class Unsynced(Disk):
@@ -176,13 +178,71 @@ def test_a_bit_flipped_in_any_byte_of_the_journal_costs_that_frame_alone(journal
     sound = (journal / "journal").read_bytes()
     for number in range(BATCHES):
         frame = sound[number * SLOT : (number + 1) * SLOT].rstrip(b"\0")
-        for at in range(number * SLOT, number * SLOT + len(frame)):
+        for at in range(len(frame)):
             spoilt = bytearray(sound)
-            spoilt[at] ^= 1 << random.randrange(8)
+            spoilt[number * SLOT + at] ^= 1 << random.randrange(8)
             copy = next(fresh)
             (copy / "journal").write_bytes(spoilt)
             again = opened(copy, 2)
-            assert values(again) == [n for n in range(BATCHES) if n != number]
+            lost = [number] if at >= FRAME_HEAD else []
+            assert values(again) == [n for n in range(BATCHES) if n not in lost]
+            assert again.stats().dropped == len(lost)
+            assert any(copy.glob("*.damaged"))
+
+
+def test_any_bit_flipped_in_the_head_of_a_frame_costs_nothing(journal: Path):
+    fresh, sound = copies(journal), (journal / "journal").read_bytes()
+    for bit in range(8 * SLOT, 8 * (SLOT + FRAME_HEAD)):
+        spoilt = bytearray(sound)
+        spoilt[bit // 8] ^= 1 << bit % 8
+        copy = next(fresh)
+        (copy / "journal").write_bytes(spoilt)
+        again = opened(copy, 2)
+        assert (values(again), again.stats().dropped) == (list(range(BATCHES)), 0)
+        assert again.stats().faults == [f"0 readings lost: {one.name}" for one in aside(copy)]
+        assert len(aside(copy)) == 1
+
+
+@pytest.mark.parametrize("filling", [b"\0", b"\xff"])
+def test_a_frame_that_is_gone_is_told_if_a_newer_one_stands_behind_it(
+    journal: Path, filling: bytes
+):
+    with (journal / "journal").open("r+b") as file:
+        file.seek(SLOT)
+        file.write(filling * SLOT)
+    again = opened(journal, 2)
+    assert values(again) == [0, *range(2, BATCHES)]
+    told = ["unknown readings lost: " + one.name for one in aside(journal)]
+    assert again.stats().faults == told
+    assert [one.read_bytes() for one in aside(journal)] == [filling * SLOT]
+
+
+def test_remains_of_a_longer_frame_are_no_damage(tmp_path: Path):
+    buffer = opened(tmp_path, 1)
+    for value in ("x" * 9000, "short"):
+        take(buffer, value, durable=True)
+        buffer.tick(0.0)
+        buffer._work(0.0, buffer._seal)
+    take(buffer, "last", durable=True)
+    buffer.tick(0.0)
+    assert opened(tmp_path, 2).stats().faults == []
+
+
+def test_all_slots_of_a_damaged_frame_are_kept(tmp_path: Path):
+    buffer = opened(tmp_path, 1)
+    take(buffer, *(f"{n} {'x' * 200}" for n in range(100)), durable=True)
+    buffer.tick(0.0)
+    take(buffer, "behind", durable=True)
+    buffer.tick(1.0)
+    buffer._disk.close_all()
+    spoilt = bytearray((tmp_path / "journal").read_bytes())
+    spoilt[SLOT + 5] ^= 1
+    (tmp_path / "journal").write_bytes(spoilt)
+    again = opened(tmp_path, 2)
+    assert (values(again), again.stats().dropped) == (["behind"], 100)
+    (kept,) = aside(tmp_path)
+    assert kept.read_bytes() == spoilt[: kept.stat().st_size]
+    assert spoilt[kept.stat().st_size :].startswith(MAGIC)
 
 
 def spoil(path: Path, at: int) -> bytes:
