@@ -84,6 +84,10 @@ class Losses:
         while self._damaged:
             self._count(spool, self._damaged[0])
             self._set_aside(self._damaged.popleft())
+        for sequence, damage in spool.spoilt():
+            self._count(spool, damage)
+            spool.give_up(sequence)
+            self._set_aside(damage)
 
     def _count(self, spool: Spool, damage: Damage) -> None:
         if damage.lost:

@@ -82,6 +82,7 @@ class Spool:
         """What the losses on disk were of, as far as that has a name."""
         self._damaged: list[tuple[str, int, bytes]] = []
         self._mended: list[Damage] = []
+        self._spoilt: dict[int, Damage] = {}
         self._acked_at = -math.inf
         self.recovered = False
 
@@ -185,7 +186,7 @@ class Spool:
         self.dropped = max(self.dropped, other.dropped)
         if other.previous:
             self._saw(*other.previous)
-        return sum(h.readings for h in other.waiting() if h.sequence not in self._held)
+        return sum(h.readings for s, h in other._held.items() if s not in self._held)
 
     def append(
         self, epoch: int, sequence: int, readings: int, first_ms: int, payload: bytes
@@ -260,12 +261,36 @@ class Spool:
     def payload(self, held: Held) -> bytes | None:
         """Return the bytes of a batch, as they were sealed; None when they are not there any more.
 
-        It was evicted meanwhile, or somebody removed the file.
+        It was evicted meanwhile, somebody removed the file, or they are damaged since recovery.
         """
-        if held.sequence not in self._held:
+        if self._held.get(held.sequence) != held or held.sequence in self._spoilt:
             return None
-        payload = self._disk.read(held.segment, held.offset, held.length)
-        return payload if len(payload) == held.length else None
+        at = held.offset - size_of(b"")
+        data = self._disk.read(held.segment, at, size_of(b"") + held.length)
+        if len(data) < size_of(b"") + held.length:
+            return None
+        record = next(records(data), None)
+        if record and (record.epoch, record.sequence, record.at) == (held.epoch, held.sequence, 0):
+            return record.payload
+        self._spoil(held.sequence, Damage(held.segment, at, data, held.readings))
+        return None
+
+    def _spoil(self, sequence: int, damage: Damage) -> None:
+        """Have it wait no more; it keeps its segment until its loss is recorded."""
+        with self._lock:
+            if sequence in self._held:
+                self._spoilt[sequence] = damage
+                self._order.remove(sequence)
+
+    def spoilt(self) -> list[tuple[int, Damage]]:
+        """Return the batches whose bytes were found damaged since recovery."""
+        return list(self._spoilt.items())
+
+    def give_up(self, sequence: int) -> None:
+        """Let go of such a batch, whose loss is recorded."""
+        with self._lock:
+            if sequence in self._held:
+                self._forget(sequence)
 
     def acknowledge(self, sequence: int) -> None:
         """Let go of a batch: it was delivered, or set aside."""
@@ -276,6 +301,7 @@ class Spool:
 
     def _forget(self, sequence: int) -> None:
         held = self._held.pop(sequence)
+        self._spoilt.pop(sequence, None)
         at = bisect.bisect_left(self._order, sequence)
         if at < len(self._order) and self._order[at] == sequence:
             del self._order[at]

@@ -253,6 +253,58 @@ def spoil(path: Path, at: int) -> bytes:
     return bytes(spoilt)
 
 
+def test_what_is_damaged_after_the_start_is_counted_once_and_not_handed_out(tmp_path: Path):
+    buffer = opened(tmp_path, 1)
+    for value in (1.0, 2.0, 3.0):
+        take(buffer, value, value)
+        buffer._work(0.0, buffer._seal)
+    hit = list(buffer.waiting())[1]
+    segment = tmp_path / hit.segment
+    begin, end = hit.offset - size_of(b""), hit.offset + hit.length
+    record = spoil(segment, end - 2)[begin:end]
+    assert buffer.payload(hit) is None
+    assert [held.sequence for held in buffer.waiting()] == [1, 3]
+    buffer.tick(1.0)
+    buffer.tick(2.0)
+    assert (values(buffer), buffer.stats().dropped) == ([1.0, 1.0, 3.0, 3.0], 2)
+    assert buffer.stats().dropped_by == {"damaged on disk": 2}
+    assert [one.read_bytes() for one in aside(tmp_path)] == [record]
+    again = opened(tmp_path, 2)
+    assert (values(again), again.stats().dropped) == ([1.0, 1.0, 3.0, 3.0], 2)
+    assert again.stats().faults == []
+
+
+def test_what_is_damaged_after_the_start_and_evicted_is_counted_once(tmp_path: Path):
+    for epoch in (1, 2):
+        take(buffer := opened(tmp_path, epoch), 1.0 * epoch, 1.0 * epoch)
+        buffer.close()
+    hit = next(buffer.waiting())
+    spoil(tmp_path / hit.segment, hit.offset + 5)
+    assert buffer.payload(hit) is None
+    buffer._spool.evict("buffer full")
+    buffer.tick(1.0)
+    assert (values(buffer), buffer.stats().dropped) == ([2.0, 2.0], 2)
+
+
+@pytest.mark.parametrize("changes", range(8))
+def test_a_power_cut_when_damage_is_met_counts_it_once(changes: int):
+    for seed in range(10):
+        disk = CrashDisk()
+        buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=1)
+        take(buffer, 1.0, 2.0)
+        buffer.close()
+        (held,) = buffer.waiting()
+        disk.spoil(held.segment, held.offset + 5)
+        disk.fuse = changes
+        with suppress(PowerCut):
+            buffer.payload(held)
+            buffer.tick(1.0)
+        disk.crash(Random(seed))
+        again = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=2)
+        again.tick(0.0)
+        assert (values(again), again.stats().dropped) == ([], 2)
+
+
 class NoCopies(Disk):
     """Too full for a copy of what is damaged, at its first byte or at its sync."""
 
