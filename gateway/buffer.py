@@ -21,10 +21,10 @@ from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 
-from gateway import acked, journal
+from gateway import acked, journal, record
 from gateway.bounds import Bounds, most
 from gateway.clock import Clock
-from gateway.disk import Disk, remedy
+from gateway.disk import Disk, of_another_version, remedy
 from gateway.filling import BATCH_READINGS, Filling
 from gateway.journal import Flushed, Journal, JournalFullError
 from gateway.losses import Losses
@@ -32,7 +32,7 @@ from gateway.rates import Noted
 from gateway.reading import Reading
 from gateway.refused import DIRECTORY, REFUSED_BYTES, Refused
 from gateway.settings import BufferSettings
-from gateway.spool import Held, Spool
+from gateway.spool import Held, Spool, is_segment
 from gateway.wire import Batch, SizeBound, WireError, encode
 
 RAM_READINGS = 100_000
@@ -303,7 +303,8 @@ class Buffer:
             self._filling.journaled = 0
 
     def _make_way(self) -> None:
-        ours = {journal.NAME: Path.is_file, acked.NAME: Path.is_file, DIRECTORY: Path.is_dir}
+        ours = {journal.NAME: _journal, acked.NAME: Path.is_file, DIRECTORY: Path.is_dir}
+        ours |= dict.fromkeys(filter(is_segment, self._disk.names()), _segment)
         for name, fits in ours.items():
             if aside := self._disk.make_way(name, fits):
                 self._losses.made_way(name, aside)
@@ -433,6 +434,14 @@ class Buffer:
             return filling.first.wall_ms
         fresh = list(self._fresh)
         return fresh[0].instant.wall_ms if fresh else None
+
+
+def _journal(path: Path) -> bool:
+    return path.is_file() and not of_another_version(path, journal.MAGIC)
+
+
+def _segment(path: Path) -> bool:
+    return not of_another_version(path, record.MAGIC)
 
 
 def _name(frame: Flushed) -> tuple[int, int, int]:

@@ -251,6 +251,15 @@ class Damage:
             disk.sync(self.name)
 
 
+def of_another_version(path: Path, magic: bytes) -> bool:
+    """Whether a file begins with `magic` but for its digit, and has it nowhere: no flipped bit."""
+    with suppress(OSError), path.open("rb") as file:
+        begin = file.read(len(magic))
+        if begin[:-1] == magic[:-1] and begin != magic and begin[-1:].isdigit():
+            return magic not in file.read()
+    return False
+
+
 _REMEDIES = {
     errno.ENOSPC: "free space there, or set [buffer] max_size",
     errno.EDQUOT: "free space there, or raise the quota",

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from gateway import journal, record
-from gateway.disk import Damage, Onlooker
+from gateway.disk import Damage, Onlooker, of_another_version
 from gateway.reading import ClockState
 from gateway.refused import DIRECTORY, Aside
 from gateway.spool import Held, Spool
@@ -70,8 +70,8 @@ class Glance:
         ours = journal.MAGIC if name == journal.NAME else record.MAGIC
         if name != journal.NAME and not name.endswith(".seg"):
             return
-        found = self.disk.read(name, 0, len(ours))
-        if found[:-1] == ours[:-1] and found != ours:
+        if of_another_version(self.disk.directory / name, ours):
+            found = self.disk.read(name, 0, len(ours))
             raise NoBuffer(
                 f"{self.disk.directory}/{name}: written by another version of bygate "
                 f"({_shown(found)}, this one reads {_shown(ours)}): use the bygate that runs there"

@@ -73,7 +73,7 @@ class Losses:
 
     def made_way(self, name: str, aside: str) -> None:
         """Tell of what stood in place of a file of ours."""
-        self._tell(f"{self._disk.directory}: {name} was none of bygate's: kept as {aside}")
+        self._tell(f"{self._disk.directory}: {name} is not one of this bygate's: kept as {aside}")
 
     def found(self, damaged: Iterable[Damage]) -> None:
         """Take up what recovery could not read as it was written."""

@@ -9,6 +9,7 @@ they are 260 MiB and take 1.4 s, and on a full disk SQLite's WAL could not even 
 
 import bisect
 import math
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,12 @@ ACKED_EVERY = 1.0
 """Seconds between two writes of what is acknowledged."""
 
 _ENDING = ".seg"
+_NUMBERED = re.compile(r"([0-9]+)\.seg")
+
+
+def is_segment(name: str) -> bool:
+    """Whether this is the name of a segment."""
+    return _NUMBERED.fullmatch(name) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +96,9 @@ class Spool:
     def recover(self) -> None:
         """Read everything there is; whatever that is, a usable spool comes of it."""
         for name in self._disk.names():
-            if name.endswith(_ENDING) and name.removesuffix(_ENDING).isdecimal():
-                self._number = max(self._number, int(name.removesuffix(_ENDING)))
+            if found := _NUMBERED.match(name):  # what was set aside may be put back
+                self._number = max(self._number, int(found[1]))
+            if is_segment(name):
                 self._recover_segment(name)
         self._order = sorted(self._held)
         self._acked.recover(self._epochs)

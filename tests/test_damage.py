@@ -359,6 +359,47 @@ def test_the_copy_is_on_the_device_before_the_bytes_are_blanked():
         assert any(record in disk.read(name) for name in disk.names())
 
 
+def as_of(version: bytes, directory: Path) -> dict[str, bytes]:
+    """Make a buffer one of another version; return its files."""
+    files = [*directory.glob("*.seg"), directory / "journal"]
+    for file in files:
+        data = file.read_bytes().replace(b"bgS2", b"bgS" + version)
+        file.write_bytes(data.replace(b"bgJ2", b"bgJ" + version))
+    return {file.name: file.read_bytes() for file in files}
+
+
+@pytest.mark.parametrize("version", [b"1", b"3"])
+def test_a_buffer_of_another_version_is_kept_whole_and_told(tmp_path: Path, version: bytes):
+    buffer = opened(tmp_path, 1)
+    for value in (1.0, 2.0):
+        take(buffer, value)
+        buffer.close()
+    buffer.acknowledge(2)
+    buffer.tick(100.0)
+    take(buffer, 3.0, durable=True)
+    buffer.tick(101.0)
+    theirs = as_of(version, tmp_path)
+    for epoch in (2, 3):
+        again = opened(tmp_path, epoch)
+        take(again, 4.0)
+        again.close()
+        kept = {name: (tmp_path / f"{name}-0.foreign").read_bytes() for name in theirs}
+        assert kept == theirs
+        assert len(again.stats().faults) == (len(theirs) if epoch == 2 else 0)
+    assert (values(again), aside(tmp_path)) == ([4.0, 4.0], [])
+    assert [(held.epoch, held.sequence) for held in again.waiting()] == [(2, 1), (3, 2)]
+    assert not theirs.keys() & {file.name for file in tmp_path.glob("*.seg")}
+
+
+@pytest.mark.parametrize("name", ["00000001.seg", "journal"])
+@pytest.mark.usefixtures("spool")
+def test_a_flipped_bit_makes_no_other_version(journal: Path, name: str):
+    everything = values(opened(next(copies(journal)), 3))
+    spoil(journal / name, 3)
+    assert values(opened(journal, 3)) == everything
+    assert list(journal.glob("*.foreign")) == []
+
+
 @pytest.mark.parametrize("seed", range(times(1, 20)))
 def test_what_comes_after_an_older_image_was_restored_is_new_to_the_receiver(
     tmp_path: Path, seed: int
