@@ -16,6 +16,8 @@ from itertools import count
 from pathlib import Path
 
 LOCK = "lock"
+DAMAGED = ".damaged"
+"""What the name of a copy of damaged bytes ends with."""
 
 
 class Disk:
@@ -223,7 +225,7 @@ class Damage:
     @property
     def aside(self) -> str:
         """The name of the file that they are copied to."""
-        return f"{self.mark}.damaged"
+        return f"{self.mark}{DAMAGED}"
 
     @property
     def mark(self) -> str:

@@ -10,13 +10,11 @@ from functools import cached_property
 from pathlib import Path
 
 from gateway import journal, record
-from gateway.disk import Damage, Onlooker, of_another_version
+from gateway.disk import DAMAGED, Damage, Onlooker, of_another_version
 from gateway.reading import ClockState
 from gateway.refused import DIRECTORY, Aside
 from gateway.spool import Held, Spool
 from gateway.wire import Batch, WireError, decode
-
-DAMAGED = ".damaged"
 
 
 class NoBuffer(Exception):

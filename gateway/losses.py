@@ -4,8 +4,12 @@ import logging
 from collections import Counter, deque
 from collections.abc import Iterable
 
-from gateway.disk import Damage, Disk
+from gateway.disk import DAMAGED, Damage, Disk
 from gateway.spool import Spool
+
+DAMAGED_BYTES = 16 << 20
+"""What copies of damaged bytes may take."""
+TOLD = 20
 
 log = logging.getLogger(__name__)
 
@@ -16,8 +20,8 @@ class Losses:
     def __init__(self, disk: Disk) -> None:
         self.by: Counter[str] = Counter()
         """Readings dropped since the start, by reason."""
-        self.told: list[str] = []
-        """What was found to be lost or out of place, for the status."""
+        self.told: deque[str] = deque(maxlen=TOLD)
+        """What was found to be lost or out of place, for the status; all of it is in the log."""
         self._disk = disk
         self._unrecorded: Counter[str] = Counter()
         self._overflowed = self._overflow_recorded = 0
@@ -104,6 +108,18 @@ class Losses:
         )
         if copied:
             damage.blank(self._disk)
+            self._keep_the_newest()
+
+    def _keep_the_newest(self) -> None:
+        """Remove the oldest copies while there are too many: a card that dies makes ever more."""
+        names = [name for name in self._disk.names() if name.endswith(DAMAGED)]
+        over = sum(map(self._disk.size, names)) - DAMAGED_BYTES
+        if over > 0:
+            names.sort(key=lambda name: (self._disk.directory / name).stat().st_mtime_ns)
+        while over > 0:
+            over -= self._disk.size(name := names.pop(0))
+            self._disk.remove(name)
+            self._tell(f"{self._disk.directory}: {name} removed: only the newest 16 MiB are kept")
 
     def _tell(self, loss: str) -> None:
         log.error("buffer: %s", loss)

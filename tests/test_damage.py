@@ -1,6 +1,7 @@
 """Whatever is on the disk at a start: cut off anywhere, bits flipped, an older image restored."""
 
 import errno
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,6 +16,7 @@ from trials import times
 from gateway.buffer import Buffer
 from gateway.disk import Disk
 from gateway.journal import MAGIC, SLOT
+from gateway.losses import DAMAGED_BYTES
 from gateway.reading import Value
 from gateway.record import Kind, Record, records, size_of
 from gateway.wire import decode
@@ -357,6 +359,19 @@ def test_the_copy_is_on_the_device_before_the_bytes_are_blanked():
             Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=2).tick(0.0)
         disk.crash(Random(changes))
         assert any(record in disk.read(name) for name in disk.names())
+
+
+def test_of_copies_the_newest_are_kept_and_the_removal_is_told(spool: Path):
+    for number, name in enumerate(("old", "older", "oldest")):
+        with (spool / f"{name}.damaged").open("wb") as file:
+            file.truncate(DAMAGED_BYTES // 2)
+        os.utime(spool / f"{name}.damaged", (10**9 - number, 10**9 - number))
+    segment = min(spool.glob("*.seg"))
+    spoil(segment, segment.stat().st_size - 5)
+    again = opened(spool, 3)
+    kept = [one.name for one in aside(spool)]
+    assert [kept[0].startswith(segment.name), *kept[1:]] == [True, "old.damaged"]
+    assert any("older.damaged removed" in fault for fault in again.stats().faults)
 
 
 def as_of(version: bytes, directory: Path) -> dict[str, bytes]:
