@@ -307,6 +307,22 @@ def test_a_power_cut_when_damage_is_met_counts_it_once(changes: int):
         assert (values(again), again.stats().dropped) == ([], 2)
 
 
+def test_damage_that_is_met_while_the_disk_fails_is_counted_when_it_works_again():
+    disk = CrashDisk()
+    buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=1)
+    take(buffer, 1.0, 2.0)
+    buffer.close()
+    (held,) = buffer.waiting()
+    disk.spoil(held.segment, held.offset + 5)
+    assert buffer.payload(held) is None
+    disk.failing = 2
+    for now in (1.0, 2.0):
+        buffer.tick(now)
+        assert (buffer.stats().dropped, held.segment in disk.names()) == (0, True)
+    buffer.tick(3.0)
+    assert (values(buffer), buffer.stats().dropped) == ([], 2)
+
+
 class NoCopies(Disk):
     """Too full for a copy of what is damaged, at its first byte or at its sync."""
 
@@ -343,6 +359,31 @@ def test_what_cannot_be_copied_stays_where_it_is_and_is_counted_once(spool: Path
     assert [again.stats().dropped, *again.stats().faults] == [
         *(2, f"2 readings lost: {aside(spool)[0].name}")
     ]
+
+
+class FullOnce(Unsynced):
+    """Full when the first loss is to be recorded."""
+
+    full = True
+
+    def write(self, name: str, offset: int, data: bytes) -> None:
+        if self.full and name.endswith(".seg") and offset:
+            self.full = False
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().write(name, offset, data)
+
+
+def test_damage_whose_segment_went_to_make_room_is_kept_and_no_segment_made_of_it(tmp_path: Path):
+    buffer = opened(tmp_path, 1)
+    take(buffer, 1.0, 2.0)
+    buffer.close()
+    (held,) = buffer.waiting()
+    (tmp_path / "journal").unlink()
+    spoil(tmp_path / held.segment, held.offset + 5)
+    again = Buffer(FullOnce(tmp_path), SETTINGS, "trd-0042", boot=7, epoch=2)
+    again.tick(0.0)
+    assert (again.fault, again.stats().dropped, len(aside(tmp_path))) == (None, 2, 1)
+    assert not (tmp_path / held.segment).exists()
 
 
 def test_the_copy_is_on_the_device_before_the_bytes_are_blanked():
