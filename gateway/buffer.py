@@ -309,6 +309,7 @@ class Buffer:
                 self._losses.made_way(name, aside)
 
     def _recover(self) -> None:
+        self._disk.names()  # before anything changes there it is ours
         self._make_way()
         if not self._spool.recovered:
             spool = Spool(self._disk)

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-LOCK = "lock"
+LOCK = "."
+"""The directory itself: that can be locked on a disk that is read-only, too."""
 
 
 class Disk:
@@ -27,12 +28,16 @@ class Disk:
         """Bytes written since the start."""
         self._open: dict[str, int] = {}
         self._identity: tuple[int, int] | None = None
+        self._alone = False
 
     def lock(self) -> bool:
-        """Return whether the directory is ours alone, from now until this process ends."""
-        self.names()
+        """Return whether the directory is ours alone, from now until this process ends.
+
+        Where it cannot be had yet, the first `names` that can be told locks it, or raises.
+        """
+        self._alone = True
         try:
-            fcntl.flock(self._fd(LOCK), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._take()
         except BlockingIOError:
             return False
         return True
@@ -41,8 +46,24 @@ class Disk:
         """Return the names of all files, creating the directory where it is missing."""
         self.directory.mkdir(parents=True, exist_ok=True)
         if self._identity is None:
-            self._identity = self._now()
+            self._take()
         return sorted(entry.name for entry in os.scandir(self.directory) if entry.is_file())
+
+    def _take(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        here = self._now()
+        if self._alone:
+            self._lock(self._fd(LOCK, os.O_RDONLY))
+        self._identity = here
+
+    def _lock(self, fd: int) -> None:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close(LOCK)
+            raise BlockingIOError(errno.EWOULDBLOCK, "another bygate uses it") from None
+        except OSError:  # NFS locks only what can be written to, which a directory cannot
+            return
 
     def replaced(self) -> bool:
         """Whether the directory or a file in it that is open was removed, or gave way to another.
@@ -64,10 +85,8 @@ class Disk:
         """Take the directory that is there now for ours, creating it where it is missing."""
         for name in list(self._open):
             self.close(name)
-        self._identity = None
-        if not self.lock():
-            self._identity = (0, 0)
-            raise BlockingIOError(errno.EWOULDBLOCK, "another bygate uses it")
+        self._identity, self._alone = (0, 0), True  # until it is ours, it counts as replaced
+        self._take()
 
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""
