@@ -312,11 +312,7 @@ class Buffer:
         self._disk.names()  # before anything changes there it is ours
         self._make_way()
         if not self._spool.recovered:
-            spool = Spool(self._disk)
-            spool.recover()
-            if self._gone:
-                self._losses.removed(spool.follow(self._gone))
-            self._spool, self._gone = spool, None
+            self._recover_spool()
         frames, damaged = self._journal.recover(self._spool.last)
         unsealed = [frame for frame in frames if frame.epoch != self.epoch]  # those are in RAM
         unsealed.sort(key=lambda frame: frame.sequence)
@@ -331,6 +327,16 @@ class Buffer:
         self._sequence = max(self._sequence, self._spool.last + 1, self._refused.last + 1)
         self._losses.found([*damaged, *self._spool.damage()])
         self._recovered = True
+
+    def _recover_spool(self) -> None:
+        """Read what there is, which can be delivered although the disk may take nothing."""
+        spool = Spool(self._disk)
+        spool.recover()
+        if self._gone:
+            self._losses.removed(spool.follow(self._gone))
+        self._spool, self._gone = spool, None
+        if not self._sequence:
+            self._inherited = spool.last
 
     # Batches out
 

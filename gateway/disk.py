@@ -9,14 +9,15 @@ import errno
 import fcntl
 import os
 import zlib
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
 LOCK = "."
 """The directory itself: that can be locked on a disk that is read-only, too."""
+_READ_ONLY = (errno.EROFS, errno.EACCES)
 
 
 class Disk:
@@ -101,13 +102,25 @@ class Disk:
 
         All of them for -1.
         """
+        data = b""
+        with suppress(FileNotFoundError), self._reading(name) as fd:
+            left = max(os.fstat(fd).st_size - offset, 0) if length < 0 else length
+            # One call ends short before a block that cannot be read, as if the file ended there
+            while part := os.pread(fd, left - len(data), offset + len(data)):
+                data += part
+        return data
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[int]:
+        """Give the file as it is open to be written, else for this once: it may be read-only."""
+        if name in self._open:
+            yield self._open[name]
+            return
+        fd = os.open(self.directory / name, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            fd = self._fd(name, os.O_RDWR)
-        except FileNotFoundError:
-            return b""
-        if length < 0:
-            length = max(os.fstat(fd).st_size - offset, 0)
-        return os.pread(fd, length, offset)
+            yield fd
+        finally:
+            os.close(fd)
 
     def write(self, name: str, offset: int, data: bytes) -> None:
         """Write all of `data` at `offset`, creating the file where it is missing."""
@@ -123,9 +136,12 @@ class Disk:
         After a failed sync, or a kill before one, Linux goes on showing bytes that the device has
         not got; whoever takes them for stored loses them with the next power cut.
         """
-        with suppress(FileNotFoundError):
-            fd = self._fd(name, os.O_RDWR)
-            os.fdatasync(fd)
+        with suppress(FileNotFoundError), self._reading(name) as fd:
+            try:
+                os.fdatasync(fd)
+            except OSError as error:
+                if error.errno not in _READ_ONLY:
+                    raise
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def cut(self, name: str, length: int) -> None:
@@ -201,13 +217,6 @@ class Onlooker(Disk):
         """Return the names of all files."""
         return sorted(entry.name for entry in os.scandir(self.directory) if entry.is_file())
 
-    def read(self, name: str, offset: int = 0, length: int = -1) -> bytes:
-        """Return what is there now; the file may be gone at the next call."""
-        try:
-            return super().read(name, offset, length)
-        finally:
-            self.close(name)
-
     def settle(self, name: str) -> None:
         """Leave the file to its owner."""
 
@@ -217,9 +226,6 @@ class Onlooker(Disk):
     def below(self, name: str) -> "Onlooker":
         """Return the disk of a directory inside this one."""
         return Onlooker(self.directory / name)
-
-    def _fd(self, name: str, flags: int = os.O_RDONLY) -> int:
-        return super()._fd(name, flags & ~(os.O_RDWR | os.O_CREAT))
 
 
 @dataclass(frozen=True, slots=True)

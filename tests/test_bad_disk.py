@@ -12,8 +12,11 @@ from typing import Any
 import counting_driver
 import pytest
 from gateway_process import batches, gateway, measured, readings, sensor
+from test_buffer import UNBOUND
 from trials import mounted, times
 
+from gateway.buffer import Buffer
+from gateway.disk import Disk
 from hil.backlog import fill
 from hil.broker import Broker, Faults, Received
 from hil.loopdisk import LoopDisk
@@ -140,6 +143,29 @@ def test_it_starts_on_a_read_only_disk_and_loses_nothing_when_that_ends(
             assert numbers(broker.received) == list(range(counting_driver.counted(file)))
 
     run(scenario())
+
+
+def test_what_lies_on_a_read_only_disk_is_delivered(tmp_path: Path, counting: str, disk: LoopDisk):
+    async def scenario() -> None:
+        fill(disk.path, 60_000)
+        disk.mount_again("ro")
+        async with Broker() as broker, gateway(tmp_path, broker.url, counting, **INTERVALS):
+            await broker.wait_for(lambda seen: len(batches(seen)) == 100, timeout=20)
+            assert {m.topic.split("/")[-1] for m in broker.received if "/batch/" in m.topic} == {
+                "backlog"
+            }
+            assert broker.connects == 1
+
+    run(scenario())
+
+
+def test_what_waits_is_read_from_a_disk_that_went_read_only(disk: LoopDisk):
+    fill(disk.path, 1000)
+    buffer = Buffer(Disk(disk.path), UNBOUND, "bench", boot=7)
+    buffer.tick(0.0)
+    buffer.close()
+    disk.mount_again("ro")
+    assert [bool(buffer.payload(held)) for held in buffer.waiting()] == [True] * 2
 
 
 @pytest.mark.parametrize("trial", TRIALS)
