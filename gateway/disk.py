@@ -17,6 +17,12 @@ from pathlib import Path
 
 LOCK = "."
 """The directory itself: that can be locked on a disk that is read-only, too."""
+DAMAGED = ".damaged"
+"""What the name of a file that is set aside ends with."""
+BLOCK = 4096
+UNREADABLE = (errno.EIO, errno.EUCLEAN, errno.EBADMSG)
+"""How Linux says that bytes cannot be read: by the device, by the checks of a file system."""
+_PROBE = "probe"
 _READ_ONLY = (errno.EROFS, errno.EACCES)
 
 
@@ -30,6 +36,7 @@ class Disk:
         self._open: dict[str, int] = {}
         self._identity: tuple[int, int] | None = None
         self._alone = False
+        self._failed: dict[str, list[int]] = {}
 
     def lock(self) -> bool:
         """Return whether the directory is ours alone, from now until this process ends.
@@ -122,6 +129,45 @@ class Disk:
         finally:
             os.close(fd)
 
+    def salvage(self, name: str) -> tuple[bytes, list[int]]:
+        """Return all bytes, zeros for the blocks that cannot be read, and where those begin.
+
+        It raises as long as that may pass: a disk that lost its cable for a moment is not damaged.
+        """
+        try:
+            return self.read(name), []
+        except OSError as error:
+            if error.errno not in UNREADABLE:
+                raise
+            data, bad = self._blocks(name)
+            if bad and self._may_pass(name, bad):
+                raise
+        return data, bad
+
+    def _blocks(self, name: str) -> tuple[bytes, list[int]]:
+        data, bad = bytearray(self.size(name)), []
+        for at in range(0, len(data), BLOCK):
+            try:
+                data[at : at + BLOCK] = self.read(name, at, min(BLOCK, len(data) - at))
+            except OSError:
+                bad.append(at)
+        return bytes(data), bad
+
+    def _may_pass(self, name: str, bad: list[int]) -> bool:
+        """Whether they could be read before, or not even a write tells the disk from a dead one."""
+        before, self._failed[name] = self._failed.get(name), bad
+        return before != bad or self.dead()
+
+    def dead(self) -> bool:
+        """Whether nothing can be written, for the same reason that something cannot be read."""
+        try:
+            self.write(_PROBE, 0, b"\0")
+            self.sync(_PROBE)
+            self.remove(_PROBE)
+        except OSError as error:
+            return error.errno in UNREADABLE
+        return False
+
     def write(self, name: str, offset: int, data: bytes) -> None:
         """Write all of `data` at `offset`, creating the file where it is missing."""
         fd, rest = self._fd(name), memoryview(data)
@@ -213,6 +259,10 @@ class Disk:
 class Onlooker(Disk):
     """The same files as seen by a process that does not own them: it changes nothing."""
 
+    def _may_pass(self, name: str, bad: list[int]) -> bool:
+        """Show what can be seen now."""
+        return False
+
     def names(self) -> list[str]:
         """Return the names of all files."""
         return sorted(entry.name for entry in os.scandir(self.directory) if entry.is_file())
@@ -237,6 +287,8 @@ class Damage:
     data: bytes
     lost: int
     """How many readings the bytes say to be, which are found nowhere else."""
+    unreadable: bool = False
+    """Whether the file is let be, since zeros stand in `data` for what cannot be read."""
 
     @property
     def aside(self) -> str:
@@ -254,6 +306,8 @@ class Damage:
             disk.write(self.aside, 0, self.data)
             disk.cut(self.aside, len(self.data))
             disk.close(self.aside)
+        if self.unreadable:
+            return
         disk.write(self.name, self.at, bytes(len(self.data)))
         disk.sync(self.name)
 

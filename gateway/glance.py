@@ -10,13 +10,11 @@ from functools import cached_property
 from pathlib import Path
 
 from gateway import journal, record
-from gateway.disk import Damage, Onlooker
+from gateway.disk import DAMAGED, Damage, Onlooker
 from gateway.reading import ClockState
 from gateway.refused import DIRECTORY, Aside
 from gateway.spool import Held, Spool
 from gateway.wire import Batch, WireError, decode
-
-DAMAGED = ".damaged"
 
 
 class NoBuffer(Exception):
@@ -46,7 +44,7 @@ class Glance:
         names = self._names()
         for name in names:
             self._check_version(name)
-        journaled = self.disk.read(journal.NAME)
+        journaled, _ = self.disk.salvage(journal.NAME)
         self.spool = Spool(self.disk)
         self.spool.recover()
         self._flushed, _ = journal.unsealed(journaled, self.spool.last)

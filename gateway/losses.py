@@ -5,7 +5,7 @@ from collections import Counter, deque
 from collections.abc import Iterable
 
 from gateway.disk import Damage, Disk
-from gateway.spool import Spool
+from gateway.spool import Held, Spool
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +93,16 @@ class Losses:
                 *(len(damage.data), damage.name, damage.lost or "unknown", damage.aside),
             )
             damage.move(self._disk)
+
+    def unreadable(self, spool: Spool, held: Held) -> None:
+        """Count a batch that cannot be read, and let go of it; raises OSError."""
+        of = f"{held.segment}-{held.offset}"
+        self.record(spool, held.readings, "damaged on disk", of)
+        spool.give_up(held)
+        self._tell(
+            f"{self._disk.directory}: {held.readings} readings lost: {of} cannot be read, the file "
+            "is kept: the disk fails: replace the SD card or drive"
+        )
 
     def _tell(self, loss: str) -> None:
         log.error("buffer: %s", loss)

@@ -123,7 +123,7 @@ class Session:
                 message = await asyncio.get_running_loop().run_in_executor(
                     self._writer, self._message, held
                 )
-                if message is None:  # evicted meanwhile, and counted
+                if message is None:  # evicted meanwhile, and counted, or unreadable for now
                     self._landed(held)
                     self._window.release()
                     continue

@@ -17,7 +17,7 @@ from threading import Lock
 import msgpack
 
 from gateway.acked import Acked
-from gateway.disk import Damage, Disk
+from gateway.disk import BLOCK, DAMAGED, UNREADABLE, Damage, Disk
 from gateway.record import Kind, Record, claims, pack, records, size_of
 
 SEGMENT_BYTES = 1 << 20
@@ -48,6 +48,12 @@ class _Segment:
     first: int = 0
     """Its lowest sequence; 0 while none is known."""
     waiting: set[int] = field(default_factory=set)
+    bad: list[int] = field(default_factory=list)
+    """Where the blocks begin that cannot be read."""
+
+    def is_bad(self, at: int, length: int) -> bool:
+        """Whether some of these bytes cannot be read."""
+        return any(at - BLOCK < block < at + length for block in self.bad)
 
 
 class Spool:
@@ -80,7 +86,8 @@ class Spool:
         """Bytes of the batches that were appended."""
         self.lost: set[str] = set()
         """What the losses on disk were of, as far as that has a name."""
-        self._damaged: list[tuple[str, int, bytes]] = []
+        self._damaged: list[tuple[str, int, bytes, bool]] = []
+        self._unread: dict[int, Held] = {}
         self._acked_at = -math.inf
         self.recovered = False
 
@@ -101,31 +108,41 @@ class Spool:
 
     def _recover_segment(self, name: str) -> None:
         self._disk.settle(name)
-        data = self._disk.read(name)
-        segment = _Segment(name, len(data))
+        data, bad = self._disk.salvage(name)
+        segment = _Segment(name, len(data), bad=bad)
         self._segments.append(segment)
         end = 0
         for record in records(data):
-            self._note_damage(name, end, data[end : record.at])
+            self._note_damage(segment, end, data[end : record.at])
             end = record.at + size_of(record.payload)
             self._take(segment, record)
-        self._note_damage(name, end, data[end:])
-        if not any(data[end:]):
+        if not self._note_damage(segment, end, data[end:]):
             with suppress(OSError):
                 self._disk.cut(name, end)
                 segment.size = end
         self._disk.close(name)
 
-    def _note_damage(self, name: str, at: int, data: bytes) -> None:
-        if any(data):
-            self._damaged.append((name, at, data))
+    def _note_damage(self, segment: _Segment, at: int, data: bytes) -> bool:
+        bad = segment.is_bad(at, len(data))
+        if any(data) or bad:
+            self._damaged.append((segment.name, at, data, bad))
+        return any(data) or bad
 
     def damage(self) -> list[Damage]:
         """Return what recovery could not read, with the readings that are held nowhere else."""
         return [
-            Damage(name, at, data, sum(self._lost(record) for record in claims(data)))
-            for name, at, data in self._damaged
+            Damage(name, at, data, sum(self._lost(record) for record in claims(data)), bad)
+            for name, at, data, bad in self._damaged
         ]
+
+    def counted(self) -> None:
+        """Take what cannot be read for acknowledged, or each start that meets it counts it."""
+        found = [record for *_, data, bad in self._damaged if bad for record in claims(data)]
+        with self._lock:
+            for record in found:
+                if record.sequence <= self.last and record.sequence not in self._held:
+                    self._acked.add(record.sequence)
+        self._damaged.clear()
 
     def _lost(self, record: Record) -> int:
         held = self._held.get(record.sequence)
@@ -244,12 +261,39 @@ class Spool:
     def payload(self, held: Held) -> bytes | None:
         """Return the bytes of a batch, as they were sealed; None when they are not there any more.
 
-        It was evicted meanwhile, or somebody removed the file.
+        It was evicted meanwhile, somebody removed the file, or they cannot be read.
         """
         if held.sequence not in self._held:
             return None
-        payload = self._disk.read(held.segment, held.offset, held.length)
-        return payload if len(payload) == held.length else None
+        try:
+            payload = self._disk.read(held.segment, held.offset, held.length)
+        except OSError as error:
+            if error.errno not in UNREADABLE:
+                raise
+            payload = b""
+        if len(payload) == held.length:
+            return payload
+        self._unread[held.sequence] = held
+        return None
+
+    @property
+    def any_unread(self) -> bool:
+        """Whether there was a batch that could not be read."""
+        return bool(self._unread)
+
+    def read_again(self) -> tuple[bool, list[Held]]:
+        """Return whether some that could not be read can be now, and those that cannot."""
+        tried, self._unread = self._unread, {}
+        readable = [self.payload(held) is not None for held in tried.values()]
+        return any(readable), list(self._unread.values())
+
+    def give_up(self, held: Held) -> None:
+        """Let go of a batch that cannot be read, whose loss is recorded; its file is kept."""
+        for segment in self._segments:
+            if segment.name == held.segment:
+                segment.bad.append(held.offset)
+        self._unread.pop(held.sequence, None)
+        self.acknowledge(held.sequence)
 
     def acknowledge(self, sequence: int) -> None:
         """Let go of a batch: it was delivered, or set aside."""
@@ -355,11 +399,14 @@ class Spool:
     def tidy(self) -> bool:
         """Remove the segments that are done with, all but the newest; whether there were any."""
         with self._lock:
-            done = [segment.name for segment in self._older if not segment.waiting]
+            done = {s.name: bool(s.bad) for s in self._older if not s.waiting}
         if done and not self._usable:  # the newest may be one that only recovery has seen
             self._disk.sync_directory()
-        for name in done:
-            self._disk.remove(name)
+        for name, bad in done.items():
+            if bad:  # and keeps its place, so that nothing else comes to lie there
+                self._disk.rename(name, f"{name}{DAMAGED}")
+            else:
+                self._disk.remove(name)
         with self._lock:
             self._segments = [s for s in self._segments if s.name not in done]
             if self._segments:
