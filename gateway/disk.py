@@ -113,7 +113,9 @@ class Disk:
         with suppress(FileNotFoundError), self._reading(name) as fd:
             left = max(os.fstat(fd).st_size - offset, 0) if length < 0 else length
             # One call ends short before a block that cannot be read, as if the file ended there
-            while part := os.pread(fd, left - len(data), offset + len(data)):
+            while len(data) < left:
+                if not (part := os.pread(fd, left - len(data), offset + len(data))):
+                    break
                 data += part
         return data
 
