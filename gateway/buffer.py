@@ -117,6 +117,7 @@ class Buffer:
         self._sequence = 0
         self._inherited = 0
         self._previous: tuple[int, int] | None = None
+        self._readable_again = 0
         self._next_flush = 0.0
         self._taken = 0
         self._losses = Losses(disk)
@@ -182,11 +183,14 @@ class Buffer:
             if not self._recovered:
                 self._recover()
             self._losses.set_damage_aside(self._spool)
+            self._spool.counted()
+            self._journal.renew()
             self._store()
             self._take_in(now)
             due()
             self._store()
             self._losses.record_all(self._spool)
+            self._read_again()
             self._bounds.keep(self._spool, self._refused.size)
             self._bounds.drop_old(self._spool, now)
             self._spool.tidy()
@@ -310,13 +314,10 @@ class Buffer:
                 self._losses.made_way(name, aside)
 
     def _recover(self) -> None:
+        self._disk.names()  # before anything changes there it is ours
         self._make_way()
         if not self._spool.recovered:
-            spool = Spool(self._disk)
-            spool.recover()
-            if self._gone:
-                self._losses.removed(spool.follow(self._gone))
-            self._spool, self._gone = spool, None
+            self._recover_spool()
         frames, damaged = self._journal.recover(self._spool.last)
         unsealed = [frame for frame in frames if frame.epoch != self.epoch]  # those are in RAM
         unsealed.sort(key=lambda frame: frame.sequence)
@@ -331,6 +332,16 @@ class Buffer:
         self._sequence = max(self._sequence, self._spool.last + 1, self._refused.last + 1)
         self._losses.found([*damaged, *self._spool.damage()])
         self._recovered = True
+
+    def _recover_spool(self) -> None:
+        """Read what there is, which can be delivered although the disk may take nothing."""
+        spool = Spool(self._disk)
+        spool.recover()
+        if self._gone:
+            self._losses.removed(spool.follow(self._gone))
+        self._spool, self._gone = spool, None
+        if not self._sequence:
+            self._inherited = spool.last
 
     # Batches out
 
@@ -348,15 +359,29 @@ class Buffer:
 
     @property
     def offered_again(self) -> int:
-        """How often refused batches have come among those that wait; it may be anywhere there."""
-        return self._refused.times
+        """How often batches have come among those that wait; they may be anywhere there.
+
+        Refused ones, and such as could not be read for a while.
+        """
+        return self._refused.times + self._readable_again
 
     def payload(self, held: Held) -> bytes | None:
         """Return the bytes of a batch, None when it was evicted; on the writer's thread.
 
-        Raises OSError.
+        None as well when they cannot be read: the next tick tries again. Raises OSError.
         """
         return self._spool.payload(held) or self._refused.payload(held)
+
+    def _read_again(self) -> None:
+        """Offer what can be read by now; give up what cannot, though the disk is there."""
+        if not self._spool.any_unread:
+            return
+        if self._disk.dead():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        readable, lost = self._spool.read_again()
+        self._readable_again += readable
+        for held in lost:
+            self._losses.unreadable(self._spool, held)
 
     def acknowledge(self, sequence: int) -> None:
         """Let go of a batch that was delivered."""

@@ -44,7 +44,7 @@ class Glance:
         names = self._names()
         for name in names:
             self._check_version(name)
-        journaled = self.disk.read(journal.NAME)
+        journaled, _ = self.disk.salvage(journal.NAME)
         self.spool = Spool(self.disk)
         self.spool.recover()
         self._flushed, _ = journal.unsealed(journaled, self.spool.last)

@@ -15,11 +15,11 @@ cost 405 bytes of device writes a reading at 2/s, SQLite with a row a reading 28
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgpack
 
-from gateway.disk import Damage, Disk
+from gateway.disk import BLOCK, DAMAGED, Damage, Disk
 from gateway.filling import BATCH_READINGS
 from gateway.reading import Instant, Quantity, Reading
 
@@ -52,15 +52,29 @@ class Journal:
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
         self._next = 0
+        self._unreadable = False
 
     def recover(self, sealed: int) -> tuple[list[Flushed], list[Damage]]:
         """Return the frames that are not in a batch up to `sealed`, and what is left of others."""
-        data = self._disk.read(NAME)
+        data, bad = self._disk.salvage(NAME)
+        self._unreadable = bool(bad)
         if len(data) < SLOT * SLOTS:
-            self._disk.write(NAME, len(data), bytes(SLOT * SLOTS - len(data)))
-            self._disk.sync(NAME)
-            self._disk.sync_directory()
-        return unsealed(data, sealed)
+            self._extend(len(data))
+        frames, damaged = unsealed(data, sealed)
+        blocks = [Damage(NAME, at, data[at : at + BLOCK], None) for at in bad]
+        return frames, [replace(each, unreadable=bool(bad)) for each in (*damaged, *blocks)]
+
+    def _extend(self, size: int) -> None:
+        self._disk.write(NAME, size, bytes(SLOT * SLOTS - size))
+        self._disk.sync(NAME)
+        self._disk.sync_directory()
+
+    def renew(self) -> None:
+        """Go on in another file where this one cannot be read, now that nothing needs it."""
+        if self._unreadable:
+            self._disk.rename(NAME, f"{NAME}{DAMAGED}")
+            self._extend(0)
+            self._unreadable = False
 
     def write(self, flushed: Flushed) -> None:
         """Return when the readings are on the device; if it fails, all of it is to be done again.

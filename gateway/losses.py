@@ -5,7 +5,7 @@ from collections import Counter, deque
 from collections.abc import Iterable
 
 from gateway.disk import DAMAGED, Damage, Disk
-from gateway.spool import Spool
+from gateway.spool import Held, Spool
 
 DAMAGED_BYTES = 16 << 20
 """What copies of damaged bytes may take."""
@@ -90,7 +90,7 @@ class Losses:
             self._set_aside(self._damaged.popleft())
         for sequence, damage in spool.spoilt():
             self._count(spool, damage)
-            spool.give_up(sequence)
+            spool.give_up_spoilt(sequence)
             self._set_aside(damage)
 
     def _count(self, spool: Spool, damage: Damage) -> None:
@@ -120,6 +120,16 @@ class Losses:
             over -= self._disk.size(name := names.pop(0))
             self._disk.remove(name)
             self._tell(f"{self._disk.directory}: {name} removed: only the newest 16 MiB are kept")
+
+    def unreadable(self, spool: Spool, held: Held) -> None:
+        """Count a batch that cannot be read, and let go of it; raises OSError."""
+        of = f"{held.segment}-{held.offset}"
+        self.record(spool, held.readings, "damaged on disk", of)
+        spool.give_up(held)
+        self._tell(
+            f"{self._disk.directory}: {held.readings} readings lost: {of} cannot be read, the file "
+            "is kept: the disk fails: replace the SD card or drive"
+        )
 
     def _tell(self, loss: str) -> None:
         log.error("buffer: %s", loss)

@@ -124,7 +124,7 @@ class Session:
                 message = await asyncio.get_running_loop().run_in_executor(
                     self._writer, self._message, held
                 )
-                if message is None:  # evicted meanwhile, or damaged, and counted; or set aside
+                if message is None:  # gone and counted, unreadable for now, or set aside
                     self._landed(held)
                     self._window.release()
                     continue

@@ -18,7 +18,7 @@ from threading import Lock
 import msgpack
 
 from gateway.acked import Acked
-from gateway.disk import Damage, Disk
+from gateway.disk import BLOCK, DAMAGED, UNREADABLE, Damage, Disk
 from gateway.record import Kind, Record, claims, pack, records, size_of
 
 SEGMENT_BYTES = 1 << 20
@@ -55,6 +55,12 @@ class _Segment:
     first: int = 0
     """Its lowest sequence; 0 while none is known."""
     waiting: set[int] = field(default_factory=set)
+    bad: list[int] = field(default_factory=list)
+    """Where the blocks begin that cannot be read."""
+
+    def is_bad(self, at: int, length: int) -> bool:
+        """Whether some of these bytes cannot be read."""
+        return any(at - BLOCK < block < at + length for block in self.bad)
 
 
 class Spool:
@@ -87,9 +93,10 @@ class Spool:
         """Bytes of the batches that were appended."""
         self.lost: set[str] = set()
         """What the losses on disk were of, as far as that has a name."""
-        self._damaged: list[tuple[str, int, bytes]] = []
+        self._damaged: list[tuple[str, int, bytes, bool]] = []
         self._mended: list[Damage] = []
         self._spoilt: dict[int, Damage] = {}
+        self._unread: dict[int, Held] = {}
         self._acked_at = -math.inf
         self.recovered = False
 
@@ -111,40 +118,53 @@ class Spool:
 
     def _recover_segment(self, name: str) -> None:
         self._disk.settle(name)
-        data = self._disk.read(name)
-        segment = _Segment(name, len(data))
+        data, bad = self._disk.salvage(name)
+        segment = _Segment(name, len(data), bad=bad)
         self._segments.append(segment)
         end = 0
         for record in records(data):
-            self._note_damage(name, end, data[end : record.at])
+            self._note_damage(segment, end, data[end : record.at])
             end = record.at + size_of(record.payload)
             self._take(segment, record)
             if record.mended:
-                self._note_mended(name, data, record)
-        self._note_damage(name, end, data[end:])
-        if not any(data[end:]):
+                self._note_mended(segment, data, record)
+        if not self._note_damage(segment, end, data[end:]):
             with suppress(OSError):
                 self._disk.cut(name, end)
                 segment.size = end
         self._disk.close(name)
 
-    def _note_damage(self, name: str, at: int, data: bytes) -> None:
-        if any(data):
-            self._damaged.append((name, at, data))
+    def _note_damage(self, segment: _Segment, at: int, data: bytes) -> bool:
+        bad = segment.is_bad(at, len(data))
+        if any(data) or bad:
+            self._damaged.append((segment.name, at, data, bad))
+        return any(data) or bad
 
-    def _note_mended(self, name: str, data: bytes, record: Record) -> None:
-        size = size_of(b"")
-        found = data[record.at : record.at + size]
-        self._mended.append(Damage(name, record.at, found, 0, pack(record)[:size]))
+    def _note_mended(self, segment: _Segment, data: bytes, record: Record) -> None:
+        at, size = record.at, size_of(b"")
+        found, right, bad = data[at : at + size], pack(record)[:size], segment.is_bad(at, size)
+        self._mended.append(Damage(segment.name, at, found, 0, right, bad))
 
     def damage(self) -> list[Damage]:
         """Return what recovery could not read, with the readings that are held nowhere else."""
-        damaged = [Damage(*found, self._lost_in(found[-1])) for found in self._damaged]
+        damaged = [
+            Damage(name, at, data, self._lost_in(data), unreadable=bad)
+            for name, at, data, bad in self._damaged
+        ]
         return [*self._mended, *damaged]
 
     def _lost_in(self, data: bytes) -> int | None:
         lost = [self._lost(record) for record in claims(data)]
         return sum(lost) if lost else None
+
+    def counted(self) -> None:
+        """Take what cannot be read for acknowledged, or each start that meets it counts it."""
+        found = [record for *_, data, bad in self._damaged if bad for record in claims(data)]
+        with self._lock:
+            for record in found:
+                if record.sequence <= self.last and record.sequence not in self._held:
+                    self._acked.add(record.sequence)
+        self._damaged.clear()
 
     def _lost(self, record: Record) -> int:
         held = self._held.get(record.sequence)
@@ -269,19 +289,29 @@ class Spool:
     def payload(self, held: Held) -> bytes | None:
         """Return the bytes of a batch, as they were sealed; None when they are not there any more.
 
-        It was evicted meanwhile, somebody removed the file, or they are damaged since recovery.
+        It was evicted meanwhile, somebody removed the file, or they cannot be read or are damaged.
         """
         if self._held.get(held.sequence) != held or held.sequence in self._spoilt:
             return None
-        at = held.offset - size_of(b"")
-        data = self._disk.read(held.segment, at, size_of(b"") + held.length)
-        if len(data) < size_of(b"") + held.length:
+        at, length = held.offset - size_of(b""), size_of(b"") + held.length
+        data = self._read(held.segment, at, length)
+        if len(data) < length:
+            self._unread[held.sequence] = held
             return None
         record = next(records(data), None)
         if record and (record.epoch, record.sequence, record.at) == (held.epoch, held.sequence, 0):
             return record.payload
         self._spoil(held.sequence, Damage(held.segment, at, data, held.readings))
         return None
+
+    def _read(self, name: str, at: int, length: int) -> bytes:
+        """Return the bytes, none where they cannot be read."""
+        try:
+            return self._disk.read(name, at, length)
+        except OSError as error:
+            if error.errno not in UNREADABLE:
+                raise
+            return b""
 
     def _spoil(self, sequence: int, damage: Damage) -> None:
         """Have it wait no more; it keeps its segment until its loss is recorded."""
@@ -294,11 +324,30 @@ class Spool:
         """Return the batches whose bytes were found damaged since recovery."""
         return list(self._spoilt.items())
 
-    def give_up(self, sequence: int) -> None:
+    def give_up_spoilt(self, sequence: int) -> None:
         """Let go of such a batch, whose loss is recorded."""
         with self._lock:
             if sequence in self._held:
                 self._forget(sequence)
+
+    @property
+    def any_unread(self) -> bool:
+        """Whether there was a batch that could not be read."""
+        return bool(self._unread)
+
+    def read_again(self) -> tuple[bool, list[Held]]:
+        """Return whether some that could not be read can be now, and those that cannot."""
+        tried, self._unread = self._unread, {}
+        readable = [self.payload(held) is not None for held in tried.values()]
+        return any(readable), list(self._unread.values())
+
+    def give_up(self, held: Held) -> None:
+        """Let go of a batch that cannot be read, whose loss is recorded; its file is kept."""
+        for segment in self._segments:
+            if segment.name == held.segment:
+                segment.bad.append(held.offset)
+        self._unread.pop(held.sequence, None)
+        self.acknowledge(held.sequence)
 
     def acknowledge(self, sequence: int) -> None:
         """Let go of a batch: it was delivered, or set aside."""
@@ -406,11 +455,14 @@ class Spool:
     def tidy(self) -> bool:
         """Remove the segments that are done with, all but the newest; whether there were any."""
         with self._lock:
-            done = [segment.name for segment in self._older if not segment.waiting]
+            done = {s.name: bool(s.bad) for s in self._older if not s.waiting}
         if done and not self._usable:  # the newest may be one that only recovery has seen
             self._disk.sync_directory()
-        for name in done:
-            self._disk.remove(name)
+        for name, bad in done.items():
+            if bad:  # and keeps its place, so that nothing else comes to lie there
+                self._disk.rename(name, f"{name}{DAMAGED}")
+            else:
+                self._disk.remove(name)
         with self._lock:
             self._segments = [s for s in self._segments if s.name not in done]
             if self._segments:

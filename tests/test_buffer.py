@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gateway.buffer import BATCH_READINGS, RAM_READINGS, Buffer
-from gateway.disk import Disk
+from gateway.disk import LOCK, Disk
 from gateway.glance import Glance
 from gateway.reading import TEMPERATURE, ClockState, Instant, Reading, Value
 from gateway.record import size_of
@@ -388,7 +388,7 @@ def test_a_full_journal_is_sealed(tmp_path: Path):
     assert (tmp_path / "journal").stat().st_size == 64 * 4096
 
 
-@pytest.mark.parametrize("name", ["journal", "acked", "refused", "00000002.seg", "rates", "lock"])
+@pytest.mark.parametrize("name", ["journal", "acked", "refused", "00000002.seg", "rates"])
 @pytest.mark.parametrize("what", ["directory", "file", "empty", "dangling link"])
 def test_it_starts_whatever_stands_where_a_file_of_its_own_belongs(
     tmp_path: Path, name: str, what: str
@@ -571,8 +571,36 @@ def test_a_directory_that_another_gateway_has_taken_is_left_to_it(tmp_path: Path
     assert other.lock()
     buffer.tick(2.0)
     assert "another bygate uses it" in buffer.stats().faults[0]
-    assert other.names() == ["lock"]
+    assert other.names() == []
     assert buffer.unsaved == 0
+
+
+def test_a_directory_that_comes_after_the_start_is_locked_before_anything_is_written(
+    tmp_path: Path,
+):
+    (tmp_path / "state").touch()  # in its way
+    disk = Disk(tmp_path / "state")
+    with pytest.raises(FileExistsError):
+        disk.lock()
+    (tmp_path / "state").unlink()
+    other = Disk(tmp_path / "state")
+    assert other.lock()
+    buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=1)
+    buffer.tick(0.0)
+    assert "another bygate uses it" in buffer.stats().faults[0]
+    assert other.names() == []
+    other.close(LOCK)
+    buffer.tick(1.0)
+    assert (buffer.fault, other.lock()) == (None, False)
+
+
+def test_whatever_is_called_lock_no_second_gateway_comes_in(tmp_path: Path):
+    (tmp_path / "lock").mkdir()
+    first = Disk(tmp_path)
+    assert first.lock()
+    assert not Disk(tmp_path).lock()
+    first.close_all()
+    assert not Disk(tmp_path).lock()
 
 
 # A disk that is full
