@@ -44,8 +44,8 @@ class Acked:
 
         Another history's ranges would let go of batches that were never delivered.
         """
-        data = self._disk.read(NAME, 0, 2 * PAGE)
-        pages = [page for page in (_page(data[:PAGE]), _page(data[PAGE:])) if page]
+        data, _ = self._disk.salvage(NAME)
+        pages = [page for page in (_page(data[:PAGE]), _page(data[PAGE : 2 * PAGE])) if page]
         if not pages:
             return
         self._writes, epoch, dropped, ranges = max(pages)
@@ -54,7 +54,7 @@ class Acked:
 
     def begin(self) -> None:
         """Take the room that it needs, once and for all."""
-        if len(self._disk.read(NAME, 0, 2 * PAGE)) < 2 * PAGE:
+        if not self._disk.exists(NAME) or self._disk.size(NAME) < 2 * PAGE:
             self._disk.write(NAME, 0, bytes(2 * PAGE))
             self._disk.sync(NAME)
             self._disk.sync_directory()

@@ -21,10 +21,10 @@ from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 
-from gateway import acked, journal
+from gateway import acked, journal, record
 from gateway.bounds import Bounds, most
 from gateway.clock import Clock
-from gateway.disk import Disk, remedy
+from gateway.disk import Disk, of_another_version, remedy
 from gateway.filling import BATCH_READINGS, Filling
 from gateway.journal import Flushed, Journal, JournalFullError
 from gateway.losses import Losses
@@ -32,7 +32,7 @@ from gateway.rates import Noted
 from gateway.reading import Reading
 from gateway.refused import DIRECTORY, REFUSED_BYTES, Refused
 from gateway.settings import BufferSettings
-from gateway.spool import Held, Spool
+from gateway.spool import Held, Spool, is_segment
 from gateway.wire import Batch, SizeBound, WireError, encode
 
 RAM_READINGS = 100_000
@@ -117,6 +117,7 @@ class Buffer:
         self._sequence = 0
         self._inherited = 0
         self._previous: tuple[int, int] | None = None
+        self._readable_again = 0
         self._next_flush = 0.0
         self._taken = 0
         self._losses = Losses(disk)
@@ -182,11 +183,14 @@ class Buffer:
             if not self._recovered:
                 self._recover()
             self._losses.set_damage_aside(self._spool)
+            self._spool.counted()
+            self._journal.renew()
             self._store()
             self._take_in(now)
             due()
             self._store()
             self._losses.record_all(self._spool)
+            self._read_again()
             self._bounds.keep(self._spool, self._refused.size)
             self._bounds.drop_old(self._spool, now)
             self._spool.tidy()
@@ -303,19 +307,17 @@ class Buffer:
             self._filling.journaled = 0
 
     def _make_way(self) -> None:
-        ours = {journal.NAME: Path.is_file, acked.NAME: Path.is_file, DIRECTORY: Path.is_dir}
+        ours = {journal.NAME: _journal, acked.NAME: Path.is_file, DIRECTORY: Path.is_dir}
+        ours |= dict.fromkeys(filter(is_segment, self._disk.names()), _segment)
         for name, fits in ours.items():
             if aside := self._disk.make_way(name, fits):
                 self._losses.made_way(name, aside)
 
     def _recover(self) -> None:
+        self._disk.names()  # before anything changes there it is ours
         self._make_way()
         if not self._spool.recovered:
-            spool = Spool(self._disk)
-            spool.recover()
-            if self._gone:
-                self._losses.removed(spool.follow(self._gone))
-            self._spool, self._gone = spool, None
+            self._recover_spool()
         frames, damaged = self._journal.recover(self._spool.last)
         unsealed = [frame for frame in frames if frame.epoch != self.epoch]  # those are in RAM
         unsealed.sort(key=lambda frame: frame.sequence)
@@ -330,6 +332,16 @@ class Buffer:
         self._sequence = max(self._sequence, self._spool.last + 1, self._refused.last + 1)
         self._losses.found([*damaged, *self._spool.damage()])
         self._recovered = True
+
+    def _recover_spool(self) -> None:
+        """Read what there is, which can be delivered although the disk may take nothing."""
+        spool = Spool(self._disk)
+        spool.recover()
+        if self._gone:
+            self._losses.removed(spool.follow(self._gone))
+        self._spool, self._gone = spool, None
+        if not self._sequence:
+            self._inherited = spool.last
 
     # Batches out
 
@@ -347,15 +359,29 @@ class Buffer:
 
     @property
     def offered_again(self) -> int:
-        """How often refused batches have come among those that wait; it may be anywhere there."""
-        return self._refused.times
+        """How often batches have come among those that wait; they may be anywhere there.
+
+        Refused ones, and such as could not be read for a while.
+        """
+        return self._refused.times + self._readable_again
 
     def payload(self, held: Held) -> bytes | None:
         """Return the bytes of a batch, None when it was evicted; on the writer's thread.
 
-        Raises OSError.
+        None as well when they cannot be read: the next tick tries again. Raises OSError.
         """
         return self._spool.payload(held) or self._refused.payload(held)
+
+    def _read_again(self) -> None:
+        """Offer what can be read by now; give up what cannot, though the disk is there."""
+        if not self._spool.any_unread:
+            return
+        if self._disk.dead():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        readable, lost = self._spool.read_again()
+        self._readable_again += readable
+        for held in lost:
+            self._losses.unreadable(self._spool, held)
 
     def acknowledge(self, sequence: int) -> None:
         """Let go of a batch that was delivered."""
@@ -433,6 +459,14 @@ class Buffer:
             return filling.first.wall_ms
         fresh = list(self._fresh)
         return fresh[0].instant.wall_ms if fresh else None
+
+
+def _journal(path: Path) -> bool:
+    return path.is_file() and not of_another_version(path, journal.MAGIC)
+
+
+def _segment(path: Path) -> bool:
+    return not of_another_version(path, record.MAGIC)
 
 
 def _name(frame: Flushed) -> tuple[int, int, int]:

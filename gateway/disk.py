@@ -9,13 +9,21 @@ import errno
 import fcntl
 import os
 import zlib
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-LOCK = "lock"
+LOCK = "."
+"""The directory itself: that can be locked on a disk that is read-only, too."""
+DAMAGED = ".damaged"
+"""What the name of a file that is set aside ends with."""
+BLOCK = 4096
+UNREADABLE = (errno.EIO, errno.EUCLEAN, errno.EBADMSG)
+"""How Linux says that bytes cannot be read: by the device, by the checks of a file system."""
+_PROBE = "probe"
+_READ_ONLY = (errno.EROFS, errno.EACCES)
 
 
 class Disk:
@@ -27,12 +35,17 @@ class Disk:
         """Bytes written since the start."""
         self._open: dict[str, int] = {}
         self._identity: tuple[int, int] | None = None
+        self._alone = False
+        self._failed: dict[str, list[int]] = {}
 
     def lock(self) -> bool:
-        """Return whether the directory is ours alone, from now until this process ends."""
-        self.names()
+        """Return whether the directory is ours alone, from now until this process ends.
+
+        Where it cannot be had yet, the first `names` that can be told locks it, or raises.
+        """
+        self._alone = True
         try:
-            fcntl.flock(self._fd(LOCK), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._take()
         except BlockingIOError:
             return False
         return True
@@ -41,8 +54,24 @@ class Disk:
         """Return the names of all files, creating the directory where it is missing."""
         self.directory.mkdir(parents=True, exist_ok=True)
         if self._identity is None:
-            self._identity = self._now()
+            self._take()
         return sorted(entry.name for entry in os.scandir(self.directory) if entry.is_file())
+
+    def _take(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        here = self._now()
+        if self._alone:
+            self._lock(self._fd(LOCK, os.O_RDONLY))
+        self._identity = here
+
+    def _lock(self, fd: int) -> None:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close(LOCK)
+            raise BlockingIOError(errno.EWOULDBLOCK, "another bygate uses it") from None
+        except OSError:  # NFS locks only what can be written to, which a directory cannot
+            return
 
     def replaced(self) -> bool:
         """Whether the directory or a file in it that is open was removed, or gave way to another.
@@ -64,10 +93,8 @@ class Disk:
         """Take the directory that is there now for ours, creating it where it is missing."""
         for name in list(self._open):
             self.close(name)
-        self._identity = None
-        if not self.lock():
-            self._identity = (0, 0)
-            raise BlockingIOError(errno.EWOULDBLOCK, "another bygate uses it")
+        self._identity, self._alone = (0, 0), True  # until it is ours, it counts as replaced
+        self._take()
 
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""
@@ -82,13 +109,66 @@ class Disk:
 
         All of them for -1.
         """
+        data = b""
+        with suppress(FileNotFoundError), self._reading(name) as fd:
+            left = max(os.fstat(fd).st_size - offset, 0) if length < 0 else length
+            # One call ends short before a block that cannot be read, as if the file ended there
+            while len(data) < left:
+                if not (part := os.pread(fd, left - len(data), offset + len(data))):
+                    break
+                data += part
+        return data
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[int]:
+        """Give the file as it is open to be written, else for this once: it may be read-only."""
+        if name in self._open:
+            yield self._open[name]
+            return
+        fd = os.open(self.directory / name, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            fd = self._fd(name, os.O_RDWR)
-        except FileNotFoundError:
-            return b""
-        if length < 0:
-            length = max(os.fstat(fd).st_size - offset, 0)
-        return os.pread(fd, length, offset)
+            yield fd
+        finally:
+            os.close(fd)
+
+    def salvage(self, name: str) -> tuple[bytes, list[int]]:
+        """Return all bytes, zeros for the blocks that cannot be read, and where those begin.
+
+        It raises as long as that may pass: a disk that lost its cable for a moment is not damaged.
+        """
+        try:
+            return self.read(name), []
+        except OSError as error:
+            if error.errno not in UNREADABLE:
+                raise
+            data, bad = self._blocks(name)
+            if bad and self._may_pass(name, bad):
+                raise
+        return data, bad
+
+    def _blocks(self, name: str) -> tuple[bytes, list[int]]:
+        data, bad = bytearray(self.size(name)), []
+        for at in range(0, len(data), BLOCK):
+            try:
+                data[at : at + BLOCK] = self.read(name, at, min(BLOCK, len(data) - at))
+            except OSError:
+                bad.append(at)
+        return bytes(data), bad
+
+    def _may_pass(self, name: str, bad: list[int]) -> bool:
+        """Whether they could be read before, or not even a write tells the disk from a dead one."""
+        before, self._failed[name] = self._failed.get(name), bad
+        return before != bad or self.dead()
+
+    def dead(self) -> bool:
+        """Whether nothing can be written, for the same reason that something cannot be read."""
+        try:
+            self.write(_PROBE, 0, b"\0")
+            self.sync(_PROBE)
+            self.remove(_PROBE)
+        except OSError as error:
+            return error.errno in UNREADABLE
+        return False
 
     def write(self, name: str, offset: int, data: bytes) -> None:
         """Write all of `data` at `offset`, creating the file where it is missing."""
@@ -104,9 +184,12 @@ class Disk:
         After a failed sync, or a kill before one, Linux goes on showing bytes that the device has
         not got; whoever takes them for stored loses them with the next power cut.
         """
-        with suppress(FileNotFoundError):
-            fd = self._fd(name, os.O_RDWR)
-            os.fdatasync(fd)
+        with suppress(FileNotFoundError), self._reading(name) as fd:
+            try:
+                os.fdatasync(fd)
+            except OSError as error:
+                if error.errno not in _READ_ONLY:
+                    raise
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def cut(self, name: str, length: int) -> None:
@@ -178,16 +261,13 @@ class Disk:
 class Onlooker(Disk):
     """The same files as seen by a process that does not own them: it changes nothing."""
 
+    def _may_pass(self, name: str, bad: list[int]) -> bool:
+        """Show what can be seen now."""
+        return False
+
     def names(self) -> list[str]:
         """Return the names of all files."""
         return sorted(entry.name for entry in os.scandir(self.directory) if entry.is_file())
-
-    def read(self, name: str, offset: int = 0, length: int = -1) -> bytes:
-        """Return what is there now; the file may be gone at the next call."""
-        try:
-            return super().read(name, offset, length)
-        finally:
-            self.close(name)
 
     def settle(self, name: str) -> None:
         """Leave the file to its owner."""
@@ -199,9 +279,6 @@ class Onlooker(Disk):
         """Return the disk of a directory inside this one."""
         return Onlooker(self.directory / name)
 
-    def _fd(self, name: str, flags: int = os.O_RDONLY) -> int:
-        return super()._fd(name, flags & ~(os.O_RDWR | os.O_CREAT))
-
 
 @dataclass(frozen=True, slots=True)
 class Damage:
@@ -210,27 +287,56 @@ class Damage:
     name: str
     at: int
     data: bytes
-    lost: int
-    """How many readings the bytes say to be, which are found nowhere else."""
+    lost: int | None
+    """How many readings the bytes say to be, which are found nowhere else; None: not known."""
+    mended: bytes = b""
+    """What belongs there, as far as that is known."""
+    unreadable: bool = False
+    """Whether the file is let be, since zeros stand in `data` for what cannot be read."""
+
+    @property
+    def cost(self) -> str:
+        """How many readings are lost, as text."""
+        return "unknown" if self.lost is None else str(self.lost)
 
     @property
     def aside(self) -> str:
-        """The name of the file that they are moved to."""
-        return f"{self.name}-{self.at}.damaged"
+        """The name of the file that they are copied to."""
+        return f"{self.mark}{DAMAGED}"
 
     @property
     def mark(self) -> str:
         """What tells it from other damage, at the same place too."""
         return f"{self.name}-{self.at}-{zlib.crc32(self.data):08x}"
 
-    def move(self, disk: Disk) -> None:
-        """Set them aside, with zeros in their place, so that they are met once."""
-        with suppress(OSError):  # where there is no room for them, they are not worth a fault
+    def copy(self, disk: Disk) -> bool:
+        """Return whether a copy is on the device; a disk too full for it is not worth a fault."""
+        try:
             disk.write(self.aside, 0, self.data)
             disk.cut(self.aside, len(self.data))
-            disk.close(self.aside)
-        disk.write(self.name, self.at, bytes(len(self.data)))
-        disk.sync(self.name)
+            disk.sync(self.aside)
+            disk.sync_directory()
+        except OSError:
+            with suppress(OSError):
+                disk.remove(self.aside)
+            return False
+        disk.close(self.aside)
+        return True
+
+    def blank(self, disk: Disk) -> None:
+        """Put what belongs there or zeros in their place, so that they are met once."""
+        if disk.exists(self.name) and not self.unreadable:
+            disk.write(self.name, self.at, self.mended.ljust(len(self.data), b"\0"))
+            disk.sync(self.name)
+
+
+def of_another_version(path: Path, magic: bytes) -> bool:
+    """Whether a file begins with `magic` but for its digit, and has it nowhere: no flipped bit."""
+    with suppress(OSError), path.open("rb") as file:
+        begin = file.read(len(magic))
+        if begin[:-1] == magic[:-1] and begin != magic and begin[-1:].isdigit():
+            return magic not in file.read()
+    return False
 
 
 _REMEDIES = {

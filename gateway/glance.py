@@ -10,13 +10,11 @@ from functools import cached_property
 from pathlib import Path
 
 from gateway import journal, record
-from gateway.disk import Damage, Onlooker
+from gateway.disk import DAMAGED, Damage, Onlooker, of_another_version
 from gateway.reading import ClockState
 from gateway.refused import DIRECTORY, Aside
 from gateway.spool import Held, Spool
 from gateway.wire import Batch, WireError, decode
-
-DAMAGED = ".damaged"
 
 
 class NoBuffer(Exception):
@@ -46,7 +44,7 @@ class Glance:
         names = self._names()
         for name in names:
             self._check_version(name)
-        journaled = self.disk.read(journal.NAME)
+        journaled, _ = self.disk.salvage(journal.NAME)
         self.spool = Spool(self.disk)
         self.spool.recover()
         self._flushed, _ = journal.unsealed(journaled, self.spool.last)
@@ -70,8 +68,8 @@ class Glance:
         ours = journal.MAGIC if name == journal.NAME else record.MAGIC
         if name != journal.NAME and not name.endswith(".seg"):
             return
-        found = self.disk.read(name, 0, len(ours))
-        if found[:-1] == ours[:-1] and found != ours:
+        if of_another_version(self.disk.directory / name, ours):
+            found = self.disk.read(name, 0, len(ours))
             raise NoBuffer(
                 f"{self.disk.directory}/{name}: written by another version of bygate "
                 f"({_shown(found)}, this one reads {_shown(ours)}): use the bygate that runs there"

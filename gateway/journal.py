@@ -15,11 +15,11 @@ cost 405 bytes of device writes a reading at 2/s, SQLite with a row a reading 28
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgpack
 
-from gateway.disk import Damage, Disk
+from gateway.disk import BLOCK, DAMAGED, Damage, Disk
 from gateway.filling import BATCH_READINGS
 from gateway.reading import Instant, Quantity, Reading
 
@@ -52,15 +52,29 @@ class Journal:
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
         self._next = 0
+        self._unreadable = False
 
     def recover(self, sealed: int) -> tuple[list[Flushed], list[Damage]]:
         """Return the frames that are not in a batch up to `sealed`, and what is left of others."""
-        data = self._disk.read(NAME)
+        data, bad = self._disk.salvage(NAME)
+        self._unreadable = bool(bad)
         if len(data) < SLOT * SLOTS:
-            self._disk.write(NAME, len(data), bytes(SLOT * SLOTS - len(data)))
-            self._disk.sync(NAME)
-            self._disk.sync_directory()
-        return unsealed(data, sealed)
+            self._extend(len(data))
+        frames, damaged = unsealed(data, sealed)
+        blocks = [Damage(NAME, at, data[at : at + BLOCK], None) for at in bad]
+        return frames, [replace(each, unreadable=bool(bad)) for each in (*damaged, *blocks)]
+
+    def _extend(self, size: int) -> None:
+        self._disk.write(NAME, size, bytes(SLOT * SLOTS - size))
+        self._disk.sync(NAME)
+        self._disk.sync_directory()
+
+    def renew(self) -> None:
+        """Go on in another file where this one cannot be read, now that nothing needs it."""
+        if self._unreadable:
+            self._disk.rename(NAME, f"{NAME}{DAMAGED}")
+            self._extend(0)
+            self._unreadable = False
 
     def write(self, flushed: Flushed) -> None:
         """Return when the readings are on the device; if it fails, all of it is to be done again.
@@ -82,7 +96,7 @@ class Journal:
 
 def unsealed(data: bytes, sealed: int) -> tuple[list[Flushed], list[Damage]]:
     """Return what the bytes of a journal hold that is not in a batch up to `sealed`."""
-    frames, damaged = _frames(data.ljust(SLOT * SLOTS, b"\0"))
+    frames, damaged = _frames(data[: SLOT * SLOTS].ljust(SLOT * SLOTS, b"\0"))
     return (
         [frame for frame in frames if frame.sequence > sealed],
         [damage for sequence, damage in damaged if sequence > sealed],
@@ -110,29 +124,62 @@ def _columns(quantity: Quantity) -> tuple[str, str, int, float | None, float | N
 
 
 def _frames(data: bytes) -> tuple[list[Flushed], list[tuple[int, Damage]]]:
-    frames, damaged, at = [], [], 0
+    frames: list[Flushed] = []
+    damaged: list[tuple[int, Damage]] = []
+    nameless: list[Damage] = []  # unused, or old remains, unless a newer frame stands behind them
+    at = 0
     while at < len(data):
-        if (body := _body(data, at)) is not None:
-            frames.append(_unpack(body))
-            at += -(-(_HEAD.size + len(body)) // SLOT) * SLOT
+        ours = data.startswith(MAGIC, at)
+        sound = _body(data, at)
+        body = sound if sound or not ours else _mended(data[at:])
+        end = at + _slots(len(body)) if body else _end(data, at) if ours else at + SLOT
+        if body:
+            frames.append(frame := _unpack(body))
+            damaged += [(frame.sequence, damage) for damage in nameless]
+            nameless.clear()
+            if not (ours and sound):
+                damaged.append((frame.sequence, Damage(NAME, at, data[at:end], 0)))
+        elif ours:
+            damaged.append(_damaged(data[at:end], at))
         else:
-            if data.startswith(MAGIC, at):
-                damaged.append(_damaged(data[at : at + SLOT], at))
-            at += SLOT
+            nameless.append(Damage(NAME, at, data[at:end], None))
+        at = end
     return frames, damaged
 
 
-def _damaged(slot: bytes, at: int) -> tuple[int, Damage]:
+def _slots(body: int) -> int:
+    """Return how many bytes the slots of a frame have."""
+    return -(-(_HEAD.size + body) // SLOT) * SLOT
+
+
+def _end(data: bytes, at: int) -> int:
+    """Return where the slots of a bad frame end: as its head says, or where the next begins."""
+    _, _, length = _HEAD.unpack_from(data, at)
+    end = min(at + _slots(length), len(data))
+    return next((s for s in range(at + SLOT, end, SLOT) if data.startswith(MAGIC, s)), end)
+
+
+def _damaged(slots: bytes, at: int) -> tuple[int, Damage]:
     """Return the sequence that the head of a bad frame names, and what it says to have held."""
-    _, sequence, *_, readings = _BODY.unpack_from(slot, _HEAD.size)
-    return sequence, Damage(NAME, at, slot, readings if readings <= BATCH_READINGS else 0)
+    _, sequence, *_, readings = _BODY.unpack_from(slots, _HEAD.size)
+    return sequence, Damage(NAME, at, slots, readings if readings <= BATCH_READINGS else None)
 
 
-def _body(data: bytes, at: int) -> bytes | None:
-    if not data.startswith(MAGIC, at) or at + _HEAD.size > len(data):
-        return None
+def _mended(frame: bytes) -> bytes | None:
+    """Return the body of a frame with a single wrong bit in its head: with it right, the CRC is."""
+    trial = bytearray(frame)
+    for bit in range(8 * len(MAGIC), 8 * (_HEAD.size + _BODY.size)):
+        trial[bit // 8] ^= 1 << bit % 8
+        if (body := _body(trial, 0)) is not None:
+            return body
+        trial[bit // 8] ^= 1 << bit % 8
+    return None
+
+
+def _body(data: bytes | bytearray, at: int) -> bytes | None:
+    """Return what follows the head where the CRC is right, whatever the magic is."""
     _, crc, length = _HEAD.unpack_from(data, at)
-    body = data[at + _HEAD.size : at + _HEAD.size + length]
+    body = bytes(data[at + _HEAD.size : at + _HEAD.size + length])
     return body if len(body) == length >= _BODY.size and zlib.crc32(body) == crc else None
 
 

@@ -4,8 +4,12 @@ import logging
 from collections import Counter, deque
 from collections.abc import Iterable
 
-from gateway.disk import Damage, Disk
-from gateway.spool import Spool
+from gateway.disk import DAMAGED, Damage, Disk
+from gateway.spool import Held, Spool
+
+DAMAGED_BYTES = 16 << 20
+"""What copies of damaged bytes may take."""
+TOLD = 20
 
 log = logging.getLogger(__name__)
 
@@ -16,8 +20,8 @@ class Losses:
     def __init__(self, disk: Disk) -> None:
         self.by: Counter[str] = Counter()
         """Readings dropped since the start, by reason."""
-        self.told: list[str] = []
-        """What was found to be lost or out of place, for the status."""
+        self.told: deque[str] = deque(maxlen=TOLD)
+        """What was found to be lost or out of place, for the status; all of it is in the log."""
         self._disk = disk
         self._unrecorded: Counter[str] = Counter()
         self._overflowed = self._overflow_recorded = 0
@@ -73,26 +77,59 @@ class Losses:
 
     def made_way(self, name: str, aside: str) -> None:
         """Tell of what stood in place of a file of ours."""
-        self._tell(f"{self._disk.directory}: {name} was none of bygate's: kept as {aside}")
+        self._tell(f"{self._disk.directory}: {name} is not one of this bygate's: kept as {aside}")
 
     def found(self, damaged: Iterable[Damage]) -> None:
-        """Take up what recovery could not read."""
+        """Take up what recovery could not read as it was written."""
         self._damaged = deque(damaged)
 
     def set_damage_aside(self, spool: Spool) -> None:
-        """Count what recovery could not read, once, and report it; raises OSError."""
+        """Count what cannot be read, once, report it, and keep a copy; raises OSError."""
         while self._damaged:
-            damage = self._damaged[0]
-            if damage.lost:
-                self.record(spool, damage.lost, "damaged on disk", damage.mark)
-            self._damaged.popleft()
-            self.told.append(f"{damage.lost or 'unknown'} readings lost: {damage.aside}")
-            log.error(
-                "buffer: %d bytes of %s damaged, %s readings lost, kept as %s: cut off by a power "
-                "failure, or a failing disk: look for errors in dmesg",
-                *(len(damage.data), damage.name, damage.lost or "unknown", damage.aside),
-            )
-            damage.move(self._disk)
+            self._count(spool, self._damaged[0])
+            self._set_aside(self._damaged.popleft())
+        for sequence, damage in spool.spoilt():
+            self._count(spool, damage)
+            spool.give_up_spoilt(sequence)
+            self._set_aside(damage)
+
+    def _count(self, spool: Spool, damage: Damage) -> None:
+        if damage.lost:
+            self.record(spool, damage.lost, "damaged on disk", damage.mark)
+
+    def _set_aside(self, damage: Damage) -> None:
+        copied = damage.copy(self._disk)
+        where = damage.aside if copied else f"left in {damage.name}: no copy could be written"
+        self.told.append(f"{damage.cost} readings lost: {where}")
+        log.error(
+            "buffer: %d bytes of %s damaged, %s readings lost, %s: cut off by a power failure, or "
+            "a failing disk: look for errors in dmesg",
+            *(len(damage.data), damage.name, damage.cost, f"kept as {where}" if copied else where),
+        )
+        if copied:
+            damage.blank(self._disk)
+            self._keep_the_newest()
+
+    def _keep_the_newest(self) -> None:
+        """Remove the oldest copies while there are too many: a card that dies makes ever more."""
+        names = [name for name in self._disk.names() if name.endswith(DAMAGED)]
+        over = sum(map(self._disk.size, names)) - DAMAGED_BYTES
+        if over > 0:
+            names.sort(key=lambda name: (self._disk.directory / name).stat().st_mtime_ns)
+        while over > 0:
+            over -= self._disk.size(name := names.pop(0))
+            self._disk.remove(name)
+            self._tell(f"{self._disk.directory}: {name} removed: only the newest 16 MiB are kept")
+
+    def unreadable(self, spool: Spool, held: Held) -> None:
+        """Count a batch that cannot be read, and let go of it; raises OSError."""
+        of = f"{held.segment}-{held.offset}"
+        self.record(spool, held.readings, "damaged on disk", of)
+        spool.give_up(held)
+        self._tell(
+            f"{self._disk.directory}: {held.readings} readings lost: {of} cannot be read, the file "
+            "is kept: the disk fails: replace the SD card or drive"
+        )
 
     def _tell(self, loss: str) -> None:
         log.error("buffer: %s", loss)

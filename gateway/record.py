@@ -2,7 +2,8 @@
 
 record: magic "bgS2", CRC32, length | kind, epoch, sequence, readings, first ms | bytes
 
-head   sequence: first of this segment; bytes: readings dropped so far, the last batch before it
+head   sequence: first of this segment; bytes: readings dropped so far, the last batch before it,
+       names of what is lost and may still lie in a segment
 batch  bytes: the payload exactly as it is published
 loss   sequence: the last one lost; bytes: the first one, the reason, the name of what it was in
 """
@@ -11,9 +12,12 @@ import enum
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from gateway.filling import BATCH_READINGS
+from gateway.payload import content_type, unpack
+from gateway.wire import WireError, decode
 
 MAGIC = b"bgS2"
 """What each record begins with; another digit is another version."""
@@ -40,6 +44,8 @@ class Record:
     first_ms: int
     payload: bytes
     at: int = 0
+    mended: bool = False
+    """Whether its head is damaged, and this is what belongs there."""
 
 
 def size_of(payload: bytes) -> int:
@@ -55,23 +61,56 @@ def pack(record: Record) -> bytes:
 
 
 def records(data: bytes) -> Iterator[Record]:
-    """Yield every intact record; after a damaged one the search goes on at the next magic."""
-    at = 0
-    while (at := data.find(MAGIC, at)) >= 0:
-        record = _record(data, at)
+    """Yield every record that can be had; after another the search goes on at the next magic."""
+    at = 0  # where the record before ended, so that one whose magic is damaged is met as well
+    while 0 <= at <= len(data) - size_of(b""):
+        record = _record(data, at) or _mended(data, at)
         if record is not None:
             yield record
-        at += 1 if record is None else size_of(record.payload)
+        at = data.find(MAGIC, at + 1) if record is None else at + size_of(record.payload)
 
 
 def _record(data: bytes, at: int) -> Record | None:
-    if at + _HEAD.size > len(data):
-        return None
-    _, crc, length = _HEAD.unpack_from(data, at)
+    magic, crc, length = _HEAD.unpack_from(data, at)
     body = data[at + _HEAD.size : at + _HEAD.size + length]
     if not len(body) == length >= _BODY.size or zlib.crc32(body) != crc:
         return None
-    return _read(data, at, body[_BODY.size :])
+    return replace(_read(data, at, body[_BODY.size :]), mended=magic != MAGIC)
+
+
+def _mended(data: bytes, at: int) -> Record | None:
+    """Return the batch whose head alone is damaged.
+
+    Its bytes are what was sealed when they have a checksum of their own, or when the head's is that
+    of them but for a bit: a bit in the bytes turns many in it.
+    """
+    record = _sealed(data, at)
+    if record and (_is_zlib(record.payload) or _crc_off(data, record) <= 1):
+        return record
+    return None
+
+
+def _sealed(data: bytes, at: int) -> Record | None:
+    """Return the record that the bytes behind a head belong in: they say all that it does."""
+    with suppress(WireError):
+        begin = at + size_of(b"")
+        _, length = unpack(memoryview(data)[begin:])
+        payload = data[begin : begin + length]
+        batch = decode(payload)
+        first_ms = min((reading.instant.wall_ms for reading in batch.readings), default=0)
+        ids = (batch.epoch, batch.sequence, len(batch.readings), first_ms)
+        return Record(Kind.BATCH, *ids, payload, at, mended=True)
+    return None
+
+
+def _is_zlib(payload: bytes) -> bool:
+    return content_type(payload) == "application/zlib"
+
+
+def _crc_off(data: bytes, record: Record) -> int:
+    """Return how many bits of the CRC on disk are not those of the record."""
+    found, right = (_HEAD.unpack_from(*of)[1] for of in ((data, record.at), (pack(record), 0)))
+    return int.bit_count(found ^ right)
 
 
 def _read(data: bytes, at: int, payload: bytes) -> Record:
@@ -80,10 +119,12 @@ def _read(data: bytes, at: int, payload: bytes) -> Record:
 
 
 def claims(data: bytes) -> Iterator[Record]:
-    """Yield the batches that damaged bytes say to be, going by their heads alone."""
-    at = 0  # where the record before ended, so that one whose magic is damaged is met as well
+    """Yield the batches that damaged bytes say to be, going by their heads where that can be."""
+    at = 0
     while 0 <= at <= len(data) - size_of(b""):
         record = _read(data, at, b"")
         if record.kind == Kind.BATCH and record.readings <= BATCH_READINGS:
             yield record
+        elif sealed := _sealed(data, at):
+            yield sealed
         at = data.find(MAGIC, at + 1)

@@ -21,6 +21,7 @@ from gateway.ration import Ration
 from gateway.spool import Held
 from gateway.suspects import Suspects
 from gateway.traffic import Traffic
+from gateway.wire import WireError
 
 SUCCESS, NOBODY_SUBSCRIBES = 0x00, 0x10
 NOT_THIS_BATCH = {0x90: "topic name invalid", 0x95: "packet too large", 0x99: "format invalid"}
@@ -123,7 +124,7 @@ class Session:
                 message = await asyncio.get_running_loop().run_in_executor(
                     self._writer, self._message, held
                 )
-                if message is None:  # evicted meanwhile, and counted
+                if message is None:  # gone and counted, unreadable for now, or set aside
                     self._landed(held)
                     self._window.release()
                     continue
@@ -138,7 +139,12 @@ class Session:
 
     def _message(self, held: Held) -> tuple[bytes, str] | None:
         payload = self._buffer.payload(held)
-        return None if payload is None else self._encode(payload)
+        try:
+            return None if payload is None else self._encode(payload)
+        except WireError as error:
+            log.warning("batch %d set aside: no receiver could read it: %s", held.sequence, error)
+            self._buffer.set_aside(held, 0x99)
+            return None
 
     async def _wait_for_more(self) -> None:
         """Return when there are news, or when the backlog may go on."""

@@ -9,6 +9,7 @@ they are 260 MiB and take 1.4 s, and on a full disk SQLite's WAL could not even 
 
 import bisect
 import math
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from threading import Lock
 import msgpack
 
 from gateway.acked import Acked
-from gateway.disk import Damage, Disk
+from gateway.disk import BLOCK, DAMAGED, UNREADABLE, Damage, Disk
 from gateway.record import Kind, Record, claims, pack, records, size_of
 
 SEGMENT_BYTES = 1 << 20
@@ -25,6 +26,12 @@ ACKED_EVERY = 1.0
 """Seconds between two writes of what is acknowledged."""
 
 _ENDING = ".seg"
+_NUMBERED = re.compile(r"([0-9]+)\.seg")
+
+
+def is_segment(name: str) -> bool:
+    """Whether this is the name of a segment."""
+    return _NUMBERED.fullmatch(name) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,12 @@ class _Segment:
     first: int = 0
     """Its lowest sequence; 0 while none is known."""
     waiting: set[int] = field(default_factory=set)
+    bad: list[int] = field(default_factory=list)
+    """Where the blocks begin that cannot be read."""
+
+    def is_bad(self, at: int, length: int) -> bool:
+        """Whether some of these bytes cannot be read."""
+        return any(at - BLOCK < block < at + length for block in self.bad)
 
 
 class Spool:
@@ -80,15 +93,19 @@ class Spool:
         """Bytes of the batches that were appended."""
         self.lost: set[str] = set()
         """What the losses on disk were of, as far as that has a name."""
-        self._damaged: list[tuple[str, int, bytes]] = []
+        self._damaged: list[tuple[str, int, bytes, bool]] = []
+        self._mended: list[Damage] = []
+        self._spoilt: dict[int, Damage] = {}
+        self._unread: dict[int, Held] = {}
         self._acked_at = -math.inf
         self.recovered = False
 
     def recover(self) -> None:
         """Read everything there is; whatever that is, a usable spool comes of it."""
         for name in self._disk.names():
-            if name.endswith(_ENDING) and name.removesuffix(_ENDING).isdecimal():
-                self._number = max(self._number, int(name.removesuffix(_ENDING)))
+            if found := _NUMBERED.match(name):  # what was set aside may be put back
+                self._number = max(self._number, int(found[1]))
+            if is_segment(name):
                 self._recover_segment(name)
         self._order = sorted(self._held)
         self._acked.recover(self._epochs)
@@ -101,31 +118,53 @@ class Spool:
 
     def _recover_segment(self, name: str) -> None:
         self._disk.settle(name)
-        data = self._disk.read(name)
-        segment = _Segment(name, len(data))
+        data, bad = self._disk.salvage(name)
+        segment = _Segment(name, len(data), bad=bad)
         self._segments.append(segment)
         end = 0
         for record in records(data):
-            self._note_damage(name, end, data[end : record.at])
+            self._note_damage(segment, end, data[end : record.at])
             end = record.at + size_of(record.payload)
             self._take(segment, record)
-        self._note_damage(name, end, data[end:])
-        if not any(data[end:]):
+            if record.mended:
+                self._note_mended(segment, data, record)
+        if not self._note_damage(segment, end, data[end:]):
             with suppress(OSError):
                 self._disk.cut(name, end)
                 segment.size = end
         self._disk.close(name)
 
-    def _note_damage(self, name: str, at: int, data: bytes) -> None:
-        if any(data):
-            self._damaged.append((name, at, data))
+    def _note_damage(self, segment: _Segment, at: int, data: bytes) -> bool:
+        bad = segment.is_bad(at, len(data))
+        if any(data) or bad:
+            self._damaged.append((segment.name, at, data, bad))
+        return any(data) or bad
+
+    def _note_mended(self, segment: _Segment, data: bytes, record: Record) -> None:
+        at, size = record.at, size_of(b"")
+        found, right, bad = data[at : at + size], pack(record)[:size], segment.is_bad(at, size)
+        self._mended.append(Damage(segment.name, at, found, 0, right, bad))
 
     def damage(self) -> list[Damage]:
         """Return what recovery could not read, with the readings that are held nowhere else."""
-        return [
-            Damage(name, at, data, sum(self._lost(record) for record in claims(data)))
-            for name, at, data in self._damaged
+        damaged = [
+            Damage(name, at, data, self._lost_in(data), unreadable=bad)
+            for name, at, data, bad in self._damaged
         ]
+        return [*self._mended, *damaged]
+
+    def _lost_in(self, data: bytes) -> int | None:
+        lost = [self._lost(record) for record in claims(data)]
+        return sum(lost) if lost else None
+
+    def counted(self) -> None:
+        """Take what cannot be read for acknowledged, or each start that meets it counts it."""
+        found = [record for *_, data, bad in self._damaged if bad for record in claims(data)]
+        with self._lock:
+            for record in found:
+                if record.sequence <= self.last and record.sequence not in self._held:
+                    self._acked.add(record.sequence)
+        self._damaged.clear()
 
     def _lost(self, record: Record) -> int:
         held = self._held.get(record.sequence)
@@ -139,7 +178,8 @@ class Spool:
         if record.kind == Kind.BATCH:
             self._hold(segment, record)
         elif record.kind == Kind.HEAD:
-            dropped, previous = msgpack.unpackb(record.payload)
+            dropped, previous, *lost = msgpack.unpackb(record.payload)
+            self.lost.update(lost)
             self.dropped = max(self.dropped, dropped)
             self._epochs.add(record.epoch)
             self._saw(*previous)
@@ -174,7 +214,7 @@ class Spool:
         self.dropped = max(self.dropped, other.dropped)
         if other.previous:
             self._saw(*other.previous)
-        return sum(h.readings for h in other.waiting() if h.sequence not in self._held)
+        return sum(h.readings for s, h in other._held.items() if s not in self._held)
 
     def append(
         self, epoch: int, sequence: int, readings: int, first_ms: int, payload: bytes
@@ -197,7 +237,7 @@ class Spool:
     def _begin(self, epoch: int, sequence: int) -> None:
         self._number += 1
         name = f"{self._number:08}{_ENDING}"
-        head = msgpack.packb((self.dropped, self.previous or (0, 0)))
+        head = msgpack.packb((self.dropped, self.previous or (0, 0), *self._lost_here()))
         data = pack(Record(Kind.HEAD, epoch, sequence, 0, 0, head))
         try:
             self._disk.write(name, 0, data)
@@ -210,6 +250,11 @@ class Spool:
         with self._lock:
             self._segments.append(_Segment(name, len(data), sequence))
         self._usable, self._epoch = True, epoch
+
+    def _lost_here(self) -> list[str]:
+        """Return what the losses were of that may still lie in a segment."""
+        names = {segment.name for segment in self._segments}
+        return sorted(of for of in self.lost if of.partition("-")[0] in names)
 
     def _write(self, record: Record) -> None:
         segment, data = self._segments[-1], pack(record)
@@ -244,12 +289,65 @@ class Spool:
     def payload(self, held: Held) -> bytes | None:
         """Return the bytes of a batch, as they were sealed; None when they are not there any more.
 
-        It was evicted meanwhile, or somebody removed the file.
+        It was evicted meanwhile, somebody removed the file, or they cannot be read or are damaged.
         """
-        if held.sequence not in self._held:
+        if self._held.get(held.sequence) != held or held.sequence in self._spoilt:
             return None
-        payload = self._disk.read(held.segment, held.offset, held.length)
-        return payload if len(payload) == held.length else None
+        at, length = held.offset - size_of(b""), size_of(b"") + held.length
+        data = self._read(held.segment, at, length)
+        if len(data) < length:
+            self._unread[held.sequence] = held
+            return None
+        record = next(records(data), None)
+        if record and (record.epoch, record.sequence, record.at) == (held.epoch, held.sequence, 0):
+            return record.payload
+        self._spoil(held.sequence, Damage(held.segment, at, data, held.readings))
+        return None
+
+    def _read(self, name: str, at: int, length: int) -> bytes:
+        """Return the bytes, none where they cannot be read."""
+        try:
+            return self._disk.read(name, at, length)
+        except OSError as error:
+            if error.errno not in UNREADABLE:
+                raise
+            return b""
+
+    def _spoil(self, sequence: int, damage: Damage) -> None:
+        """Have it wait no more; it keeps its segment until its loss is recorded."""
+        with self._lock:
+            if sequence in self._held:
+                self._spoilt[sequence] = damage
+                self._order.remove(sequence)
+
+    def spoilt(self) -> list[tuple[int, Damage]]:
+        """Return the batches whose bytes were found damaged since recovery."""
+        return list(self._spoilt.items())
+
+    def give_up_spoilt(self, sequence: int) -> None:
+        """Let go of such a batch, whose loss is recorded."""
+        with self._lock:
+            if sequence in self._held:
+                self._forget(sequence)
+
+    @property
+    def any_unread(self) -> bool:
+        """Whether there was a batch that could not be read."""
+        return bool(self._unread)
+
+    def read_again(self) -> tuple[bool, list[Held]]:
+        """Return whether some that could not be read can be now, and those that cannot."""
+        tried, self._unread = self._unread, {}
+        readable = [self.payload(held) is not None for held in tried.values()]
+        return any(readable), list(self._unread.values())
+
+    def give_up(self, held: Held) -> None:
+        """Let go of a batch that cannot be read, whose loss is recorded; its file is kept."""
+        for segment in self._segments:
+            if segment.name == held.segment:
+                segment.bad.append(held.offset)
+        self._unread.pop(held.sequence, None)
+        self.acknowledge(held.sequence)
 
     def acknowledge(self, sequence: int) -> None:
         """Let go of a batch: it was delivered, or set aside."""
@@ -260,6 +358,7 @@ class Spool:
 
     def _forget(self, sequence: int) -> None:
         held = self._held.pop(sequence)
+        self._spoilt.pop(sequence, None)
         at = bisect.bisect_left(self._order, sequence)
         if at < len(self._order) and self._order[at] == sequence:
             del self._order[at]
@@ -339,6 +438,7 @@ class Spool:
         payload = msgpack.packb((first, reason, of))
         self._write(Record(Kind.LOSS, 0, last, readings, 0, payload))
         self.dropped += readings
+        self.lost.update(filter(None, [of]))
 
     def write_acked(self, now: float) -> None:
         """Write down what was acknowledged; at most once a second, for each costs a block."""
@@ -355,11 +455,14 @@ class Spool:
     def tidy(self) -> bool:
         """Remove the segments that are done with, all but the newest; whether there were any."""
         with self._lock:
-            done = [segment.name for segment in self._older if not segment.waiting]
+            done = {s.name: bool(s.bad) for s in self._older if not s.waiting}
         if done and not self._usable:  # the newest may be one that only recovery has seen
             self._disk.sync_directory()
-        for name in done:
-            self._disk.remove(name)
+        for name, bad in done.items():
+            if bad:  # and keeps its place, so that nothing else comes to lie there
+                self._disk.rename(name, f"{name}{DAMAGED}")
+            else:
+                self._disk.remove(name)
         with self._lock:
             self._segments = [s for s in self._segments if s.name not in done]
             if self._segments:

@@ -12,8 +12,11 @@ from typing import Any
 import counting_driver
 import pytest
 from gateway_process import batches, gateway, measured, readings, sensor
+from test_buffer import UNBOUND
 from trials import mounted, times
 
+from gateway.buffer import Buffer
+from gateway.disk import Disk
 from hil.backlog import fill
 from hil.broker import Broker, Faults, Received
 from hil.loopdisk import LoopDisk
@@ -41,11 +44,24 @@ def failing(call):
     return fails_meanwhile
 
 FAULT = Path(__file__).with_name("fault")
-for name in ("pwrite", "fdatasync", "fsync", "ftruncate", "unlink"):
+for name in ("pread", "pwrite", "fdatasync", "fsync", "ftruncate", "unlink"):
     setattr(os, name, failing(getattr(os, name)))
 """
 SYNCS = "fdatasync fsync"
 CHANGES = f"pwrite ftruncate unlink {SYNCS}"
+WORN = """
+import errno, os
+
+def pread(fd, length, offset, *, read=os.pread):
+    if not os.readlink(f"/proc/self/fd/{fd}").endswith("00000001.seg"):
+        return read(fd, length, offset)
+    if BAD <= offset < BAD + 4096:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    return read(fd, min(length, BAD - offset) if offset < BAD else length, offset)
+
+os.pread = pread
+"""
+"""As Linux reads a file with a bad block: at first up to it, as if it ended there."""
 
 
 @pytest.fixture
@@ -98,7 +114,7 @@ INTERVALS = {"flush_interval": "100ms", "seal_interval": "200ms", "keep_free": "
 @pytest.mark.parametrize("trial", TRIALS)
 @pytest.mark.parametrize(
     ("number", "calls"),
-    [(errno.EIO, SYNCS), (errno.EIO, CHANGES), (errno.EROFS, CHANGES)],
+    [(errno.EIO, SYNCS), (errno.EIO, f"pread {CHANGES}"), (errno.EROFS, CHANGES)],
     ids=["EIO of syncs", "EIO", "read-only"],
 )
 def test_nothing_is_lost_while_the_disk_fails(
@@ -140,6 +156,42 @@ def test_it_starts_on_a_read_only_disk_and_loses_nothing_when_that_ends(
             assert numbers(broker.received) == list(range(counting_driver.counted(file)))
 
     run(scenario())
+
+
+def test_a_bad_block_costs_the_batches_on_it_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    async def scenario() -> None:
+        fill(tmp_path / "state", 60_000)
+        (tmp_path / "sitecustomize.py").write_text(WORN.replace("BAD", str(20 * 4096)))
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        async with Broker() as broker, gateway(tmp_path, broker.url) as it:
+            await broker.wait_for(lambda seen: len(batches(seen)) >= 95, timeout=20)
+            await said(broker, lambda buffer: "lost: 00000001.seg" in str(buffer["faults"]))
+            assert await it.stop() == 0
+
+    run(scenario())
+
+
+def test_what_lies_on_a_read_only_disk_is_delivered(tmp_path: Path, counting: str, disk: LoopDisk):
+    async def scenario() -> None:
+        fill(disk.path, 60_000)
+        disk.mount_again("ro")
+        async with Broker() as broker, gateway(tmp_path, broker.url, counting, **INTERVALS):
+            await broker.wait_for(lambda seen: len(batches(seen)) == 100, timeout=20)
+            assert {m.topic.split("/")[-1] for m in broker.received if "/batch/" in m.topic} == {
+                "backlog"
+            }
+            assert broker.connects == 1
+
+    run(scenario())
+
+
+def test_what_waits_is_read_from_a_disk_that_went_read_only(disk: LoopDisk):
+    fill(disk.path, 1000)
+    buffer = Buffer(Disk(disk.path), UNBOUND, "bench", boot=7)
+    buffer.tick(0.0)
+    buffer.close()
+    disk.mount_again("ro")
+    assert [bool(buffer.payload(held)) for held in buffer.waiting()] == [True] * 2
 
 
 @pytest.mark.parametrize("trial", TRIALS)

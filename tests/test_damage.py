@@ -1,5 +1,7 @@
 """Whatever is on the disk at a start: cut off anywhere, bits flipped, an older image restored."""
 
+import errno
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,12 +15,15 @@ from trials import times
 
 from gateway.buffer import Buffer
 from gateway.disk import Disk
-from gateway.journal import SLOT
+from gateway.journal import MAGIC, SLOT
+from gateway.losses import DAMAGED_BYTES
 from gateway.reading import Value
 from gateway.record import Kind, Record, records, size_of
 from gateway.wire import decode
 
 BATCHES = times(4, 40)
+FRAME_HEAD = 41
+"""Bytes of a frame before its rows."""
 
 
 class Unsynced(Disk):
@@ -81,6 +86,10 @@ def copies(sound: Path) -> Iterator[Path]:
         yield copy
 
 
+def aside(directory: Path) -> list[Path]:
+    return sorted(directory.glob("*.damaged"))
+
+
 def stored(path: Path) -> list[tuple[Record, list[Value]]]:
     """Return the records of a segment with their values."""
     return [
@@ -117,10 +126,42 @@ def test_a_bit_flipped_in_any_byte_of_a_segment_costs_that_record_alone(spool: P
                 copy = next(fresh)
                 (copy / segment.name).write_bytes(spoilt)
                 again = opened(copy, 3)
-                assert values(again) == [value for value in everything if value not in found]
+                lost = found if at >= record.at + size_of(b"") else []
+                assert values(again) == [value for value in everything if value not in lost]
+                assert again.stats().dropped == len(lost)
                 assert any(copy.glob("*.damaged"))
-                if at >= record.at + size_of(b""):
-                    assert again.stats().dropped == len(found)
+
+
+def test_any_bit_flipped_in_the_head_of_a_batch_costs_nothing(spool: Path):
+    fresh, segment = copies(spool), min(spool.glob("*.seg"))
+    everything, sound = values(opened(next(fresh), 3)), segment.read_bytes()
+    batch = next(r for r, _ in stored(segment) if r.kind == Kind.BATCH)
+    for bit in range(8 * batch.at, 8 * (batch.at + size_of(b""))):
+        spoilt = bytearray(sound)
+        spoilt[bit // 8] ^= 1 << bit % 8
+        copy = next(fresh)
+        (copy / segment.name).write_bytes(spoilt)
+        again = opened(copy, 3)
+        assert (values(again), again.stats().dropped) == (everything, 0)
+        assert (copy / segment.name).read_bytes() == sound
+        assert len(again.stats().faults) == len(list(copy.glob("*.damaged"))) == 1
+
+
+@pytest.mark.parametrize(("count", "arrive", "lost"), [(2, 0, 2), (1000, 1000, 0)])
+def test_a_head_that_is_gone_is_told_by_what_is_behind_it(
+    tmp_path: Path, count: int, arrive: int, lost: int
+):
+    """A large batch is compressed, and so has a checksum of its own."""
+    buffer = opened(tmp_path, 1)
+    take(buffer, *range(count))
+    buffer.close()
+    (tmp_path / "journal").unlink()
+    (held,) = buffer.waiting()
+    with (tmp_path / held.segment).open("r+b") as file:
+        file.seek(held.offset - size_of(b""))
+        file.write(bytes(size_of(b"")))
+    again = opened(tmp_path, 2)
+    assert (len(values(again)), again.stats().dropped) == (arrive, lost)
 
 
 def test_a_journal_cut_at_any_byte_loses_what_is_behind_and_nothing_else(journal: Path):
@@ -139,13 +180,280 @@ def test_a_bit_flipped_in_any_byte_of_the_journal_costs_that_frame_alone(journal
     sound = (journal / "journal").read_bytes()
     for number in range(BATCHES):
         frame = sound[number * SLOT : (number + 1) * SLOT].rstrip(b"\0")
-        for at in range(number * SLOT, number * SLOT + len(frame)):
+        for at in range(len(frame)):
             spoilt = bytearray(sound)
-            spoilt[at] ^= 1 << random.randrange(8)
+            spoilt[number * SLOT + at] ^= 1 << random.randrange(8)
             copy = next(fresh)
             (copy / "journal").write_bytes(spoilt)
             again = opened(copy, 2)
-            assert values(again) == [n for n in range(BATCHES) if n != number]
+            lost = [number] if at >= FRAME_HEAD else []
+            assert values(again) == [n for n in range(BATCHES) if n not in lost]
+            assert again.stats().dropped == len(lost)
+            assert any(copy.glob("*.damaged"))
+
+
+def test_any_bit_flipped_in_the_head_of_a_frame_costs_nothing(journal: Path):
+    fresh, sound = copies(journal), (journal / "journal").read_bytes()
+    for bit in range(8 * SLOT, 8 * (SLOT + FRAME_HEAD)):
+        spoilt = bytearray(sound)
+        spoilt[bit // 8] ^= 1 << bit % 8
+        copy = next(fresh)
+        (copy / "journal").write_bytes(spoilt)
+        again = opened(copy, 2)
+        assert (values(again), again.stats().dropped) == (list(range(BATCHES)), 0)
+        assert again.stats().faults == [f"0 readings lost: {one.name}" for one in aside(copy)]
+        assert len(aside(copy)) == 1
+
+
+@pytest.mark.parametrize("filling", [b"\0", b"\xff"])
+def test_a_frame_that_is_gone_is_told_if_a_newer_one_stands_behind_it(
+    journal: Path, filling: bytes
+):
+    with (journal / "journal").open("r+b") as file:
+        file.seek(SLOT)
+        file.write(filling * SLOT)
+    again = opened(journal, 2)
+    assert values(again) == [0, *range(2, BATCHES)]
+    told = ["unknown readings lost: " + one.name for one in aside(journal)]
+    assert again.stats().faults == told
+    assert [one.read_bytes() for one in aside(journal)] == [filling * SLOT]
+
+
+def test_remains_of_a_longer_frame_are_no_damage(tmp_path: Path):
+    buffer = opened(tmp_path, 1)
+    for value in ("x" * 9000, "short"):
+        take(buffer, value, durable=True)
+        buffer.tick(0.0)
+        buffer._work(0.0, buffer._seal)
+    take(buffer, "last", durable=True)
+    buffer.tick(0.0)
+    assert opened(tmp_path, 2).stats().faults == []
+
+
+def test_all_slots_of_a_damaged_frame_are_kept(tmp_path: Path):
+    buffer = opened(tmp_path, 1)
+    take(buffer, *(f"{n} {'x' * 200}" for n in range(100)), durable=True)
+    buffer.tick(0.0)
+    take(buffer, "behind", durable=True)
+    buffer.tick(1.0)
+    buffer._disk.close_all()
+    spoilt = bytearray((tmp_path / "journal").read_bytes())
+    spoilt[SLOT + 5] ^= 1
+    (tmp_path / "journal").write_bytes(spoilt)
+    again = opened(tmp_path, 2)
+    assert (values(again), again.stats().dropped) == (["behind"], 100)
+    (kept,) = aside(tmp_path)
+    assert kept.read_bytes() == spoilt[: kept.stat().st_size]
+    assert spoilt[kept.stat().st_size :].startswith(MAGIC)
+
+
+def spoil(path: Path, at: int) -> bytes:
+    """Flip a bit, and return what the file then holds."""
+    spoilt = bytearray(path.read_bytes())
+    spoilt[at] ^= 1
+    path.write_bytes(spoilt)
+    return bytes(spoilt)
+
+
+def test_what_is_damaged_after_the_start_is_counted_once_and_not_handed_out(tmp_path: Path):
+    buffer = opened(tmp_path, 1)
+    for value in (1.0, 2.0, 3.0):
+        take(buffer, value, value)
+        buffer._work(0.0, buffer._seal)
+    hit = list(buffer.waiting())[1]
+    segment = tmp_path / hit.segment
+    begin, end = hit.offset - size_of(b""), hit.offset + hit.length
+    record = spoil(segment, end - 2)[begin:end]
+    assert buffer.payload(hit) is None
+    assert [held.sequence for held in buffer.waiting()] == [1, 3]
+    buffer.tick(1.0)
+    buffer.tick(2.0)
+    assert (values(buffer), buffer.stats().dropped) == ([1.0, 1.0, 3.0, 3.0], 2)
+    assert buffer.stats().dropped_by == {"damaged on disk": 2}
+    assert [one.read_bytes() for one in aside(tmp_path)] == [record]
+    again = opened(tmp_path, 2)
+    assert (values(again), again.stats().dropped) == ([1.0, 1.0, 3.0, 3.0], 2)
+    assert again.stats().faults == []
+
+
+def test_what_is_damaged_after_the_start_and_evicted_is_counted_once(tmp_path: Path):
+    for epoch in (1, 2):
+        take(buffer := opened(tmp_path, epoch), 1.0 * epoch, 1.0 * epoch)
+        buffer.close()
+    hit = next(buffer.waiting())
+    spoil(tmp_path / hit.segment, hit.offset + 5)
+    assert buffer.payload(hit) is None
+    buffer._spool.evict("buffer full")
+    buffer.tick(1.0)
+    assert (values(buffer), buffer.stats().dropped) == ([2.0, 2.0], 2)
+
+
+@pytest.mark.parametrize("changes", range(8))
+def test_a_power_cut_when_damage_is_met_counts_it_once(changes: int):
+    for seed in range(10):
+        disk = CrashDisk()
+        buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=1)
+        take(buffer, 1.0, 2.0)
+        buffer.close()
+        (held,) = buffer.waiting()
+        disk.spoil(held.segment, held.offset + 5)
+        disk.fuse = changes
+        with suppress(PowerCut):
+            buffer.payload(held)
+            buffer.tick(1.0)
+        disk.crash(Random(seed))
+        again = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=2)
+        again.tick(0.0)
+        assert (values(again), again.stats().dropped) == ([], 2)
+
+
+def test_damage_that_is_met_while_the_disk_fails_is_counted_when_it_works_again():
+    disk = CrashDisk()
+    buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=1)
+    take(buffer, 1.0, 2.0)
+    buffer.close()
+    (held,) = buffer.waiting()
+    disk.spoil(held.segment, held.offset + 5)
+    assert buffer.payload(held) is None
+    disk.failing = 2
+    for now in (1.0, 2.0):
+        buffer.tick(now)
+        assert (buffer.stats().dropped, held.segment in disk.names()) == (0, True)
+    buffer.tick(3.0)
+    assert (values(buffer), buffer.stats().dropped) == ([], 2)
+
+
+class NoCopies(Disk):
+    """Too full for a copy of what is damaged, at its first byte or at its sync."""
+
+    fails = "write"
+
+    def write(self, name: str, offset: int, data: bytes) -> None:
+        super().write(name, offset, data)
+        self._fail("write", name)
+
+    def sync(self, name: str) -> None:
+        super().sync(name)
+        self._fail("sync", name)
+
+    def _fail(self, what: str, name: str) -> None:
+        if what == self.fails and name.endswith(".damaged"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("fails", ["write", "sync"])
+def test_what_cannot_be_copied_stays_where_it_is_and_is_counted_once(spool: Path, fails: str):
+    segment = min(spool.glob("*.seg"))
+    batch = next(r for r, _ in stored(segment) if r.kind == Kind.BATCH)
+    spoilt = spoil(segment, batch.at + size_of(b"") + 5)
+    for epoch in (3, 4):
+        disk = NoCopies(spool)
+        disk.fails = fails
+        buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=epoch)
+        buffer.tick(0.0)
+        assert segment.read_bytes() == spoilt
+        assert aside(spool) == []
+        assert buffer.stats().dropped == 2
+        assert f"2 readings lost: left in {segment.name}" in buffer.stats().faults[0]
+    again = opened(spool, 5)
+    assert [again.stats().dropped, *again.stats().faults] == [
+        *(2, f"2 readings lost: {aside(spool)[0].name}")
+    ]
+
+
+class FullOnce(Unsynced):
+    """Full when the first loss is to be recorded."""
+
+    full = True
+
+    def write(self, name: str, offset: int, data: bytes) -> None:
+        if self.full and name.endswith(".seg") and offset:
+            self.full = False
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().write(name, offset, data)
+
+
+def test_damage_whose_segment_went_to_make_room_is_kept_and_no_segment_made_of_it(tmp_path: Path):
+    buffer = opened(tmp_path, 1)
+    take(buffer, 1.0, 2.0)
+    buffer.close()
+    (held,) = buffer.waiting()
+    (tmp_path / "journal").unlink()
+    spoil(tmp_path / held.segment, held.offset + 5)
+    again = Buffer(FullOnce(tmp_path), SETTINGS, "trd-0042", boot=7, epoch=2)
+    again.tick(0.0)
+    assert (again.fault, again.stats().dropped, len(aside(tmp_path))) == (None, 2, 1)
+    assert not (tmp_path / held.segment).exists()
+
+
+def test_the_copy_is_on_the_device_before_the_bytes_are_blanked():
+    for changes in range(12):
+        disk = CrashDisk()
+        buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=1)
+        take(buffer, 1.0, 2.0)
+        buffer.close()
+        (held,) = buffer.waiting()
+        disk.spoil(held.segment, held.offset + 5)
+        record = disk.read(held.segment, held.offset - size_of(b""), size_of(b"") + held.length)
+        disk.fuse = changes
+        with suppress(PowerCut):
+            Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=2).tick(0.0)
+        disk.crash(Random(changes))
+        assert any(record in disk.read(name) for name in disk.names())
+
+
+def test_of_copies_the_newest_are_kept_and_the_removal_is_told(spool: Path):
+    for number, name in enumerate(("old", "older", "oldest")):
+        with (spool / f"{name}.damaged").open("wb") as file:
+            file.truncate(DAMAGED_BYTES // 2)
+        os.utime(spool / f"{name}.damaged", (10**9 - number, 10**9 - number))
+    segment = min(spool.glob("*.seg"))
+    spoil(segment, segment.stat().st_size - 5)
+    again = opened(spool, 3)
+    kept = [one.name for one in aside(spool)]
+    assert [kept[0].startswith(segment.name), *kept[1:]] == [True, "old.damaged"]
+    assert any("older.damaged removed" in fault for fault in again.stats().faults)
+
+
+def as_of(version: bytes, directory: Path) -> dict[str, bytes]:
+    """Make a buffer one of another version; return its files."""
+    files = [*directory.glob("*.seg"), directory / "journal"]
+    for file in files:
+        data = file.read_bytes().replace(b"bgS2", b"bgS" + version)
+        file.write_bytes(data.replace(b"bgJ2", b"bgJ" + version))
+    return {file.name: file.read_bytes() for file in files}
+
+
+@pytest.mark.parametrize("version", [b"1", b"3"])
+def test_a_buffer_of_another_version_is_kept_whole_and_told(tmp_path: Path, version: bytes):
+    buffer = opened(tmp_path, 1)
+    for value in (1.0, 2.0):
+        take(buffer, value)
+        buffer.close()
+    buffer.acknowledge(2)
+    buffer.tick(100.0)
+    take(buffer, 3.0, durable=True)
+    buffer.tick(101.0)
+    theirs = as_of(version, tmp_path)
+    for epoch in (2, 3):
+        again = opened(tmp_path, epoch)
+        take(again, 4.0)
+        again.close()
+        kept = {name: (tmp_path / f"{name}-0.foreign").read_bytes() for name in theirs}
+        assert kept == theirs
+        assert len(again.stats().faults) == (len(theirs) if epoch == 2 else 0)
+    assert (values(again), aside(tmp_path)) == ([4.0, 4.0], [])
+    assert [(held.epoch, held.sequence) for held in again.waiting()] == [(2, 1), (3, 2)]
+    assert not theirs.keys() & {file.name for file in tmp_path.glob("*.seg")}
+
+
+@pytest.mark.parametrize("name", ["00000001.seg", "journal"])
+@pytest.mark.usefixtures("spool")
+def test_a_flipped_bit_makes_no_other_version(journal: Path, name: str):
+    everything = values(opened(next(copies(journal)), 3))
+    spoil(journal / name, 3)
+    assert values(opened(journal, 3)) == everything
+    assert list(journal.glob("*.foreign")) == []
 
 
 @pytest.mark.parametrize("seed", range(times(1, 20)))

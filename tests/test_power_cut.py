@@ -10,7 +10,7 @@ from test_buffer import batches, take
 from trials import mounted, times
 
 from gateway.buffer import Buffer
-from gateway.disk import Disk
+from gateway.disk import LOCK, Disk
 from gateway.settings import BufferSettings
 from hil.loopdisk import run
 from hil.powercut import PowerCutDisk
@@ -50,7 +50,7 @@ def work_until_cut(disk: PowerCutDisk, random: Random) -> set[object]:
         flushed |= some
         number += len(some)
     buffer.close()
-    buffer._disk.close("lock")
+    buffer._disk.close(LOCK)
     return kept
 
 
@@ -71,6 +71,6 @@ def test_what_was_flushed_is_there_after_a_power_cut(formatted: bytes, tmp_path:
         assert kept <= set(found)
         assert again.stats().dropped == 0
         again.close()
-        again._disk.close("lock")
+        again._disk.close(LOCK)
     finally:
         run("umount", "--lazy", str(after))

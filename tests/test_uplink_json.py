@@ -3,9 +3,11 @@
 import json
 import random
 
+import pytest
 from delivery import Box, address, delivering, run, until
 from mosquitto import Mosquitto
 
+from gateway.encoding import ENCODINGS
 from gateway.reading import TEMPERATURE, Instant, Reading
 from gateway.settings import Broker as Address
 from gateway.wire import decode
@@ -89,6 +91,44 @@ def test_what_is_set_aside_stays_as_it_was_in_the_buffer(tmp_path):
             (name,) = box.refused
             assert len(decode((tmp_path / "refused" / name).read_bytes()).readings) == 101
             assert [lines(m)[0]["sequence"] for m in batch_messages(broker)] == [2]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_batch_that_is_damaged_meanwhile_is_counted_and_the_others_arrive(tmp_path, encoding):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker), settings={"encoding": encoding})
+            await box.seal(5)
+            hit = list(box.buffer.waiting())[2]
+            spoilt = bytearray((tmp_path / hit.segment).read_bytes())
+            spoilt[hit.offset + hit.length - 2] ^= 1
+            (tmp_path / hit.segment).write_bytes(spoilt)
+            async with delivering(box):
+                await box.empty()
+                await box.seal()
+                await box.empty()
+            assert len(batch_messages(broker)) == 5
+            assert box.buffer.stats().dropped_by == {"damaged on disk": 1}
+            assert len(list(tmp_path.glob("*.damaged"))) == broker.connects == 1
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_bytes_of_which_nothing_can_be_made_are_set_aside(tmp_path, encoding):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker), settings={"encoding": encoding})
+            await box.seal()
+            box.buffer._spool.append(7, 2, 1, 0, b"no batch at all")
+            box.buffer._sequence += 1
+            await box.seal()
+            async with delivering(box):
+                await box.empty()
+            assert box.refused == ["2-7-0x99.batch"]
+            assert len(batch_messages(broker)) == 2
 
     run(scenario())
 

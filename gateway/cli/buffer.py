@@ -106,7 +106,7 @@ def _damage(glance: Glance) -> Iterator[str]:
     for damage in glance.damage:
         yield (
             f"{damage.name}: {len(damage.data)} bytes from {damage.at} on are damaged, "
-            f"{damage.lost or 'unknown'} readings in them: set aside at the daemon's next start"
+            f"{damage.cost} readings in them: set aside at the daemon's next start"
         )
     for name in glance.aside:
         yield f"{name}: damaged bytes, set aside: look for disk errors in dmesg, then move it away"

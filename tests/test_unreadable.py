@@ -1,0 +1,222 @@
+"""Blocks of a disk that cannot be read, as of a worn card: at a start, and while it runs."""
+
+import asyncio
+import errno
+from pathlib import Path
+from random import Random
+
+import pytest
+from delivery import Box, address, both, delivering, run, until
+from test_buffer import SETTINGS, opened, take, values
+
+from gateway.buffer import Buffer
+from gateway.disk import BLOCK, Disk
+from gateway.record import size_of
+from gateway.spool import Held
+from hil.broker import Broker
+
+
+class WornDisk(Disk):
+    """One that cannot read some blocks of its files."""
+
+    def __init__(self, directory: Path, *bad: tuple[str, int]) -> None:
+        super().__init__(directory)
+        self.bad = set(bad)
+        self.block = BLOCK
+        self.away = False
+        """Whether it is out of reach: its cable is loose."""
+        self.failures = -1
+        """After so many all is well again; below 0: never."""
+
+    def read(self, name: str, offset: int = 0, length: int = -1) -> bytes:
+        behind = offset + (length if length >= 0 else 1 << 40)
+        if any(of == name and offset - self.block < at < behind for of, at in self.bad):
+            self.fail()
+        return super().read(name, offset, length)
+
+    def fail(self) -> None:
+        self.failures -= 1
+        if self.failures == 0:
+            self.bad.clear()
+            self.away = False
+        raise OSError(errno.EIO, "Input/output error")
+
+    def write(self, name: str, offset: int, data: bytes) -> None:
+        if self.away:
+            self.fail()
+        super().write(name, offset, data)
+
+
+def written(directory: Path) -> list[Held]:
+    """Leave batches of 30 readings in a segment, 9 kB each, and three frames in the journal."""
+    buffer, random = opened(directory), Random(1)
+    for _ in range(4):
+        take(buffer, *(random.randbytes(300).hex() for _ in range(30)))
+        buffer.tick(0.0)
+        buffer.tick(60.0)
+    for number in range(3):
+        take(buffer, number, durable=True)
+        buffer.tick(61.0 + number / 10)
+    return list(buffer.waiting())
+
+
+def started(disk: Disk, epoch: int = 2) -> Buffer:
+    """Return a buffer that has had the time to see that blocks cannot be read."""
+    buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=epoch)
+    for second in range(4):
+        buffer.tick(float(second))
+    return buffer
+
+
+# At a start
+
+
+@pytest.mark.parametrize("at", range(0, 18_654, BLOCK))
+def test_a_block_that_cannot_be_read_costs_the_batches_on_it_and_holds_up_nothing(
+    tmp_path: Path, at: int
+):
+    sound = [h.sequence for h in written(tmp_path) if not on_block(h, at)]
+    buffer = started(WornDisk(tmp_path, ("00000001.seg", at)))
+    assert [held.sequence for held in buffer.waiting()] == [*sound, 5]
+    assert values(buffer)[-3:] == [0, 1, 2]
+    assert any("readings lost" in told for told in buffer.stats().faults)
+    take(buffer, 99.0)
+    buffer.close()
+    assert (values(buffer)[-1], buffer.fault) == (99.0, None)
+
+
+def on_block(held: Held, at: int) -> bool:
+    return at - held.length < held.offset < at + BLOCK + size_of(b"")
+
+
+def test_a_segment_that_cannot_be_read_at_all_is_told_and_kept(tmp_path: Path):
+    written(tmp_path)
+    sound = (tmp_path / "00000001.seg").read_bytes()
+    everywhere = [("00000001.seg", at) for at in range(0, len(sound), BLOCK)]
+    buffer = started(WornDisk(tmp_path, *everywhere))
+    assert values(buffer) == [0, 1, 2]
+    assert buffer.stats().faults == ["unknown readings lost: 00000001.seg-0.damaged"]
+    assert (tmp_path / "00000001.seg.damaged").read_bytes() == sound
+
+
+def test_what_such_a_block_costs_is_counted_once_and_the_file_is_kept(tmp_path: Path):
+    written(tmp_path)
+    sound = (tmp_path / "00000001.seg").read_bytes()
+    for epoch in (2, 3, 4):
+        buffer = started(WornDisk(tmp_path, ("00000001.seg", 16_384)), epoch)
+        assert buffer.stats().dropped == 30
+        assert (tmp_path / "00000001.seg").read_bytes() == sound
+        buffer.close()
+    for held in list(buffer.waiting()):
+        buffer.acknowledge(held.sequence)
+    buffer.tick(10.0)
+    assert not (tmp_path / "00000001.seg").exists()
+    assert (tmp_path / "00000001.seg.damaged").read_bytes() == sound
+
+
+@pytest.mark.parametrize("name", ["00000001.seg", "journal", "acked"])
+def test_what_can_be_read_a_moment_later_is_not_lost(tmp_path: Path, name: str):
+    written(tmp_path)
+    disk = WornDisk(tmp_path, (name, 0))
+    buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=2)
+    buffer.tick(0.0)
+    assert "Input/output error" in buffer.stats().faults[0]
+    disk.bad.clear()
+    buffer.tick(1.0)
+    assert (len(values(buffer)), buffer.stats().faults) == (123, [])
+
+
+def test_a_disk_that_is_out_of_reach_is_waited_for(tmp_path: Path):
+    written(tmp_path)
+    disk = WornDisk(tmp_path, ("00000001.seg", 0), ("00000001.seg", BLOCK))
+    disk.away = True
+    buffer = started(disk)
+    assert list(buffer.waiting()) == []
+    disk.away = disk.bad.clear() is not None
+    buffer.tick(9.0)
+    assert (len(values(buffer)), buffer.stats().faults) == (123, [])
+
+
+def test_where_the_ranges_cannot_be_read_everything_is_sent_again(tmp_path: Path):
+    written(tmp_path)
+    buffer = started(Disk(tmp_path))
+    buffer.acknowledge(2)
+    buffer.close()
+    buffer = started(WornDisk(tmp_path, ("acked", 0), ("acked", BLOCK)))
+    assert len(list(buffer.waiting())) == 5
+    assert buffer.fault is None
+
+
+@pytest.mark.parametrize("slot", range(3))
+def test_a_journal_that_cannot_be_read_is_begun_anew_and_gives_what_it_can(
+    tmp_path: Path, slot: int
+):
+    written(tmp_path)
+    buffer = started(WornDisk(tmp_path, ("journal", slot * BLOCK)))
+    assert values(buffer)[-2:] == [n for n in range(3) if n != slot]
+    (told,) = buffer.stats().faults
+    assert told.startswith(f"unknown readings lost: journal-{slot * BLOCK}")
+    assert (tmp_path / "journal.damaged").stat().st_size == 64 * 4096
+    assert not any((tmp_path / "journal").read_bytes())
+    take(buffer, 99.0, durable=True)
+    buffer.tick(5.0)
+    assert values(started(Disk(tmp_path), 3))[-1] == 99.0
+
+
+# While it runs
+
+
+class Worn(Box):
+    """A box on a disk that can read everything for now."""
+
+    def __init__(self, directory: Path, broker: Broker) -> None:
+        super().__init__(directory, address(broker), disk=WornDisk)
+        self.disk = self.buffer._disk
+
+    def spoil(self, number: int) -> None:
+        held = list(self.buffer.waiting())[number]
+        self.disk.bad, self.disk.block = {(held.segment, held.offset)}, 1
+
+    async def tick(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self.writer, self.buffer.tick, 1.0)
+        self.uplink.wake()
+
+
+def test_a_batch_that_cannot_be_read_is_counted_and_holds_up_no_other(tmp_path: Path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Worn(tmp_path, broker)
+            await box.seal(8)
+            box.spoil(3)
+            async with delivering(box):
+                await until(lambda: box.buffer.stats().waiting_batches == 1)
+                await box.tick()
+                assert box.delivered
+                assert box.buffer.stats().dropped_by == {"damaged on disk": 1}
+                assert "1 readings lost: 00000001.seg" in box.buffer.stats().faults[0]
+                assert (broker.connects, list(box.state.suspects)) == (1, [])
+
+    run(scenario())
+
+
+def test_a_batch_that_can_be_read_a_moment_later_is_delivered_by_the_same_connection(
+    tmp_path: Path,
+):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Worn(tmp_path, broker)
+            await box.seal(8)
+            box.spoil(3)
+            box.disk.away = True
+            async with delivering(box):
+                await until(lambda: len(both(broker.received)) == 7)
+                box.disk.failures = 2
+                for _ in range(2):
+                    await box.tick()
+                    assert "Input/output error" in box.buffer.stats().faults[0]
+                await box.tick()
+                await box.empty()
+                assert box.buffer.stats().dropped == 0
+                assert (broker.connects, len(both(broker.received))) == (1, 8)
+
+    run(scenario())
