@@ -15,7 +15,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from heapq import merge
 from itertools import groupby
 from operator import attrgetter
@@ -44,13 +44,13 @@ _sequence = attrgetter("sequence")
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Sealed:
-    """A batch that has its name and its bytes, but is not on disk yet."""
+    """A batch that has its name and its bytes, but is not in the spool yet."""
 
     epoch: int
     sequence: int
-    readings: int
+    readings: list[Reading]
     first_ms: int
     journaled: int
     payload: bytes
@@ -145,9 +145,9 @@ class Buffer:
 
     def tick(self, now: float) -> None:
         """Flush, seal and tidy up as far as it is time; `now` is in seconds of any steady clock."""
-        urgent, self._urgent = self._urgent, False
-        self._work(now, lambda: self._due(now, urgent=urgent))
-        self._urgent = self._urgent or (urgent and self._fault is not None)
+        if self._urgent:
+            self._urgent, self._next_flush = False, min(now, self._next_flush)
+        self._work(now, lambda: self._due(now))
         self._last_tick = now
 
     def next_tick(self, by: float) -> float:
@@ -198,10 +198,27 @@ class Buffer:
             self._refused.tidy()
             self._rates.note(now, self._written, self._spool.appended)
         except OSError as error:
-            if error.errno not in _FULL or not self._bounds.make_room(self._spool):
+            if error.errno not in _FULL:
+                raise
+            if not self._bounds.make_room(self._spool):
+                self._hold_out(now)
                 raise
             return False
         return True
+
+    def _hold_out(self, now: float) -> None:
+        """Flush what the spool has no room for, as far as the journal has slots: it never grows."""
+        if not self._recovered or now < self._next_flush:
+            return
+        self._next_flush = now + self._settings.flush_interval
+        with suppress(OSError, JournalFullError):
+            for batch in self._sealed:
+                self._write_frame(batch.sequence, batch)
+            while self._fill(now) and self._filling:
+                self._write_frame(self._sequence, self._filling)
+                self._seal()
+            if self._filling:
+                self._write_frame(self._sequence, self._filling)
 
     def _fails(self, fault: str) -> None:
         if fault != self._fault:
@@ -214,37 +231,43 @@ class Buffer:
             log.warning("buffer: %s: written to again, nothing waits in RAM", self._disk.directory)
         self._fault = None
 
-    def _due(self, now: float, *, urgent: bool) -> None:
+    def _due(self, now: float) -> None:
         filling = self._filling
         if filling is None:
             return
         if now - filling.began >= self._settings.seal_interval:
             self._seal()
-        elif urgent or now >= self._next_flush:
+        elif now >= self._next_flush:
             self._flush(filling)
             self._next_flush = now + self._settings.flush_interval
 
     def _take_in(self, now: float) -> None:
+        while self._fill(now):
+            self._seal()
+            self._store()
+
+    def _fill(self, now: float) -> bool:
+        """Return whether the batch that is being filled does not take the next reading."""
         while self._fresh:
             reading = self._fresh[0]
             if self._filling is None:
                 began = min(now, self._last_tick)  # it came after that
                 self._filling = Filling(reading.instant, began, SizeBound(self._gateway))
-            if self._filling.takes(reading):
-                self._fresh.popleft()
-            else:
-                self._seal()
-                self._store()
+            if not self._filling.takes(reading):
+                return True
+            self._fresh.popleft()
+        return False
 
     def _flush(self, filling: Filling) -> None:
-        readings = filling.readings[filling.journaled :]
-        if not readings:
-            return
         try:
-            self._journal.write(Flushed(self.epoch, self._sequence, self._boot, readings))
-            filling.journaled = len(filling.readings)
+            self._write_frame(self._sequence, filling)
         except JournalFullError:
             self._seal()
+
+    def _write_frame(self, sequence: int, part: Filling | _Sealed) -> None:
+        if readings := part.readings[part.journaled :]:
+            self._journal.write(Flushed(self.epoch, sequence, self._boot, readings))
+            part.journaled = len(part.readings)
 
     # Batches
 
@@ -280,7 +303,7 @@ class Buffer:
             self._losses.record_later(len(readings), str(error))
             return None
         first_ms = min(reading.instant.wall_ms for reading in readings)
-        return _Sealed(epoch, sequence, len(readings), first_ms, journaled, payload)
+        return _Sealed(epoch, sequence, readings, first_ms, journaled, payload)
 
     def _store(self) -> None:
         while self._sealed:
@@ -291,7 +314,7 @@ class Buffer:
 
     def _append(self, batch: _Sealed) -> None:
         self._spool.append(
-            *(batch.epoch, batch.sequence, batch.readings, batch.first_ms, batch.payload)
+            *(batch.epoch, batch.sequence, len(batch.readings), batch.first_ms, batch.payload)
         )
 
     # Recovery
@@ -302,7 +325,8 @@ class Buffer:
         if self._spool.recovered:
             self._gone = self._spool
         self._spool, self._journal, self._recovered = Spool(self._disk), Journal(self._disk), False
-        self._sealed = deque(replace(batch, journaled=0) for batch in self._sealed)
+        for batch in self._sealed:
+            batch.journaled = 0
         if self._filling:
             self._filling.journaled = 0
 
@@ -413,7 +437,7 @@ class Buffer:
         """How many readings are nowhere but in RAM."""
         filling = self._filling
         young = len(filling.readings) - filling.journaled if filling else 0
-        return len(self._fresh) + young + sum(b.readings - b.journaled for b in self._sealed)
+        return len(self._fresh) + young + sum(len(b.readings) - b.journaled for b in self._sealed)
 
     @property
     def inherited(self) -> int:
@@ -433,7 +457,7 @@ class Buffer:
         return Stats(
             self._taken,
             batches + len(sealed),
-            readings + sum(b.readings for b in sealed) + unsealed + len(self._fresh),
+            readings + sum(len(b.readings) for b in sealed) + unsealed + len(self._fresh),
             self._oldest_ms(),
             self._spool.dropped + self._losses.overflowing,
             dict(self._losses.by),

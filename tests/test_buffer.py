@@ -728,6 +728,53 @@ def test_a_disk_that_others_filled_is_no_deadlock(tmp_path: Path):
     assert len(values(buffer)) == 220
 
 
+def test_what_a_full_disk_has_no_room_for_is_flushed_as_far_as_the_journal_goes(tmp_path: Path):
+    disk = SmallDisk(tmp_path)
+    buffer = Buffer(disk, UNBOUND, "trd-0042", boot=7, epoch=1)
+    buffer.tick(0.0)
+    disk.most = 0
+    for second in range(1, 300):
+        take(buffer, *(20 * second + n for n in range(20)))
+        buffer.tick(float(second))
+    assert "No space left" in buffer.stats().faults[0]
+    assert buffer.unsaved < 200
+    kept = buffer.stats().taken - buffer.unsaved
+    assert values(opened(tmp_path, epoch=2)) == list(range(20, 20 + kept))
+
+
+def test_a_durable_reading_is_flushed_at_once_on_a_full_disk_too(tmp_path: Path):
+    disk = SmallDisk(tmp_path)
+    buffer = Buffer(disk, UNBOUND, "trd-0042", boot=7, epoch=1)
+    buffer.tick(0.0)
+    disk.most = 0
+    take(buffer, 1.0)
+    buffer.tick(100.0)
+    for second in range(101, 200):
+        take(buffer, float(second), durable=second == 102)
+        buffer.tick(float(second))
+        assert buffer.unsaved < 10 + (second == 101)
+        assert buffer.unsaved == 0 or second != 102
+
+
+def test_what_a_full_disk_keeps_in_the_journal_goes_on_under_the_same_names(tmp_path: Path):
+    disk = SmallDisk(tmp_path)
+    buffer = Buffer(disk, UNBOUND, "trd-0042", boot=7, epoch=1)
+    buffer.tick(0.0)
+    disk.most = 0
+    for second in range(10):
+        take(buffer, *range(500 * second, 500 * second + 500))
+        buffer.tick(10.0 * second)
+    shutil.copytree(tmp_path, tmp_path.parent / "copy")
+    disk.most = 4 << 20
+    buffer.tick(200.0)
+    buffer.close()
+    again = opened(tmp_path.parent / "copy", epoch=2)
+    assert values(buffer) == values(again) == list(range(5000))
+    assert [(b.epoch, b.sequence) for b in batches(buffer)] == [
+        (b.epoch, b.sequence) for b in batches(again)
+    ]
+
+
 def test_what_is_delivered_goes_although_the_disk_takes_nothing(tmp_path: Path):
     disk = SmallDisk(tmp_path)
     buffer, _ = filled(disk)

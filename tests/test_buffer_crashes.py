@@ -51,6 +51,9 @@ class PowerCuts(RuleBasedStateMachine):
     def tick(self) -> None:
         self.buffer.tick(self.now)
         self.see_what_went()
+        if self.buffer.unsaved == 0:
+            self.kept |= self.pending.keys()
+            self.pending.clear()
         if not self.buffer.stats().faults:
             due = {value for value, at in self.pending.items() if self.now - at >= FLUSH}
             self.kept |= due
@@ -105,6 +108,7 @@ class PowerCuts(RuleBasedStateMachine):
 
     @rule()
     def refuse_the_oldest(self) -> None:
+        self.disk.failing = 0
         for held in list(self.buffer.waiting())[:1]:
             self.receive(held)
             self.buffer.set_aside(held, 0x99)
