@@ -25,6 +25,8 @@ REFUSED_BYTES = 16 << 20
 """What refused batches may take, or a quarter of max_size; then the oldest of them goes."""
 RETRY = "retry"
 """The file that asks for all of them to be offered again."""
+_SEQUENCES, _EPOCHS = 1 << 63, 1 << 32
+"""Numbers from here on are in no name of ours: a sequence that ran on from there would end."""
 
 _sequence = attrgetter("sequence")
 
@@ -52,7 +54,7 @@ class Aside:
     def of(cls, name: str) -> "Aside | None":
         """Return what the name says, None when it is none of ours."""
         match = re.fullmatch(r"([0-9]{1,20})-([0-9]{1,10})-0x([0-9a-f]{2})\.(batch|again)", name)
-        if match is None:
+        if match is None or int(match[1]) >= _SEQUENCES or int(match[2]) >= _EPOCHS:
             return None
         return cls(int(match[1]), int(match[2]), int(match[3], 16), match[4] == "again")
 

@@ -247,6 +247,19 @@ def test_files_that_are_none_of_ours_are_let_be(tmp_path: Path, name: str):
     assert (tmp_path / "refused" / name).read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    "name", ["99999999999999999999-1-0x99", f"{1 << 63}-1-0x99", "5-9999999999-0x99"]
+)
+def test_a_name_with_numbers_that_are_never_ours_is_let_be(tmp_path: Path, name: str):
+    refused(tmp_path)
+    (tmp_path / f"refused/{name}.batch").touch()
+    again = opened(tmp_path, epoch=2)
+    take(again, 5.0)
+    again.close()
+    assert [(batch.sequence, batch.readings[0].value) for batch in batches(again)] == [(3, 5.0)]
+    assert again.stats().refused == ["1-1-0x99.batch", "2-1-0x99.batch"]
+
+
 @pytest.mark.parametrize("changes", range(12))
 def test_a_power_cut_counts_what_has_no_room_any_more_once(changes: int):
     small = replace(SETTINGS, max_size=4000)
