@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
-from gateway.disk import Disk
+from gateway.disk import Disk, remedy
 from gateway.spool import Held
 from gateway.wire import WireError, decode
 
@@ -75,7 +75,7 @@ class Refused:
         self.times = 0
         """How often batches were put up to be offered again."""
         self.damage: list[str] = []
-        """What was found damaged since the start."""
+        """What was found damaged or missing since the start."""
 
     def recover(self) -> None:
         """Read which there are; files that are none of ours are let be."""
@@ -139,22 +139,47 @@ class Refused:
         aside = Aside.of(held.segment)
         if aside not in self._sizes:
             return None
-        payload = self._read(aside)
+        try:
+            payload = self._read(aside)
+        except OSError as error:
+            why = remedy(error, self._disk.directory / aside.name)
+            self._forget([aside], f"not offered before the next start: {why}")
+            return None
         with suppress(WireError):
             batch = decode(payload)
             if (batch.epoch, batch.sequence) == (held.epoch, held.sequence):
                 return payload
-        self._disk.rename(aside.name, f"{aside.name}.damaged")
-        del self._sizes[aside]
-        self._offer()
-        self.damage.append(f"{DIRECTORY}/{aside.name} is not that batch: kept as .damaged")
-        log.error("buffer: %s", self.damage[-1])
+        self._give_up(aside)
         return None
 
+    def _give_up(self, aside: Aside) -> None:
+        if self._disk.exists(aside.name):
+            self._disk.rename(aside.name, f"{aside.name}.damaged")
+            self._forget([aside], "not that batch: kept as .damaged")
+        else:
+            self._forget_gone()
+
+    def _forget_gone(self) -> None:
+        """Forget those whose files somebody removed, all at once, so that they are told of once."""
+        there = set(self._disk.names())
+        gone = [aside for aside in self._sizes if aside.name not in there]
+        self._forget(gone, "gone: did somebody remove it? its readings are not delivered")
+
+    def _forget(self, those: list[Aside], why: str) -> None:
+        if not those:
+            return
+        for aside in those:
+            del self._sizes[aside]
+        self._offer()
+        more = f" and {len(those) - 1} more" if those[1:] else ""
+        self.damage.append(f"{DIRECTORY}/{those[0].name}{more}: {why}")
+        log.error("buffer: %s", self.damage[-1])
+
     def _read(self, aside: Aside) -> bytes:
-        payload = self._disk.read(aside.name)
-        self._disk.close(aside.name)
-        return payload
+        try:
+            return self._disk.read(aside.name)
+        finally:
+            self._disk.close(aside.name)
 
     def lies_here(self, held: Held) -> bool:
         """Whether the batch is one of these."""
@@ -186,17 +211,16 @@ class Refused:
         """
         aside = Aside(held.sequence, held.epoch, reason, again=False)
         key = (aside.sequence, aside.epoch)
-        same = [one for one in self._sizes if (one.sequence, one.epoch) == key]
-        name = same[0].name if same else aside.name
+        before = next((one for one in self._sizes if (one.sequence, one.epoch) == key), aside)
         self._disk.names()
-        self._disk.write(name, 0, payload)
-        self._disk.sync(name)
-        self._disk.close(name)
-        self._sizes[aside] = len(payload)
-        if name != aside.name:
-            self._rename(same[0], aside)
-        self._disk.sync_directory()
+        self._disk.write(before.name, 0, payload)
+        self._disk.sync(before.name)
+        self._disk.close(before.name)
+        self._sizes[before] = len(payload)
+        if before != aside:
+            self._rename(before, aside)
         self._offer()
+        self._disk.sync_directory()
 
     def _rename(self, before: Aside, after: Aside) -> None:
         self._disk.rename(before.name, after.name)
@@ -215,6 +239,7 @@ class Refused:
             self._offer_all()
 
     def _offer_all(self) -> None:
+        self._forget_gone()
         aside = [one for one in self._sizes if not one.again]
         for one in aside:
             self._rename(one, replace(one, again=True))

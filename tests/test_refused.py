@@ -1,9 +1,12 @@
 """Refused batches are offered again when somebody asks, under their own names, and lost never."""
 
+import errno
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import ClassVar
 
 import pytest
 from crash_disk import CrashDisk, PowerCut
@@ -31,6 +34,10 @@ def ask(directory: Path) -> None:
     (directory / "refused/retry").touch()
 
 
+def names(directory: Path) -> list[str]:
+    return [file.name for file in (directory / "refused").iterdir()]
+
+
 def test_they_wait_again_under_their_own_names_when_somebody_asks(tmp_path: Path):
     buffer = refused(tmp_path)
     assert values(buffer) == []
@@ -50,7 +57,7 @@ def test_one_that_is_delivered_is_gone(tmp_path: Path):
     assert values(buffer) == [1.0]
     buffer.tick(63.0)
     assert buffer.stats().refused == ["2-1-0x99.again"]
-    assert [file.name for file in (tmp_path / "refused").iterdir()] == ["2-1-0x99.again"]
+    assert names(tmp_path) == ["2-1-0x99.again"]
 
 
 def test_one_that_is_refused_again_lies_there_once_with_its_new_reason(tmp_path: Path):
@@ -59,8 +66,8 @@ def test_one_that_is_refused_again_lies_there_once_with_its_new_reason(tmp_path:
     buffer.tick(62.0)
     buffer.set_aside(next(buffer.waiting()), 0x95)
     assert values(buffer) == [1.0]
-    names = sorted(file.name for file in (tmp_path / "refused").iterdir())
-    assert names == ["1-1-0x95.batch", "2-1-0x99.again"] == sorted(buffer.stats().refused)
+    assert sorted(names(tmp_path)) == ["1-1-0x95.batch", "2-1-0x99.again"]
+    assert sorted(names(tmp_path)) == sorted(buffer.stats().refused)
 
 
 def test_one_that_is_refused_again_takes_no_room_of_another(tmp_path: Path):
@@ -233,6 +240,86 @@ def test_bytes_that_are_not_that_batch_are_not_offered_but_kept(tmp_path: Path, 
     assert values(buffer) == [1.0]
     assert (tmp_path / "refused/1-1-0x99.again.damaged").read_bytes() == data
     assert "1-1-0x99" in buffer.stats().faults[0]
+
+
+def test_one_that_somebody_removed_is_told_of_and_does_not_hold_up_the_others(tmp_path: Path):
+    buffer = refused(tmp_path, 3)
+    for sequence in (1, 2):
+        (tmp_path / f"refused/{sequence}-1-0x99.batch").unlink()
+    ask(tmp_path)
+    buffer.tick(62.0)
+    assert values(buffer) == [2.0]
+    assert buffer.stats().refused == ["3-1-0x99.again"]
+    (told,) = buffer.stats().faults
+    assert told.startswith("refused/1-1-0x99.batch and 1 more: gone: did somebody remove it?")
+
+
+def test_one_that_is_removed_while_it_is_offered_is_told_of_once(tmp_path: Path):
+    buffer = refused(tmp_path)
+    ask(tmp_path)
+    buffer.tick(62.0)
+    (tmp_path / "refused/1-1-0x99.again").unlink()
+    assert buffer.payload(next(buffer.waiting())) is None
+    assert values(buffer) == [1.0]
+    assert buffer.stats().refused == ["2-1-0x99.again"]
+    assert [told[:28] for told in buffer.stats().faults] == ["refused/1-1-0x99.again: gone"]
+
+
+class FailingDisk(Disk):
+    """A disk on which nothing can be renamed, or read, for as long as that is said."""
+
+    cannot: ClassVar[set[str]] = set()
+
+    def rename(self, name: str, to: str) -> None:
+        self._fail("rename")
+        super().rename(name, to)
+
+    def read(self, name: str, offset: int = 0, length: int = -1) -> bytes:
+        self._fail(f"read {name}")
+        return super().read(name, offset, length)
+
+    def below(self, name: str) -> "FailingDisk":
+        return FailingDisk(self.directory / name)
+
+    def _fail(self, what: str) -> None:
+        if what in self.cannot:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+
+@pytest.fixture
+def failing(tmp_path: Path) -> Iterator[Buffer]:
+    """A buffer with two refused batches that are offered again, on a disk that may fail."""
+    refused(tmp_path)
+    ask(tmp_path)
+    buffer = Buffer(FailingDisk(tmp_path), SETTINGS, "trd-0042", boot=7, epoch=2)
+    buffer.tick(0.0)
+    yield buffer
+    FailingDisk.cannot.clear()
+
+
+def test_one_that_cannot_be_renamed_is_still_under_the_name_that_it_has(
+    tmp_path: Path, failing: Buffer
+):
+    FailingDisk.cannot.add("rename")
+    with pytest.raises(PermissionError):
+        failing.set_aside(next(failing.waiting()), 0x95)
+    assert failing.stats().refused == ["1-1-0x99.again", "2-1-0x99.again"]
+    assert values(failing) == [0.0, 1.0]
+    FailingDisk.cannot.clear()
+    failing.set_aside(next(failing.waiting()), 0x95)
+    ask(tmp_path)
+    failing.tick(1.0)
+    assert failing.stats().faults == []
+    assert sorted(names(tmp_path)) == ["1-1-0x95.again", "2-1-0x99.again"]
+
+
+def test_one_that_cannot_be_read_does_not_hold_up_the_others(tmp_path: Path, failing: Buffer):
+    FailingDisk.cannot.add("read 1-1-0x99.again")
+    assert failing.payload(next(failing.waiting())) is None
+    assert values(failing) == [1.0]
+    (told,) = failing.stats().faults
+    assert f"{tmp_path}/refused/1-1-0x99.again: Permission denied: give it to the user" in told
+    assert values(opened(tmp_path, epoch=3)) == [0.0, 1.0]
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "x.batch", "1-1-0x99.batch~"])
