@@ -404,6 +404,7 @@ class Buffer:
         batches, readings = self._spool.held()
         filling, sealed = self._filling, list(self._sealed)
         unsealed = len(filling.readings) if filling else 0
+        told = [*self._losses.told, *self._refused.damage]
         return Stats(
             self._taken,
             batches + len(sealed),
@@ -412,7 +413,7 @@ class Buffer:
             self._spool.dropped + self._losses.overflowing,
             dict(self._losses.by),
             self._refused.names,
-            [*filter(None, [self._fault]), *self._losses.told, *self._refused.damage],
+            [*filter(None, [self._fault, self._refused.fault]), *told],
             self._disk_errors,
             self._spool.appended,
             None if self._bounds.room is None else max(self._bounds.room, 0),

@@ -12,7 +12,7 @@ import logging
 import re
 from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
@@ -63,7 +63,8 @@ class Refused:
     """The refused batches of one buffer.
 
     `offered`, `delivered` and `names` only touch memory and may run beside the others, which do
-    disk work on one thread at a time and may raise OSError.
+    disk work on one thread at a time. All but `recover` and `tidy` may raise OSError: these are
+    part of what the whole buffer does in its rhythm, which is not to end where only this fails.
     """
 
     def __init__(self, disk: Disk) -> None:
@@ -74,15 +75,41 @@ class Refused:
         self._delivered: set[tuple[int, int]] = set()
         self.times = 0
         """How often batches were put up to be offered again."""
+        self._recovered = False
+        self.fault: str | None = None
+        """What the directory does not do at present, and what mends it."""
         self.damage: list[str] = []
         """What was found damaged or missing since the start."""
 
     def recover(self) -> None:
-        """Read which there are; files that are none of ours are let be."""
+        """Read which there are; files that are none of ours are let be.
+
+        Where that fails, `tidy` tries again.
+        """
+        self._recovered = False
+        with self._kept_in_mind():
+            self._read_names()
+
+    @contextmanager
+    def _kept_in_mind(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._fails(remedy(error, self._disk.directory))
+        else:
+            self.fault = None
+
+    def _fails(self, fault: str) -> None:
+        if fault != self.fault:
+            log.error("buffer: %s", fault)
+        self.fault = fault
+
+    def _read_names(self) -> None:
         found = [aside for name in self._disk.names() if (aside := Aside.of(name))]
         found.sort(key=lambda aside: (aside.sequence, aside.epoch))
         self._sizes = {aside: self._disk.size(aside.name) for aside in found}
         self._offer()
+        self._recovered = True
 
     def _offer(self) -> None:
         """Say which are offered; their readings are not counted: 16 MiB take 10 s to decode."""
@@ -228,6 +255,14 @@ class Refused:
 
     def tidy(self) -> None:
         """Remove what was delivered, and offer again what somebody asks for."""
+        with self._kept_in_mind():
+            if not self._recovered:
+                self._read_names()
+            self._remove_delivered()
+            if self._disk.exists(RETRY):
+                self._offer_all()
+
+    def _remove_delivered(self) -> None:
         done = set(self._delivered)
         for aside in [one for one in self._sizes if (one.epoch, one.sequence) in done]:
             self._disk.remove(aside.name)
@@ -235,8 +270,6 @@ class Refused:
         if done:
             self._offer()
         self._delivered -= done
-        if self._disk.exists(RETRY):
-            self._offer_all()
 
     def _offer_all(self) -> None:
         self._forget_gone()

@@ -34,8 +34,8 @@ def ask(directory: Path) -> None:
     (directory / "refused/retry").touch()
 
 
-def names(directory: Path) -> list[str]:
-    return [file.name for file in (directory / "refused").iterdir()]
+def names(directory: Path, within: str = "refused") -> list[str]:
+    return [file.name for file in (directory / within).iterdir()]
 
 
 def test_they_wait_again_under_their_own_names_when_somebody_asks(tmp_path: Path):
@@ -266,9 +266,13 @@ def test_one_that_is_removed_while_it_is_offered_is_told_of_once(tmp_path: Path)
 
 
 class FailingDisk(Disk):
-    """A disk on which nothing can be renamed, or read, for as long as that is said."""
+    """A disk on which nothing can be renamed, read or listed, for as long as that is said."""
 
     cannot: ClassVar[set[str]] = set()
+
+    def names(self) -> list[str]:
+        self._fail(f"list {self.directory.name}")
+        return super().names()
 
     def rename(self, name: str, to: str) -> None:
         self._fail("rename")
@@ -320,6 +324,25 @@ def test_one_that_cannot_be_read_does_not_hold_up_the_others(tmp_path: Path, fai
     (told,) = failing.stats().faults
     assert f"{tmp_path}/refused/1-1-0x99.again: Permission denied: give it to the user" in told
     assert values(opened(tmp_path, epoch=3)) == [0.0, 1.0]
+
+
+def test_the_buffer_goes_on_without_them_while_the_directory_cannot_be_read(
+    tmp_path: Path, failing: Buffer
+):
+    failing.close()
+    FailingDisk.cannot.add("list refused")
+    again = Buffer(FailingDisk(tmp_path), SETTINGS, "trd-0042", boot=7, epoch=3)
+    again.tick(0.0)
+    segments = names(tmp_path, ".")
+    take(again, 5.0)
+    again.close()
+    assert (values(again), again.fault, names(tmp_path, ".")) == ([5.0], None, segments)
+    (told,) = again.stats().faults
+    assert told.startswith(f"{tmp_path}/refused: Permission denied: give it to the user")
+    FailingDisk.cannot.clear()
+    again.tick(71.0)
+    assert again.stats().faults == []
+    assert again.stats().refused == ["1-1-0x99.again", "2-1-0x99.again"]
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "x.batch", "1-1-0x99.batch~"])
