@@ -30,7 +30,7 @@ from gateway.journal import Flushed, Journal, JournalFullError
 from gateway.losses import Losses
 from gateway.rates import Noted
 from gateway.reading import Reading
-from gateway.refused import DIRECTORY, REFUSED_BYTES, Refused
+from gateway.refused import DIRECTORY, REFUSED_BYTES, Refused, on_disk
 from gateway.settings import BufferSettings
 from gateway.spool import Held, Spool
 from gateway.wire import Batch, SizeBound, WireError, encode
@@ -369,7 +369,7 @@ class Buffer:
         if payload is None:
             return
         allowed = min(REFUSED_BYTES, most(self._disk, self._settings) // 4)
-        more = 0 if self._refused.lies_here(held) else len(payload)
+        more = 0 if self._refused.lies_here(held) else on_disk(len(payload))
         for oldest in self._refused.over(allowed - more):
             readings = self._refused.readings(oldest)
             self._losses.record(self._spool, readings, REFUSED, oldest.name)

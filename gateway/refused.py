@@ -23,14 +23,22 @@ from gateway.wire import WireError, decode
 DIRECTORY = "refused"
 REFUSED_BYTES = 16 << 20
 """What refused batches may take, or a quarter of max_size; then the oldest of them goes."""
+LISTED = 20
+"""How many of their names go into the status."""
 RETRY = "retry"
 """The file that asks for all of them to be offered again."""
 _SEQUENCES, _EPOCHS = 1 << 63, 1 << 32
 """Numbers from here on are in no name of ours: a sequence that ran on from there would end."""
+_BLOCK = 4096
 
 _sequence = attrgetter("sequence")
 
 log = logging.getLogger(__name__)
+
+
+def on_disk(length: int) -> int:
+    """Return what a file of so many bytes takes on the usual file systems: whole blocks."""
+    return length + -length % _BLOCK
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +133,15 @@ class Refused:
 
     @property
     def names(self) -> list[str]:
-        """The names of their files, oldest first."""
-        return [aside.name for aside in list(self._sizes)]
+        """The names of their files, oldest first; the last of many entries says how many more."""
+        names = [aside.name for aside in list(self._sizes)]
+        more = [f"and {len(names) - LISTED} more: bygate buffer lists them"]
+        return names if len(names) <= LISTED else names[:LISTED] + more
 
     @property
     def size(self) -> int:
         """Bytes on disk."""
-        return sum(self._sizes.values())
+        return sum(map(on_disk, self._sizes.values()))
 
     @property
     def last(self) -> int:

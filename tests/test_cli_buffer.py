@@ -93,6 +93,15 @@ def test_days_of_room_and_writes_are_those_of_the_daemon(tmp_path: Path, capsys:
     assert abs(told["room_bytes"] - left) < 1 << 30  # others write to this disk as well
 
 
+def test_refused_batches_take_whole_blocks_of_the_room(tmp_path: Path, capsys: Said):
+    buffer = opened(tmp_path / "state")
+    take(buffer, 1.0)
+    buffer.close()
+    before = look(tmp_path, capsys)["bytes"]
+    buffer.set_aside(next(buffer.waiting()), 0x99)
+    assert look(tmp_path, capsys)["bytes"] == before + 4096
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"seconds": 1}', '{"a": "' + "x" * 300])
 def test_rates_that_are_damaged_are_not_known(tmp_path: Path, capsys: Said, text: str):
     opened(tmp_path / "state")

@@ -14,7 +14,7 @@ from test_buffer import SETTINGS, batches, opened, take, values
 
 from gateway.buffer import Buffer
 from gateway.disk import Disk
-from gateway.refused import REFUSED_BYTES
+from gateway.refused import REFUSED_BYTES, on_disk
 
 
 def refused(directory: Path, count: int = 2) -> Buffer:
@@ -72,8 +72,7 @@ def test_one_that_is_refused_again_lies_there_once_with_its_new_reason(tmp_path:
 
 def test_one_that_is_refused_again_takes_no_room_of_another(tmp_path: Path):
     refused(tmp_path, 1)
-    first = (tmp_path / "refused/1-1-0x99.batch").stat().st_size
-    (tmp_path / "refused/2-1-0x99.batch").write_bytes(bytes(REFUSED_BYTES - first))
+    (tmp_path / "refused/2-1-0x99.batch").write_bytes(bytes(REFUSED_BYTES - 4096))
     buffer = opened(tmp_path, epoch=2)
     ask(tmp_path)
     buffer.tick(1.0)
@@ -370,9 +369,36 @@ def test_a_name_with_numbers_that_are_never_ours_is_let_be(tmp_path: Path, name:
     assert again.stats().refused == ["1-1-0x99.batch", "2-1-0x99.batch"]
 
 
+def test_each_counts_the_blocks_that_it_takes_on_disk(tmp_path: Path):
+    buffer = refused(tmp_path, 3)
+    taken = sum(file.stat().st_blocks * 512 for file in (tmp_path / "refused").iterdir())
+    assert buffer._refused.size == 3 * 4096 == taken
+    assert [on_disk(length) for length in (0, 1, 4096, 4097)] == [0, 4096, 4096, 8192]
+
+
+def test_many_small_ones_are_bounded_by_their_blocks(tmp_path: Path):
+    buffer = opened(tmp_path, settings=replace(SETTINGS, max_size=1 << 20))
+    for value in range(70):
+        take(buffer, float(value))
+        buffer.close()
+    for held in list(buffer.waiting()):
+        buffer.set_aside(held, 0x99)
+    assert len(names(tmp_path)) == (1 << 18) // 4096
+    assert buffer.stats().dropped_by == {"refused by the broker": 6}
+
+
+def test_of_many_the_status_names_the_first_twenty_and_counts_the_others(tmp_path: Path):
+    told = refused(tmp_path, 20).stats().refused
+    assert told == [f"{sequence}-1-0x99.batch" for sequence in range(1, 21)]
+    (tmp_path / "refused/21-1-0x99.batch").touch()
+    (tmp_path / "refused/22-1-0x99.batch").touch()
+    more = "and 2 more: bygate buffer lists them"
+    assert opened(tmp_path, epoch=2).stats().refused == [*told, more]
+
+
 @pytest.mark.parametrize("changes", range(12))
 def test_a_power_cut_counts_what_has_no_room_any_more_once(changes: int):
-    small = replace(SETTINGS, max_size=4000)
+    small = replace(SETTINGS, max_size=4 * 4096)
     for seed in range(10):
         disk = CrashDisk()
         buffer = Buffer(disk, small, "trd-0042", boot=7, epoch=1)

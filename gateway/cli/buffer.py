@@ -16,7 +16,7 @@ from gateway.disk import VOLATILE, volatile
 from gateway.glance import Glance, NoBuffer, Refused
 from gateway.health import utc
 from gateway.rates import noted
-from gateway.refused import DIRECTORY, RETRY
+from gateway.refused import DIRECTORY, RETRY, on_disk
 from gateway.session import NOT_THIS_BATCH
 
 RETRY_HINT = "mend the broker, then sudo bygate buffer --retry-refused"
@@ -82,7 +82,7 @@ def _told(config: Config, glance: Glance) -> dict[str, Any]:
     batches, readings = glance.spool.held()
     unsealed = sum(len(batch.readings) for batch in glance.unsealed())
     refused = [_refused(each) for each in glance.refused()]
-    size = glance.spool.size + sum(each["bytes"] for each in refused)
+    size = glance.spool.size + sum(on_disk(each["bytes"]) for each in refused)
     left, rates = max(room(glance.disk, config.buffer, size), 0), noted(glance.disk)
     oldest = glance.oldest_ms
     return {
