@@ -102,7 +102,23 @@ def test_refused_batches_take_whole_blocks_of_the_room(tmp_path: Path, capsys: S
     assert look(tmp_path, capsys)["bytes"] == before + 4096
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"seconds": 1}', '{"a": "' + "x" * 300])
+def rates(seconds: str = "700", written: str = "1", sealed: str = "1") -> str:
+    return f'{{"seconds": {seconds}, "written": {written}, "sealed": {sealed}}}'
+
+
+DAMAGED = [
+    *("", "{", "[]", '{"seconds": 1}', '{"a": "' + "x" * 300, rates(seconds="1e400")),
+    *(rates(written=number) for number in ("1e400", "NaN", "-1", "null", '"x"', "9" * 150)),
+]
+
+
+def test_rates_that_are_whole_are_known(tmp_path: Path, capsys: Said):
+    opened(tmp_path / "state")
+    (tmp_path / "state" / NAME).write_text(rates())
+    assert look(tmp_path, capsys)["written_bytes_day"] == round(86_400 / 700)
+
+
+@pytest.mark.parametrize("text", DAMAGED)
 def test_rates_that_are_damaged_are_not_known(tmp_path: Path, capsys: Said, text: str):
     opened(tmp_path / "state")
     (tmp_path / "state" / NAME).write_text(text)
