@@ -2,9 +2,10 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def reading(directory: Path) -> Iterator[None]:
 def _retry(glance: Glance, asks: Path, *, as_json: bool) -> int:
     count = sum(1 for _ in glance.refused())
     if count:
-        asks.touch()
+        _ask(asks)
     told = "no refused batches: nothing to offer again"
     if count:
         told = (
@@ -75,6 +76,13 @@ def _retry(glance: Glance, asks: Path, *, as_json: bool) -> int:
         )
     print(json.dumps({"offered_again": count}) if as_json else told)
     return 0
+
+
+def _ask(asks: Path) -> None:
+    with suppress(FileExistsError):
+        asks.touch(exist_ok=False)
+    if os.path.lexists(asks) and not asks.is_file():
+        raise NoBuffer(f"{asks}: not a file, and so asks for nothing: move it away")
 
 
 def _told(config: Config, glance: Glance) -> dict[str, Any]:
@@ -108,6 +116,8 @@ def _damage(glance: Glance) -> Iterator[str]:
             f"{damage.name}: {len(damage.data)} bytes from {damage.at} on are damaged, "
             f"{damage.lost or 'unknown'} readings in them: set aside at the daemon's next start"
         )
+    for name in glance.foreign:
+        yield f"{name}: none of bygate's, so that what was in it is not shown: move it away"
     for name in glance.aside:
         yield f"{name}: damaged bytes, set aside: look for disk errors in dmesg, then move it away"
 

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return 1
     print(json.dumps(asdict(count), indent=2) if args.json else f"{args.path}: {_said(count)}")
-    if damaged := len(glance.damage) + count.unreadable:
+    if damaged := len(glance.damage) + len(glance.foreign) + count.unreadable:
         print(f"{damaged} places are damaged: `bygate buffer` names them", file=sys.stderr)
     return int(damaged > 0)
 
