@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     config, count = load(args.config), _Count()
     directory = config.gateway.state_dir
     try:
-        _check_place(args.path, overwrite=args.overwrite)
+        _check_place(args.path, directory, overwrite=args.overwrite)
         with reading(directory):
             glance = Glance(directory, config.gateway.id)
         count.bytes = _write(args.path, _read(directory, _pieces(glance, args.format, count)))
@@ -77,13 +77,26 @@ def run(args: argparse.Namespace) -> int:
     return int(damaged > 0)
 
 
-def _check_place(path: Path, *, overwrite: bool) -> None:
+def _check_place(path: Path, buffer: Path, *, overwrite: bool) -> None:
+    if path == Path("-"):
+        raise _WrongPath("standard output has no sum: name a file")
     with suppress(OSError):  # writing will say it
-        if path.is_dir():
-            raise _WrongPath("a directory: name a file")
-        for there in (path, _sum_of(path)):
-            if there.exists() and not overwrite:
-                raise _WrongPath(f"{there.name} is there already: name another, or --overwrite")
+        _check(path, overwrite=overwrite)
+        _check(_sum_of(path), overwrite=overwrite)
+        if Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(buffer)):
+            raise _WrongPath("among the files of the buffer: name another directory")
+
+
+def _check(there: Path, *, overwrite: bool) -> None:
+    """Raise _WrongPath where a file would take the place of what is none, as of /dev/null."""
+    if there.is_dir():
+        raise _WrongPath(f"{there.name or there} is a directory: name a file")
+    if there.is_symlink():
+        raise _WrongPath(f"{there.name} is a link: name the file that it leads to")
+    if os.path.lexists(there) and not there.is_file():
+        raise _WrongPath(f"{there.name} is a device or a pipe: name a file")
+    if there.exists() and not overwrite:
+        raise _WrongPath(f"{there.name} is there already: name another, or --overwrite")
 
 
 def _said(count: _Count) -> str:
@@ -151,6 +164,7 @@ _REMEDIES = {
     errno.ENOSPC: "free space there, or name another disk",
     errno.EROFS: "mount it for writing: mount -o remount,rw",
     errno.EACCES: "name a directory that you may write to, or give the command by sudo",
+    errno.ENAMETOOLONG: "name it shorter",
     errno.ENOENT: "make the directory first, or mount the disk",
     errno.ENOTDIR: "name a file in a directory",
 }
