@@ -216,6 +216,56 @@ def test_a_damaged_batch_is_told_and_the_others_are_exported(tmp_path: Path, cap
     assert [row["value"] for row in rows((tmp_path / "out").read_text())] == [1.0, 3.0]
 
 
+# Ends its process before a step that can be seen from without: as SIGKILL would, or a power cut
+DYING = """
+import os
+
+def mortal(call):
+    def step(*arguments, **named):
+        global left
+        left -= 1
+        if left < 0:
+            os._exit(9)
+        return call(*arguments, **named)
+    return step
+
+left = int(os.environ["STEPS"])
+for name in ("rename", "unlink", "fsync"):
+    setattr(os, name, mortal(getattr(os, name)))
+"""
+
+
+def killed_before(step: int, directory: Path) -> bool:
+    """Export over what is there, to be killed before that step; whether that came about."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "gateway", "export", "-c", config(directory)),
+            *("--overwrite", directory / "out"),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(directory), "STEPS": str(step)},
+        check=False,
+    )
+    return done.returncode == 9
+
+
+def test_killed_at_any_step_a_sum_that_is_there_is_that_of_the_file(
+    tmp_path: Path, held: list[Value]
+):
+    (tmp_path / "sitecustomize.py").write_text(DYING)
+    file, told, step, seen = tmp_path / "out", tmp_path / "out.sha256", 0, set()
+    killed = True
+    while killed:
+        file.write_text("older")
+        told.write_text(f"{hashlib.sha256(b'older').hexdigest()}  out\n")
+        killed = killed_before(step, tmp_path)
+        whole = hashlib.sha256(file.read_bytes()).hexdigest()
+        assert not told.exists() or told.read_text() == f"{whole}  out\n"
+        seen.add((file.read_bytes() == b"older", told.exists()))
+        step += 1
+    assert seen == {(True, True), (True, False), (False, False), (False, True)}
+
+
 # Formats
 
 

@@ -1,6 +1,7 @@
 """`bygate export`: what waits to a file, such as one on a USB stick; nothing counts as delivered.
 
-Written beside its place under another name, synced, then renamed: PATH is whole or not there.
+Written beside its place under another name, synced, then renamed: PATH is whole or not there, and
+its sum comes last.
 """
 
 import argparse
@@ -176,9 +177,7 @@ def _write(path: Path, pieces: Iterator[bytes]) -> int:
     try:
         digest, size = _fill(part, pieces)
         _fill(total, iter([f"{digest}  {path.name}\n".encode()]))
-        total.rename(_sum_of(path))
-        part.rename(path)
-        _sync_directory(path.parent)
+        _put_in_place(path, part, total)
     except OSError as error:
         mend = _REMEDIES.get(error.errno or 0, "name another disk; does dmesg tell of this one?")
         text = f"{path}: cannot be written: {error.strerror}: {mend}"
@@ -188,6 +187,20 @@ def _write(path: Path, pieces: Iterator[bytes]) -> int:
             with suppress(OSError):
                 left.unlink()
     return size
+
+
+def _put_in_place(path: Path, part: Path, total: Path) -> None:
+    """Rename both, the sum last: where it is, PATH is whole and on the device, and may be taken.
+
+    The one of an older PATH goes first. Were it left until its successor comes, or its successor
+    put there early, a power cut between the two would leave a whole file called damaged.
+    """
+    _sum_of(path).unlink(missing_ok=True)
+    _sync_directory(path.parent)  # else the disk may do these in another order
+    part.rename(path)
+    _sync_directory(path.parent)
+    total.rename(_sum_of(path))
+    _sync_directory(path.parent)
 
 
 def _sum_of(path: Path) -> Path:
