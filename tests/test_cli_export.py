@@ -269,6 +269,27 @@ def test_killed_at_any_step_a_sum_that_is_there_is_that_of_the_file(
 # Formats
 
 
+@pytest.mark.parametrize(
+    ("name", "begins"),
+    [
+        *(("out.csv", b"gateway,epoch"), ("OUT.CSV", b"gateway,epoch")),
+        *(("out.lp", b"temperature,"), ("out.influx", b"temperature,")),
+        *(("out.batches", b"\x8b\xa1v\x01"), ("out.msgpack", b"\x8b\xa1v\x01")),
+        *(("out", b'{"gateway"'), ("out.jsonl", b'{"gateway"'), ("out.csv.txt", b'{"gateway"')),
+    ],
+)
+def test_the_format_is_what_the_name_ends_in(
+    tmp_path: Path, held: list[Value], name: str, begins: bytes
+):
+    assert export(tmp_path, name) == 0
+    assert (tmp_path / name).read_bytes().startswith(begins)
+
+
+def test_a_format_that_is_given_outdoes_the_ending(tmp_path: Path, held: list[Value]):
+    assert export(tmp_path, "out.csv", "--format", "jsonl") == 0
+    assert len(rows((tmp_path / "out.csv").read_text())) == len(held)
+
+
 def from_csv(text: str) -> list[dict[str, Any]]:
     return list(csv.DictReader(io.StringIO(text, newline="")))
 

@@ -25,6 +25,14 @@ from gateway.wire import Batch
 
 _LINES = {"jsonl": json_lines, "csv": csv_lines, "influx": influx_lines}
 BATCHES = "batches"
+_ENDINGS = {
+    ".csv": "csv",
+    ".influx": "influx",
+    ".lp": "influx",
+    ".batches": BATCHES,
+    ".msgpack": BATCHES,
+}
+"""What the ending of PATH says of its format; any other is that of JSON lines."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,10 +41,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         choices=[*_LINES, BATCHES],
-        default="jsonl",
         help="JSON lines as `bygate decode` prints them, CSV, InfluxDB's lines, or the very "
         "batches, which `bygate decode` reads; these without the readings of the last minute, "
-        "which are in no batch yet",
+        "which are in no batch yet. Where it is not given, PATH's ending says it: "
+        f"{', '.join(_ENDINGS)}; any other, and none: jsonl",
     )
     parser.add_argument("--overwrite", action="store_true", help="put it in place of what is there")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
@@ -60,12 +68,12 @@ class _Count:
 def run(args: argparse.Namespace) -> int:
     """Write the file; 1 when that fails or something in the buffer is damaged, 2 for its path."""
     config, count = load(args.config), _Count()
-    directory = config.gateway.state_dir
+    directory, form = config.gateway.state_dir, args.format or _form_of(args.path)
     try:
         _check_place(args.path, directory, overwrite=args.overwrite)
         with reading(directory):
             glance = Glance(directory, config.gateway.id)
-        count.bytes = _write(args.path, _read(directory, _pieces(glance, args.format, count)))
+        count.bytes = _write(args.path, _read(directory, _pieces(glance, form, count)))
     except _WrongPath as error:
         print(f"{args.path}: {error}", file=sys.stderr)
         return 2
@@ -76,6 +84,10 @@ def run(args: argparse.Namespace) -> int:
     if damaged := len(glance.damage) + len(glance.foreign) + count.unreadable:
         print(f"{damaged} places are damaged: `bygate buffer` names them", file=sys.stderr)
     return int(damaged > 0)
+
+
+def _form_of(path: Path) -> str:
+    return _ENDINGS.get(path.suffix.lower(), "jsonl")
 
 
 def _check_place(path: Path, buffer: Path, *, overwrite: bool) -> None:
