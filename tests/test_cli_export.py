@@ -216,6 +216,16 @@ def test_a_damaged_batch_is_told_and_the_others_are_exported(tmp_path: Path, cap
     assert [row["value"] for row in rows((tmp_path / "out").read_text())] == [1.0, 3.0]
 
 
+def test_what_stands_in_place_of_the_journal_is_told_and_the_batches_are_exported(
+    tmp_path: Path, held: list[Value], capsys: Said
+):
+    (tmp_path / "state/journal").unlink()
+    os.mkfifo(tmp_path / "state/journal")
+    assert export(tmp_path, "out") == 1
+    assert "1 places are damaged: `bygate buffer` names them" in capsys.readouterr().err
+    assert len(rows((tmp_path / "out").read_text())) == len(held) - 1
+
+
 # Ends its process before a step that can be seen from without: as SIGKILL would, or a power cut
 DYING = """
 import os
