@@ -327,9 +327,17 @@ class Buffer:
         if not self._sequence:
             self._previous, self._inherited = self._spool.previous, self._spool.last
         self._refused.recover()
+        self._let_go_of_refused()
         self._sequence = max(self._sequence, self._spool.last + 1, self._refused.last + 1)
         self._losses.found([*damaged, *self._spool.damage()])
         self._recovered = True
+
+    def _let_go_of_refused(self) -> None:
+        """Note what a kill left unnoted: evicted, too, such a batch would be counted twice."""
+        for held in list(self._spool.waiting()):
+            here = self._refused.lies_here(held)
+            if here and self._refused.holds(held, self._spool.payload(held)):
+                self._spool.acknowledge(held.sequence)
 
     # Batches out
 
@@ -370,9 +378,9 @@ class Buffer:
             return
         allowed = min(REFUSED_BYTES, most(self._disk, self._settings) // 4)
         more = 0 if self._refused.lies_here(held) else on_disk(len(payload))
-        for oldest in self._refused.over(allowed - more):
+        for oldest in self._refused.over(allowed - more, held):
             readings = self._refused.readings(oldest)
-            self._losses.record(self._spool, readings, REFUSED, oldest.name)
+            self._losses.record(self._spool, readings, REFUSED, oldest.mark)
             self._refused.remove(oldest)
         self._refused.add(held, reason, payload)
         self._spool.acknowledge(held.sequence)

@@ -58,6 +58,11 @@ class Aside:
         ending = "again" if self.again else "batch"
         return f"{self.sequence}-{self.epoch}-0x{self.reason:02x}.{ending}"
 
+    @property
+    def mark(self) -> str:
+        """What tells it from all others, whatever its file is called by then."""
+        return f"{self.sequence}-{self.epoch}"
+
     @classmethod
     def of(cls, name: str) -> "Aside | None":
         """Return what the name says, None when it is none of ours."""
@@ -222,12 +227,23 @@ class Refused:
         """Whether the batch is one of these."""
         return (held.epoch, held.sequence) in self._known
 
-    def over(self, most: int) -> Iterator[Aside]:
-        """Yield the oldest for as long as all of them take more than so many bytes."""
+    def holds(self, held: Held, payload: bytes | None) -> bool:
+        """Whether the batch is one of these down to its bytes, on the device."""
+        key = (held.epoch, held.sequence)
+        with suppress(OSError):
+            for aside in [one for one in self._sizes if (one.epoch, one.sequence) == key]:
+                self._disk.settle(aside.name)
+                self._disk.sync_directory()
+                return self._read(aside) == payload
+        return False
+
+    def over(self, most: int, but: Held) -> Iterator[Aside]:
+        """Yield the oldest but one for as long as all of them take more than so many bytes."""
         for aside in list(self._sizes):
             if self.size <= most:
                 return
-            yield aside
+            if (aside.epoch, aside.sequence) != (but.epoch, but.sequence):
+                yield aside
 
     def readings(self, aside: Aside) -> int:
         """Return how many readings are in it; 0 when it is damaged."""

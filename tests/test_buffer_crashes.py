@@ -16,8 +16,11 @@ from gateway.spool import Held
 from gateway.wire import decode
 
 FLUSH, SEAL = 10.0, 60.0
-SMALL = 4000
-"""Bytes that a buffer may have which soon evicts; each start begins a segment."""
+SMALL = 8000
+"""Bytes that a buffer may have which soon evicts; each start begins a segment.
+
+A refused batch takes 4096 of them.
+"""
 
 
 class PowerCuts(RuleBasedStateMachine):
@@ -107,7 +110,10 @@ class PowerCuts(RuleBasedStateMachine):
     def refuse_the_oldest(self) -> None:
         for held in list(self.buffer.waiting())[:1]:
             self.receive(held)
-            self.buffer.set_aside(held, 0x99)
+            try:
+                self.buffer.set_aside(held, 0x99)
+            except OSError:  # it stays, and the session ends
+                return
             self.refused |= self.on_disk[held.epoch, held.sequence]
             self.let_go(held)
 

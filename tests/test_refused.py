@@ -191,12 +191,30 @@ def test_killed_at_any_step_each_is_there_once_or_has_arrived(tmp_path: Path):
     assert killed_at > 20
 
 
-def test_a_kill_between_refusal_and_its_note_leaves_it_there_once(tmp_path: Path):
+@pytest.fixture
+def killed(tmp_path: Path) -> Path:
+    """The file of a batch that was refused, and a kill came before `acked` was written."""
     buffer = opened(tmp_path)
     take(buffer, 1.0)
     buffer.close()
-    buffer.set_aside(next(buffer.waiting()), 0x99)  # killed before `acked` was written
+    buffer.set_aside(next(buffer.waiting()), 0x99)
+    return tmp_path / "refused/1-1-0x99.batch"
+
+
+def test_a_kill_between_refusal_and_its_note_leaves_it_there_once(tmp_path: Path, killed: Path):
     again = opened(tmp_path, epoch=2)
+    assert (values(again), again.stats().refused) == ([], [killed.name])
+    ask(tmp_path)
+    again.tick(1.0)
+    assert values(again) == [1.0]
+    again.set_aside(next(again.waiting()), 0x95)
+    assert again.stats().refused == ["1-1-0x95.batch"]
+
+
+def test_one_that_such_a_kill_left_torn_is_taken_from_the_spool(tmp_path: Path, killed: Path):
+    killed.write_bytes(killed.read_bytes()[:20])
+    again = opened(tmp_path, epoch=2)
+    assert values(again) == [1.0]
     again.set_aside(next(again.waiting()), 0x95)
     again.tick(1.0)
     assert again.stats().refused == ["1-1-0x95.batch"]
@@ -204,15 +222,27 @@ def test_a_kill_between_refusal_and_its_note_leaves_it_there_once(tmp_path: Path
     assert (values(third), third.stats().refused) == ([], ["1-1-0x95.batch"])
 
 
-def test_a_delivery_after_such_a_kill_removes_it(tmp_path: Path):
-    buffer = opened(tmp_path)
-    take(buffer, 1.0)
-    buffer.close()
-    buffer.set_aside(next(buffer.waiting()), 0x99)
+def test_a_delivery_after_such_a_kill_removes_it(tmp_path: Path, killed: Path):
+    killed.write_bytes(b"")
     again = opened(tmp_path, epoch=2)
     again.acknowledge(1)
     again.tick(1.0)
     assert again.stats().refused == []
+
+
+def test_after_such_a_kill_it_is_not_counted_as_dropped_where_the_spool_is_full(
+    tmp_path: Path, killed: Path
+):
+    again = opened(tmp_path, epoch=2, settings=replace(SETTINGS, max_size=1))
+    assert (again.stats().dropped, again.stats().refused) == (0, [killed.name])
+
+
+def test_one_that_is_refused_again_never_makes_room_for_itself(tmp_path: Path):
+    refused(tmp_path, 1)
+    ask(tmp_path)
+    small = opened(tmp_path, epoch=2, settings=replace(SETTINGS, max_size=1))
+    small.set_aside(next(small.waiting()), 0x95)
+    assert (small.stats().refused, small.stats().dropped) == (["1-1-0x95.batch"], 0)
 
 
 def test_no_new_batch_bears_the_sequence_of_a_refused_one(tmp_path: Path):
@@ -367,6 +397,20 @@ def test_a_name_with_numbers_that_are_never_ours_is_let_be(tmp_path: Path, name:
     again.close()
     assert [(batch.sequence, batch.readings[0].value) for batch in batches(again)] == [(3, 5.0)]
     assert again.stats().refused == ["1-1-0x99.batch", "2-1-0x99.batch"]
+
+
+def test_one_that_a_power_cut_brings_back_is_not_counted_again_under_another_name(tmp_path: Path):
+    buffer = refused(tmp_path, 1)
+    first = (tmp_path / "refused/1-1-0x99.batch").read_bytes()
+    for epoch in (2, 3):
+        (tmp_path / "refused/1-1-0x99.batch").write_bytes(first)
+        ask(tmp_path) if epoch == 3 else None
+        buffer = opened(tmp_path, epoch, replace(SETTINGS, max_size=4 * 4096))
+        take(buffer, 5.0)
+        buffer.close()
+        buffer.set_aside(list(buffer.waiting())[-1], 0x99)
+        assert not list((tmp_path / "refused").glob("1-1-*"))
+    assert buffer.stats().dropped == 2  # batches 1 and 2
 
 
 def test_each_counts_the_blocks_that_it_takes_on_disk(tmp_path: Path):
