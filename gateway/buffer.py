@@ -30,7 +30,7 @@ from gateway.journal import Flushed, Journal, JournalFullError
 from gateway.losses import Losses
 from gateway.rates import Noted
 from gateway.reading import Reading
-from gateway.refused import DIRECTORY, REFUSED_BYTES, Refused, on_disk
+from gateway.refused import DIRECTORY, REFUSED_BYTES, Aside, Refused, on_disk
 from gateway.settings import BufferSettings
 from gateway.spool import Held, Spool
 from gateway.wire import Batch, SizeBound, WireError, encode
@@ -379,11 +379,16 @@ class Buffer:
         allowed = min(REFUSED_BYTES, most(self._disk, self._settings) // 4)
         more = 0 if self._refused.lies_here(held) else on_disk(len(payload))
         for oldest in self._refused.over(allowed - more, held):
-            readings = self._refused.readings(oldest)
-            self._losses.record(self._spool, readings, REFUSED, oldest.mark)
-            self._refused.remove(oldest)
+            self._drop(oldest)
         self._refused.add(held, reason, payload)
         self._spool.acknowledge(held.sequence)
+
+    def _drop(self, aside: Aside) -> None:
+        """Give up a refused batch, once no power cut can bring it back to be refused anew."""
+        self._spool.write_acked(-math.inf)
+        self._disk.sync(acked.NAME)
+        self._losses.record(self._spool, self._refused.readings(aside), REFUSED, aside.mark)
+        self._refused.remove(aside)
 
     @property
     def fault(self) -> str | None:

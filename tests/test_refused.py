@@ -413,6 +413,22 @@ def test_one_that_a_power_cut_brings_back_is_not_counted_again_under_another_nam
     assert buffer.stats().dropped == 2  # batches 1 and 2
 
 
+def test_one_that_was_dropped_is_not_sent_again_after_a_power_cut():
+    disk = CrashDisk()
+    buffer = Buffer(disk, replace(SETTINGS, max_size=4 * 4096), "trd-0042", boot=7, epoch=1)
+    for value in (1.0, 2.0):
+        take(buffer, value)
+        buffer._work(0.0, buffer._seal)
+    for held in list(buffer.waiting()):
+        buffer.set_aside(held, 0x99)
+    assert buffer.stats().dropped == 1
+    disk.sync_directory()
+    disk.crash(Random(1))
+    again = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=2)
+    again.tick(0.0)
+    assert (values(again), again.stats().dropped) == ([], 1)
+
+
 def test_each_counts_the_blocks_that_it_takes_on_disk(tmp_path: Path):
     buffer = refused(tmp_path, 3)
     taken = sum(file.stat().st_blocks * 512 for file in (tmp_path / "refused").iterdir())
