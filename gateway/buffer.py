@@ -30,7 +30,7 @@ from gateway.journal import Flushed, Journal, JournalFullError
 from gateway.losses import Losses
 from gateway.rates import Noted
 from gateway.reading import Reading
-from gateway.refused import DIRECTORY, REFUSED_BYTES, Refused
+from gateway.refused import DIRECTORY, REFUSED_BYTES, Aside, Refused, on_disk
 from gateway.settings import BufferSettings
 from gateway.spool import Held, Spool, is_segment
 from gateway.wire import Batch, SizeBound, WireError, encode
@@ -353,6 +353,7 @@ class Buffer:
         if not self._sequence:
             self._previous, self._inherited = self._spool.previous, self._spool.last
         self._refused.recover()
+        self._let_go_of_refused()
         self._sequence = max(self._sequence, self._spool.last + 1, self._refused.last + 1)
         self._losses.found([*damaged, *self._spool.damage()])
         self._recovered = True
@@ -366,6 +367,13 @@ class Buffer:
         self._spool, self._gone = spool, None
         if not self._sequence:
             self._inherited = spool.last
+
+    def _let_go_of_refused(self) -> None:
+        """Note what a kill left unnoted: evicted, too, such a batch would be counted twice."""
+        for held in list(self._spool.waiting()):
+            here = self._refused.lies_here(held)
+            if here and self._refused.holds(held, self._spool.payload(held)):
+                self._spool.acknowledge(held.sequence)
 
     # Batches out
 
@@ -419,13 +427,18 @@ class Buffer:
         if payload is None:
             return
         allowed = min(REFUSED_BYTES, most(self._disk, self._settings) // 4)
-        more = 0 if self._refused.lies_here(held) else len(payload)
-        for oldest in self._refused.over(allowed - more):
-            readings = self._refused.readings(oldest)
-            self._losses.record(self._spool, readings, REFUSED, oldest.name)
-            self._refused.remove(oldest)
+        more = 0 if self._refused.lies_here(held) else on_disk(len(payload))
+        for oldest in self._refused.over(allowed - more, held):
+            self._drop(oldest)
         self._refused.add(held, reason, payload)
         self._spool.acknowledge(held.sequence)
+
+    def _drop(self, aside: Aside) -> None:
+        """Give up a refused batch, once no power cut can bring it back to be refused anew."""
+        self._spool.write_acked(-math.inf)
+        self._disk.sync(acked.NAME)
+        self._losses.record(self._spool, self._refused.readings(aside), REFUSED, aside.mark)
+        self._refused.remove(aside)
 
     @property
     def fault(self) -> str | None:
@@ -454,6 +467,7 @@ class Buffer:
         batches, readings = self._spool.held()
         filling, sealed = self._filling, list(self._sealed)
         unsealed = len(filling.readings) if filling else 0
+        told = [*self._losses.told, *self._refused.damage]
         return Stats(
             self._taken,
             batches + len(sealed),
@@ -462,7 +476,7 @@ class Buffer:
             self._spool.dropped + self._losses.overflowing,
             dict(self._losses.by),
             self._refused.names,
-            [*filter(None, [self._fault]), *self._losses.told, *self._refused.damage],
+            [*filter(None, [self._fault, self._refused.fault]), *told],
             self._disk_errors,
             self._spool.appended,
             None if self._bounds.room is None else max(self._bounds.room, 0),

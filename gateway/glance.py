@@ -4,17 +4,20 @@ The journal is read first, then the segments, then what is acknowledged: what is
 met twice and counted once, what is delivered meanwhile is missing, and that is the truth by then.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from gateway import journal, record
+from gateway import acked, journal, rates, record
 from gateway.disk import DAMAGED, Damage, Onlooker, of_another_version
 from gateway.reading import ClockState
 from gateway.refused import DIRECTORY, Aside
 from gateway.spool import Held, Spool
 from gateway.wire import Batch, WireError, decode
+
+_FILES = (journal.NAME, acked.NAME, rates.NAME)
 
 
 class NoBuffer(Exception):
@@ -36,11 +39,19 @@ class Refused:
         return _decoded(self.payload, self.aside)
 
 
+class _Files(Onlooker):
+    """Files and nothing else: at a pipe in place of one, whoever reads it would wait for ever."""
+
+    def read(self, name: str, offset: int = 0, length: int = -1) -> bytes:
+        """Return what is there, nothing where that is no file."""
+        return super().read(name, offset, length) if self.exists(name) else b""
+
+
 class Glance:
     """A buffer's directory at one moment. Raises NoBuffer, and OSError where it cannot be read."""
 
     def __init__(self, directory: Path, gateway: str) -> None:
-        self.disk, self._gateway = Onlooker(directory), gateway
+        self.disk, self._gateway = _Files(directory), gateway
         names = self._names()
         for name in names:
             self._check_version(name)
@@ -50,6 +61,8 @@ class Glance:
         self._flushed, _ = journal.unsealed(journaled, self.spool.last)
         self.aside = [name for name in names if name.endswith(DAMAGED)]
         """Files that earlier damage was moved to."""
+        self.foreign = list(self._foreign())
+        """Names at which something stands that cannot be bygate's."""
 
     def _names(self) -> list[str]:
         directory = self.disk.directory
@@ -63,6 +76,13 @@ class Glance:
         if not any(name == journal.NAME or name.endswith(".seg") for name in names):
             raise NoBuffer(f"{directory}: no buffer: neither a journal nor a segment; {where}")
         return names
+
+    def _foreign(self) -> Iterator[str]:
+        for name in (*_FILES, DIRECTORY):
+            path = self.disk.directory / name
+            fits = path.is_dir() if name == DIRECTORY else path.is_file()
+            if os.path.lexists(path) and not fits:
+                yield name
 
     def _check_version(self, name: str) -> None:
         ours = journal.MAGIC if name == journal.NAME else record.MAGIC

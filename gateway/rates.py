@@ -6,7 +6,7 @@ One small file, overwritten in place once an hour, unsynced: 25 blocks a day.
 import json
 import math
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 
 from gateway.disk import Disk
 
@@ -16,6 +16,8 @@ RATE_AFTER = 600.0
 NOTED_EVERY = 3600.0
 _SIZE = 256
 _DAY = 86_400
+_MOST = 1 << 63
+"""What no rate comes to, unless the file is damaged: JSON's numbers may be infinite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ def noted(disk: Disk) -> Rates | None:
     """Return what was noted last, None where nothing was, or something else stands there."""
     try:
         rates = Rates(**json.loads(disk.read(NAME, 0, _SIZE)))
-        return rates if rates.seconds >= RATE_AFTER and rates.written + rates.sealed >= 0 else None
+        known = all(0 <= number < _MOST for number in astuple(rates))
     except (ValueError, TypeError):
         return None
+    return rates if known and rates.seconds >= RATE_AFTER else None

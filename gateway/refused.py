@@ -12,23 +12,33 @@ import logging
 import re
 from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
-from gateway.disk import Disk
+from gateway.disk import Disk, remedy
 from gateway.spool import Held
 from gateway.wire import WireError, decode
 
 DIRECTORY = "refused"
 REFUSED_BYTES = 16 << 20
 """What refused batches may take, or a quarter of max_size; then the oldest of them goes."""
+LISTED = 20
+"""How many of their names go into the status."""
 RETRY = "retry"
 """The file that asks for all of them to be offered again."""
+_SEQUENCES, _EPOCHS = 1 << 63, 1 << 32
+"""Numbers from here on are in no name of ours: a sequence that ran on from there would end."""
+_BLOCK = 4096
 
 _sequence = attrgetter("sequence")
 
 log = logging.getLogger(__name__)
+
+
+def on_disk(length: int) -> int:
+    """Return what a file of so many bytes takes on the usual file systems: whole blocks."""
+    return length + -length % _BLOCK
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +58,16 @@ class Aside:
         ending = "again" if self.again else "batch"
         return f"{self.sequence}-{self.epoch}-0x{self.reason:02x}.{ending}"
 
+    @property
+    def mark(self) -> str:
+        """What tells it from all others, whatever its file is called by then."""
+        return f"{self.sequence}-{self.epoch}"
+
     @classmethod
     def of(cls, name: str) -> "Aside | None":
         """Return what the name says, None when it is none of ours."""
         match = re.fullmatch(r"([0-9]{1,20})-([0-9]{1,10})-0x([0-9a-f]{2})\.(batch|again)", name)
-        if match is None:
+        if match is None or int(match[1]) >= _SEQUENCES or int(match[2]) >= _EPOCHS:
             return None
         return cls(int(match[1]), int(match[2]), int(match[3], 16), match[4] == "again")
 
@@ -61,7 +76,8 @@ class Refused:
     """The refused batches of one buffer.
 
     `offered`, `delivered` and `names` only touch memory and may run beside the others, which do
-    disk work on one thread at a time and may raise OSError.
+    disk work on one thread at a time. All but `recover` and `tidy` may raise OSError: these are
+    part of what the whole buffer does in its rhythm, which is not to end where only this fails.
     """
 
     def __init__(self, disk: Disk) -> None:
@@ -72,15 +88,41 @@ class Refused:
         self._delivered: set[tuple[int, int]] = set()
         self.times = 0
         """How often batches were put up to be offered again."""
+        self._recovered = False
+        self.fault: str | None = None
+        """What the directory does not do at present, and what mends it."""
         self.damage: list[str] = []
-        """What was found damaged since the start."""
+        """What was found damaged or missing since the start."""
 
     def recover(self) -> None:
-        """Read which there are; files that are none of ours are let be."""
+        """Read which there are; files that are none of ours are let be.
+
+        Where that fails, `tidy` tries again.
+        """
+        self._recovered = False
+        with self._kept_in_mind():
+            self._read_names()
+
+    @contextmanager
+    def _kept_in_mind(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._fails(remedy(error, self._disk.directory))
+        else:
+            self.fault = None
+
+    def _fails(self, fault: str) -> None:
+        if fault != self.fault:
+            log.error("buffer: %s", fault)
+        self.fault = fault
+
+    def _read_names(self) -> None:
         found = [aside for name in self._disk.names() if (aside := Aside.of(name))]
         found.sort(key=lambda aside: (aside.sequence, aside.epoch))
         self._sizes = {aside: self._disk.size(aside.name) for aside in found}
         self._offer()
+        self._recovered = True
 
     def _offer(self) -> None:
         """Say which are offered; their readings are not counted: 16 MiB take 10 s to decode."""
@@ -96,13 +138,15 @@ class Refused:
 
     @property
     def names(self) -> list[str]:
-        """The names of their files, oldest first."""
-        return [aside.name for aside in list(self._sizes)]
+        """The names of their files, oldest first; the last of many entries says how many more."""
+        names = [aside.name for aside in list(self._sizes)]
+        more = [f"and {len(names) - LISTED} more: bygate buffer lists them"]
+        return names if len(names) <= LISTED else names[:LISTED] + more
 
     @property
     def size(self) -> int:
         """Bytes on disk."""
-        return sum(self._sizes.values())
+        return sum(map(on_disk, self._sizes.values()))
 
     @property
     def last(self) -> int:
@@ -137,33 +181,69 @@ class Refused:
         aside = Aside.of(held.segment)
         if aside not in self._sizes:
             return None
-        payload = self._read(aside)
+        try:
+            payload = self._read(aside)
+        except OSError as error:
+            why = remedy(error, self._disk.directory / aside.name)
+            self._forget([aside], f"not offered before the next start: {why}")
+            return None
         with suppress(WireError):
             batch = decode(payload)
             if (batch.epoch, batch.sequence) == (held.epoch, held.sequence):
                 return payload
-        self._disk.rename(aside.name, f"{aside.name}.damaged")
-        del self._sizes[aside]
-        self._offer()
-        self.damage.append(f"{DIRECTORY}/{aside.name} is not that batch: kept as .damaged")
-        log.error("buffer: %s", self.damage[-1])
+        self._give_up(aside)
         return None
 
+    def _give_up(self, aside: Aside) -> None:
+        if self._disk.exists(aside.name):
+            self._disk.rename(aside.name, f"{aside.name}.damaged")
+            self._forget([aside], "not that batch: kept as .damaged")
+        else:
+            self._forget_gone()
+
+    def _forget_gone(self) -> None:
+        """Forget those whose files somebody removed, all at once, so that they are told of once."""
+        there = set(self._disk.names())
+        gone = [aside for aside in self._sizes if aside.name not in there]
+        self._forget(gone, "gone: did somebody remove it? its readings are not delivered")
+
+    def _forget(self, those: list[Aside], why: str) -> None:
+        if not those:
+            return
+        for aside in those:
+            del self._sizes[aside]
+        self._offer()
+        more = f" and {len(those) - 1} more" if those[1:] else ""
+        self.damage.append(f"{DIRECTORY}/{those[0].name}{more}: {why}")
+        log.error("buffer: %s", self.damage[-1])
+
     def _read(self, aside: Aside) -> bytes:
-        payload = self._disk.read(aside.name)
-        self._disk.close(aside.name)
-        return payload
+        try:
+            return self._disk.read(aside.name)
+        finally:
+            self._disk.close(aside.name)
 
     def lies_here(self, held: Held) -> bool:
         """Whether the batch is one of these."""
         return (held.epoch, held.sequence) in self._known
 
-    def over(self, most: int) -> Iterator[Aside]:
-        """Yield the oldest for as long as all of them take more than so many bytes."""
+    def holds(self, held: Held, payload: bytes | None) -> bool:
+        """Whether the batch is one of these down to its bytes, on the device."""
+        key = (held.epoch, held.sequence)
+        with suppress(OSError):
+            for aside in [one for one in self._sizes if (one.epoch, one.sequence) == key]:
+                self._disk.settle(aside.name)
+                self._disk.sync_directory()
+                return self._read(aside) == payload
+        return False
+
+    def over(self, most: int, but: Held) -> Iterator[Aside]:
+        """Yield the oldest but one for as long as all of them take more than so many bytes."""
         for aside in list(self._sizes):
             if self.size <= most:
                 return
-            yield aside
+            if (aside.epoch, aside.sequence) != (but.epoch, but.sequence):
+                yield aside
 
     def readings(self, aside: Aside) -> int:
         """Return how many readings are in it; 0 when it is damaged."""
@@ -184,17 +264,16 @@ class Refused:
         """
         aside = Aside(held.sequence, held.epoch, reason, again=False)
         key = (aside.sequence, aside.epoch)
-        same = [one for one in self._sizes if (one.sequence, one.epoch) == key]
-        name = same[0].name if same else aside.name
+        before = next((one for one in self._sizes if (one.sequence, one.epoch) == key), aside)
         self._disk.names()
-        self._disk.write(name, 0, payload)
-        self._disk.sync(name)
-        self._disk.close(name)
-        self._sizes[aside] = len(payload)
-        if name != aside.name:
-            self._rename(same[0], aside)
-        self._disk.sync_directory()
+        self._disk.write(before.name, 0, payload)
+        self._disk.sync(before.name)
+        self._disk.close(before.name)
+        self._sizes[before] = len(payload)
+        if before != aside:
+            self._rename(before, aside)
         self._offer()
+        self._disk.sync_directory()
 
     def _rename(self, before: Aside, after: Aside) -> None:
         self._disk.rename(before.name, after.name)
@@ -202,6 +281,14 @@ class Refused:
 
     def tidy(self) -> None:
         """Remove what was delivered, and offer again what somebody asks for."""
+        with self._kept_in_mind():
+            if not self._recovered:
+                self._read_names()
+            self._remove_delivered()
+            if self._disk.exists(RETRY):
+                self._offer_all()
+
+    def _remove_delivered(self) -> None:
         done = set(self._delivered)
         for aside in [one for one in self._sizes if (one.epoch, one.sequence) in done]:
             self._disk.remove(aside.name)
@@ -209,10 +296,9 @@ class Refused:
         if done:
             self._offer()
         self._delivered -= done
-        if self._disk.exists(RETRY):
-            self._offer_all()
 
     def _offer_all(self) -> None:
+        self._forget_gone()
         aside = [one for one in self._sizes if not one.again]
         for one in aside:
             self._rename(one, replace(one, again=True))

@@ -514,7 +514,7 @@ def test_refused_batches_are_bounded_and_the_oldest_goes_first(tmp_path: Path):
     old = buffer.payload(next(buffer.waiting()))
     (tmp_path / "refused").mkdir()
     (tmp_path / "refused" / "9-1-0x99.batch").write_bytes(old)
-    (tmp_path / "refused" / "10-1-0x99.batch").write_bytes(bytes(REFUSED_BYTES - len(old)))
+    (tmp_path / "refused" / "10-1-0x99.batch").write_bytes(bytes(REFUSED_BYTES - 4096))
     buffer = opened(tmp_path)
     take(buffer, 3.0)
     buffer.close()

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,32 @@ def test_days_of_room_and_writes_are_those_of_the_daemon(tmp_path: Path, capsys:
     assert abs(told["room_bytes"] - left) < 1 << 30  # others write to this disk as well
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"seconds": 1}', '{"a": "' + "x" * 300])
+def test_refused_batches_take_whole_blocks_of_the_room(tmp_path: Path, capsys: Said):
+    buffer = opened(tmp_path / "state")
+    take(buffer, 1.0)
+    buffer.close()
+    before = look(tmp_path, capsys)["bytes"]
+    buffer.set_aside(next(buffer.waiting()), 0x99)
+    assert look(tmp_path, capsys)["bytes"] == before + 4096
+
+
+def rates(seconds: str = "700", written: str = "1", sealed: str = "1") -> str:
+    return f'{{"seconds": {seconds}, "written": {written}, "sealed": {sealed}}}'
+
+
+DAMAGED = [
+    *("", "{", "[]", '{"seconds": 1}', '{"a": "' + "x" * 300, rates(seconds="1e400")),
+    *(rates(written=number) for number in ("1e400", "NaN", "-1", "null", '"x"', "9" * 150)),
+]
+
+
+def test_rates_that_are_whole_are_known(tmp_path: Path, capsys: Said):
+    opened(tmp_path / "state")
+    (tmp_path / "state" / NAME).write_text(rates())
+    assert look(tmp_path, capsys)["written_bytes_day"] == round(86_400 / 700)
+
+
+@pytest.mark.parametrize("text", DAMAGED)
 def test_rates_that_are_damaged_are_not_known(tmp_path: Path, capsys: Said, text: str):
     opened(tmp_path / "state")
     (tmp_path / "state" / NAME).write_text(text)
@@ -126,6 +152,30 @@ def test_damage_is_named_and_is_a_fault(tmp_path: Path, capsys: Said):
     assert "set aside at the daemon's next start" in capsys.readouterr().out
     opened(tmp_path / "state", epoch=2)
     assert "dmesg" in look(tmp_path, capsys)["damage"][0]
+
+
+STANDS: dict[str, Callable[[Path], object]] = {
+    "a pipe": os.mkfifo,
+    "a directory": Path.mkdir,
+    "a dangling link": lambda path: path.symlink_to("none/such"),
+}
+
+
+@pytest.mark.parametrize("what", STANDS)
+@pytest.mark.parametrize("name", ["journal", "acked", "rates", "refused"])
+def test_what_stands_where_a_file_belongs_is_named_and_the_others_are_read(
+    tmp_path: Path, capsys: Said, name: str, what: str
+):
+    buffer = opened(tmp_path / "state")
+    take(buffer, 1.0)
+    buffer.close()
+    ours = tmp_path / "state" / name
+    shutil.rmtree(ours) if ours.is_dir() else ours.unlink(missing_ok=True)
+    STANDS[what](ours)
+    told = look(tmp_path, capsys)
+    assert told["waiting_readings"] == 1
+    mine = (name, what) == ("refused", "a directory")
+    assert [each.split(":")[0] for each in told["damage"]] == ([] if mine else [name])
 
 
 def wrong(directory: Path, said: Said) -> str:
@@ -274,6 +324,21 @@ def test_with_none_refused_there_is_nothing_to_offer(tmp_path: Path, capsys: Sai
     opened(tmp_path / "state")
     assert main(["buffer", "--retry-refused", "-c", str(config(tmp_path))]) == 0
     assert capsys.readouterr().out == "no refused batches: nothing to offer again\n"
+
+
+@pytest.mark.parametrize("what", STANDS)
+def test_what_stands_where_the_asking_belongs_is_no_success(
+    tmp_path: Path, capsys: Said, what: str
+):
+    buffer = opened(tmp_path / "state")
+    take(buffer, 1.0)
+    buffer.close()
+    buffer.set_aside(next(buffer.waiting()), 0x99)
+    STANDS[what](tmp_path / "state/refused/retry")
+    assert main(["buffer", "--retry-refused", "-c", str(config(tmp_path))]) == 1
+    out, err = capsys.readouterr()
+    assert (out, "refused/retry: not a file" in err) == ("", True)
+    assert not (tmp_path / "state/refused/none").exists()
 
 
 def taken_by(broker: Broker) -> dict[tuple[int, int], Batch]:

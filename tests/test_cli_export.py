@@ -9,6 +9,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from gateway_process import ROOT, batches, gateway, sensor
 from hypothesis import given
 from test_buffer import opened, take
-from test_cli_buffer import bygate, config
+from test_cli_buffer import bygate, config, contents
 from test_cli_decode import rows
 from wire_batches import batch, examples, reading
 from wire_batches import batches as any_batches
@@ -84,9 +85,9 @@ def test_the_sum_is_one_that_sha256sum_checks(tmp_path: Path, held: list[Value])
 
 
 def test_nothing_counts_as_delivered_and_nothing_is_changed(tmp_path: Path, held: list[Value]):
-    before = {p: p.read_bytes() for p in (tmp_path / "state").rglob("*") if p.is_file()}
+    before = contents(tmp_path / "state")
     export(tmp_path, "out")
-    assert {p: p.read_bytes() for p in (tmp_path / "state").rglob("*") if p.is_file()} == before
+    assert contents(tmp_path / "state") == before
 
 
 def test_what_is_there_stays_unless_told_otherwise(tmp_path: Path, held: list[Value], capsys: Said):
@@ -100,8 +101,47 @@ def test_what_is_there_stays_unless_told_otherwise(tmp_path: Path, held: list[Va
     assert len(rows((tmp_path / "out").read_text())) == len(held)
 
 
+STANDS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "pipe": (os.mkfifo, "is a device or a pipe: name a file"),
+    "directory": (Path.mkdir, "is a directory: name a file"),
+    "dangling": (lambda path: path.symlink_to("none"), "is a link: name the file that it leads to"),
+    "link": (lambda path: path.symlink_to("config.toml"), "is a link: name the file"),
+}
+
+
+@pytest.mark.parametrize("name", ["out", "out.sha256"])
+@pytest.mark.parametrize("what", STANDS)
+def test_what_is_no_file_is_never_replaced_by_one(
+    tmp_path: Path, held: list[Value], capsys: Said, what: str, name: str
+):
+    make, why = STANDS[what]
+    make(tmp_path / name)
+    mode = (tmp_path / name).lstat().st_mode
+    assert export(tmp_path, "out", "--overwrite") == export(tmp_path, "out") == 2
+    assert f"{tmp_path}/out: {name} {why}" in capsys.readouterr().err
+    assert (tmp_path / name).lstat().st_mode == mode
+    assert len(list(tmp_path.glob("out*"))) == 1
+
+
+def test_standard_output_is_not_offered(held: list[Value], tmp_path: Path, capsys: Said):
+    assert main(["export", "-c", str(config(tmp_path)), "-"]) == 2
+    assert capsys.readouterr() == ("", "-: standard output has no sum: name a file\n")
+
+
+@pytest.mark.parametrize("name", ["state/journal", "state/refused/out", "link/00000001.seg"])
+def test_nothing_is_put_among_the_files_of_the_buffer(
+    tmp_path: Path, held: list[Value], capsys: Said, name: str
+):
+    (tmp_path / "link").symlink_to("state")
+    before = contents(tmp_path / "state")
+    assert export(tmp_path, name, "--overwrite") == 2
+    assert "among the files of the buffer: name another directory" in capsys.readouterr().err
+    assert contents(tmp_path / "state") == before
+
+
 PLACES = {
-    "state": (2, "a directory: name a file"),
+    "state": (2, "state is a directory: name a file"),
+    "x" * 250: (1, "cannot be written: File name too long: name it shorter"),
     "none/out": (1, "cannot be written: No such file or directory: make the directory first"),
     "config.toml/out": (1, "cannot be written: Not a directory: name a file in a directory"),
 }
@@ -116,6 +156,12 @@ def test_a_place_that_will_not_do_is_told(
     out, err = capsys.readouterr()
     assert (out, len(err.splitlines())) == ("", 1)
     assert f"{tmp_path}/{name}: {why}" in err
+
+
+def test_links_that_lead_round_in_a_ring_are_told(tmp_path: Path, held: list[Value], capsys: Said):
+    (tmp_path / "ring").symlink_to("ring")
+    assert export(tmp_path, "ring/out") == 1
+    assert "Too many levels of symbolic links" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_told_and_nothing_half_is_left(tmp_path: Path, held: list[Value]):
@@ -170,7 +216,88 @@ def test_a_damaged_batch_is_told_and_the_others_are_exported(tmp_path: Path, cap
     assert [row["value"] for row in rows((tmp_path / "out").read_text())] == [1.0, 3.0]
 
 
+def test_what_stands_in_place_of_the_journal_is_told_and_the_batches_are_exported(
+    tmp_path: Path, held: list[Value], capsys: Said
+):
+    (tmp_path / "state/journal").unlink()
+    os.mkfifo(tmp_path / "state/journal")
+    assert export(tmp_path, "out") == 1
+    assert "1 places are damaged: `bygate buffer` names them" in capsys.readouterr().err
+    assert len(rows((tmp_path / "out").read_text())) == len(held) - 1
+
+
+# Ends its process before a step that can be seen from without: as SIGKILL would, or a power cut
+DYING = """
+import os
+
+def mortal(call):
+    def step(*arguments, **named):
+        global left
+        left -= 1
+        if left < 0:
+            os._exit(9)
+        return call(*arguments, **named)
+    return step
+
+left = int(os.environ["STEPS"])
+for name in ("rename", "unlink", "fsync"):
+    setattr(os, name, mortal(getattr(os, name)))
+"""
+
+
+def killed_before(step: int, directory: Path) -> bool:
+    """Export over what is there, to be killed before that step; whether that came about."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "gateway", "export", "-c", config(directory)),
+            *("--overwrite", directory / "out"),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(directory), "STEPS": str(step)},
+        check=False,
+    )
+    return done.returncode == 9
+
+
+def test_killed_at_any_step_a_sum_that_is_there_is_that_of_the_file(
+    tmp_path: Path, held: list[Value]
+):
+    (tmp_path / "sitecustomize.py").write_text(DYING)
+    file, told, step, seen = tmp_path / "out", tmp_path / "out.sha256", 0, set()
+    killed = True
+    while killed:
+        file.write_text("older")
+        told.write_text(f"{hashlib.sha256(b'older').hexdigest()}  out\n")
+        killed = killed_before(step, tmp_path)
+        whole = hashlib.sha256(file.read_bytes()).hexdigest()
+        assert not told.exists() or told.read_text() == f"{whole}  out\n"
+        seen.add((file.read_bytes() == b"older", told.exists()))
+        step += 1
+    assert seen == {(True, True), (True, False), (False, False), (False, True)}
+
+
 # Formats
+
+
+@pytest.mark.parametrize(
+    ("name", "begins"),
+    [
+        *(("out.csv", b"gateway,epoch"), ("OUT.CSV", b"gateway,epoch")),
+        *(("out.lp", b"temperature,"), ("out.influx", b"temperature,")),
+        *(("out.batches", b"\x8b\xa1v\x01"), ("out.msgpack", b"\x8b\xa1v\x01")),
+        *(("out", b'{"gateway"'), ("out.jsonl", b'{"gateway"'), ("out.csv.txt", b'{"gateway"')),
+    ],
+)
+def test_the_format_is_what_the_name_ends_in(
+    tmp_path: Path, held: list[Value], name: str, begins: bytes
+):
+    assert export(tmp_path, name) == 0
+    assert (tmp_path / name).read_bytes().startswith(begins)
+
+
+def test_a_format_that_is_given_outdoes_the_ending(tmp_path: Path, held: list[Value]):
+    assert export(tmp_path, "out.csv", "--format", "jsonl") == 0
+    assert len(rows((tmp_path / "out.csv").read_text())) == len(held)
 
 
 def from_csv(text: str) -> list[dict[str, Any]]:

@@ -1,9 +1,12 @@
 """Refused batches are offered again when somebody asks, under their own names, and lost never."""
 
+import errno
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import ClassVar
 
 import pytest
 from crash_disk import CrashDisk, PowerCut
@@ -11,7 +14,7 @@ from test_buffer import SETTINGS, batches, opened, take, values
 
 from gateway.buffer import Buffer
 from gateway.disk import Disk
-from gateway.refused import REFUSED_BYTES
+from gateway.refused import REFUSED_BYTES, on_disk
 
 
 def refused(directory: Path, count: int = 2) -> Buffer:
@@ -29,6 +32,10 @@ def refused(directory: Path, count: int = 2) -> Buffer:
 
 def ask(directory: Path) -> None:
     (directory / "refused/retry").touch()
+
+
+def names(directory: Path, within: str = "refused") -> list[str]:
+    return [file.name for file in (directory / within).iterdir()]
 
 
 def test_they_wait_again_under_their_own_names_when_somebody_asks(tmp_path: Path):
@@ -50,7 +57,7 @@ def test_one_that_is_delivered_is_gone(tmp_path: Path):
     assert values(buffer) == [1.0]
     buffer.tick(63.0)
     assert buffer.stats().refused == ["2-1-0x99.again"]
-    assert [file.name for file in (tmp_path / "refused").iterdir()] == ["2-1-0x99.again"]
+    assert names(tmp_path) == ["2-1-0x99.again"]
 
 
 def test_one_that_is_refused_again_lies_there_once_with_its_new_reason(tmp_path: Path):
@@ -59,14 +66,13 @@ def test_one_that_is_refused_again_lies_there_once_with_its_new_reason(tmp_path:
     buffer.tick(62.0)
     buffer.set_aside(next(buffer.waiting()), 0x95)
     assert values(buffer) == [1.0]
-    names = sorted(file.name for file in (tmp_path / "refused").iterdir())
-    assert names == ["1-1-0x95.batch", "2-1-0x99.again"] == sorted(buffer.stats().refused)
+    assert sorted(names(tmp_path)) == ["1-1-0x95.batch", "2-1-0x99.again"]
+    assert sorted(names(tmp_path)) == sorted(buffer.stats().refused)
 
 
 def test_one_that_is_refused_again_takes_no_room_of_another(tmp_path: Path):
     refused(tmp_path, 1)
-    first = (tmp_path / "refused/1-1-0x99.batch").stat().st_size
-    (tmp_path / "refused/2-1-0x99.batch").write_bytes(bytes(REFUSED_BYTES - first))
+    (tmp_path / "refused/2-1-0x99.batch").write_bytes(bytes(REFUSED_BYTES - 4096))
     buffer = opened(tmp_path, epoch=2)
     ask(tmp_path)
     buffer.tick(1.0)
@@ -185,12 +191,30 @@ def test_killed_at_any_step_each_is_there_once_or_has_arrived(tmp_path: Path):
     assert killed_at > 20
 
 
-def test_a_kill_between_refusal_and_its_note_leaves_it_there_once(tmp_path: Path):
+@pytest.fixture
+def killed(tmp_path: Path) -> Path:
+    """The file of a batch that was refused, and a kill came before `acked` was written."""
     buffer = opened(tmp_path)
     take(buffer, 1.0)
     buffer.close()
-    buffer.set_aside(next(buffer.waiting()), 0x99)  # killed before `acked` was written
+    buffer.set_aside(next(buffer.waiting()), 0x99)
+    return tmp_path / "refused/1-1-0x99.batch"
+
+
+def test_a_kill_between_refusal_and_its_note_leaves_it_there_once(tmp_path: Path, killed: Path):
     again = opened(tmp_path, epoch=2)
+    assert (values(again), again.stats().refused) == ([], [killed.name])
+    ask(tmp_path)
+    again.tick(1.0)
+    assert values(again) == [1.0]
+    again.set_aside(next(again.waiting()), 0x95)
+    assert again.stats().refused == ["1-1-0x95.batch"]
+
+
+def test_one_that_such_a_kill_left_torn_is_taken_from_the_spool(tmp_path: Path, killed: Path):
+    killed.write_bytes(killed.read_bytes()[:20])
+    again = opened(tmp_path, epoch=2)
+    assert values(again) == [1.0]
     again.set_aside(next(again.waiting()), 0x95)
     again.tick(1.0)
     assert again.stats().refused == ["1-1-0x95.batch"]
@@ -198,15 +222,27 @@ def test_a_kill_between_refusal_and_its_note_leaves_it_there_once(tmp_path: Path
     assert (values(third), third.stats().refused) == ([], ["1-1-0x95.batch"])
 
 
-def test_a_delivery_after_such_a_kill_removes_it(tmp_path: Path):
-    buffer = opened(tmp_path)
-    take(buffer, 1.0)
-    buffer.close()
-    buffer.set_aside(next(buffer.waiting()), 0x99)
+def test_a_delivery_after_such_a_kill_removes_it(tmp_path: Path, killed: Path):
+    killed.write_bytes(b"")
     again = opened(tmp_path, epoch=2)
     again.acknowledge(1)
     again.tick(1.0)
     assert again.stats().refused == []
+
+
+def test_after_such_a_kill_it_is_not_counted_as_dropped_where_the_spool_is_full(
+    tmp_path: Path, killed: Path
+):
+    again = opened(tmp_path, epoch=2, settings=replace(SETTINGS, max_size=1))
+    assert (again.stats().dropped, again.stats().refused) == (0, [killed.name])
+
+
+def test_one_that_is_refused_again_never_makes_room_for_itself(tmp_path: Path):
+    refused(tmp_path, 1)
+    ask(tmp_path)
+    small = opened(tmp_path, epoch=2, settings=replace(SETTINGS, max_size=1))
+    small.set_aside(next(small.waiting()), 0x95)
+    assert (small.stats().refused, small.stats().dropped) == (["1-1-0x95.batch"], 0)
 
 
 def test_no_new_batch_bears_the_sequence_of_a_refused_one(tmp_path: Path):
@@ -235,6 +271,109 @@ def test_bytes_that_are_not_that_batch_are_not_offered_but_kept(tmp_path: Path, 
     assert "1-1-0x99" in buffer.stats().faults[0]
 
 
+def test_one_that_somebody_removed_is_told_of_and_does_not_hold_up_the_others(tmp_path: Path):
+    buffer = refused(tmp_path, 3)
+    for sequence in (1, 2):
+        (tmp_path / f"refused/{sequence}-1-0x99.batch").unlink()
+    ask(tmp_path)
+    buffer.tick(62.0)
+    assert values(buffer) == [2.0]
+    assert buffer.stats().refused == ["3-1-0x99.again"]
+    (told,) = buffer.stats().faults
+    assert told.startswith("refused/1-1-0x99.batch and 1 more: gone: did somebody remove it?")
+
+
+def test_one_that_is_removed_while_it_is_offered_is_told_of_once(tmp_path: Path):
+    buffer = refused(tmp_path)
+    ask(tmp_path)
+    buffer.tick(62.0)
+    (tmp_path / "refused/1-1-0x99.again").unlink()
+    assert buffer.payload(next(buffer.waiting())) is None
+    assert values(buffer) == [1.0]
+    assert buffer.stats().refused == ["2-1-0x99.again"]
+    assert [told[:28] for told in buffer.stats().faults] == ["refused/1-1-0x99.again: gone"]
+
+
+class FailingDisk(Disk):
+    """A disk on which nothing can be renamed, read or listed, for as long as that is said."""
+
+    cannot: ClassVar[set[str]] = set()
+
+    def names(self) -> list[str]:
+        self._fail(f"list {self.directory.name}")
+        return super().names()
+
+    def rename(self, name: str, to: str) -> None:
+        self._fail("rename")
+        super().rename(name, to)
+
+    def read(self, name: str, offset: int = 0, length: int = -1) -> bytes:
+        self._fail(f"read {name}")
+        return super().read(name, offset, length)
+
+    def below(self, name: str) -> "FailingDisk":
+        return FailingDisk(self.directory / name)
+
+    def _fail(self, what: str) -> None:
+        if what in self.cannot:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+
+@pytest.fixture
+def failing(tmp_path: Path) -> Iterator[Buffer]:
+    """A buffer with two refused batches that are offered again, on a disk that may fail."""
+    refused(tmp_path)
+    ask(tmp_path)
+    buffer = Buffer(FailingDisk(tmp_path), SETTINGS, "trd-0042", boot=7, epoch=2)
+    buffer.tick(0.0)
+    yield buffer
+    FailingDisk.cannot.clear()
+
+
+def test_one_that_cannot_be_renamed_is_still_under_the_name_that_it_has(
+    tmp_path: Path, failing: Buffer
+):
+    FailingDisk.cannot.add("rename")
+    with pytest.raises(PermissionError):
+        failing.set_aside(next(failing.waiting()), 0x95)
+    assert failing.stats().refused == ["1-1-0x99.again", "2-1-0x99.again"]
+    assert values(failing) == [0.0, 1.0]
+    FailingDisk.cannot.clear()
+    failing.set_aside(next(failing.waiting()), 0x95)
+    ask(tmp_path)
+    failing.tick(1.0)
+    assert failing.stats().faults == []
+    assert sorted(names(tmp_path)) == ["1-1-0x95.again", "2-1-0x99.again"]
+
+
+def test_one_that_cannot_be_read_does_not_hold_up_the_others(tmp_path: Path, failing: Buffer):
+    FailingDisk.cannot.add("read 1-1-0x99.again")
+    assert failing.payload(next(failing.waiting())) is None
+    assert values(failing) == [1.0]
+    (told,) = failing.stats().faults
+    assert f"{tmp_path}/refused/1-1-0x99.again: Permission denied: give it to the user" in told
+    assert values(opened(tmp_path, epoch=3)) == [0.0, 1.0]
+
+
+def test_the_buffer_goes_on_without_them_while_the_directory_cannot_be_read(
+    tmp_path: Path, failing: Buffer
+):
+    failing.close()
+    FailingDisk.cannot.add("list refused")
+    again = Buffer(FailingDisk(tmp_path), SETTINGS, "trd-0042", boot=7, epoch=3)
+    again.tick(0.0)
+    segments = names(tmp_path, ".")
+    take(again, 5.0)
+    again.close()
+    assert (values(again), again.fault, names(tmp_path, ".")) == ([5.0], None, segments)
+    (told,) = again.stats().faults
+    assert told.startswith(f"{tmp_path}/refused: Permission denied: give it to the user")
+    FailingDisk.cannot.clear()
+    again.tick(71.0)
+    assert again.stats().faults == []
+    assert again.stats().refused == ["1-1-0x99.again", "2-1-0x99.again"]
+
+
 @pytest.mark.parametrize("name", ["notes.txt", "x.batch", "1-1-0x99.batch~"])
 def test_files_that_are_none_of_ours_are_let_be(tmp_path: Path, name: str):
     refused(tmp_path)
@@ -247,9 +386,79 @@ def test_files_that_are_none_of_ours_are_let_be(tmp_path: Path, name: str):
     assert (tmp_path / "refused" / name).read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    "name", ["99999999999999999999-1-0x99", f"{1 << 63}-1-0x99", "5-9999999999-0x99"]
+)
+def test_a_name_with_numbers_that_are_never_ours_is_let_be(tmp_path: Path, name: str):
+    refused(tmp_path)
+    (tmp_path / f"refused/{name}.batch").touch()
+    again = opened(tmp_path, epoch=2)
+    take(again, 5.0)
+    again.close()
+    assert [(batch.sequence, batch.readings[0].value) for batch in batches(again)] == [(3, 5.0)]
+    assert again.stats().refused == ["1-1-0x99.batch", "2-1-0x99.batch"]
+
+
+def test_one_that_a_power_cut_brings_back_is_not_counted_again_under_another_name(tmp_path: Path):
+    buffer = refused(tmp_path, 1)
+    first = (tmp_path / "refused/1-1-0x99.batch").read_bytes()
+    for epoch in (2, 3):
+        (tmp_path / "refused/1-1-0x99.batch").write_bytes(first)
+        ask(tmp_path) if epoch == 3 else None
+        buffer = opened(tmp_path, epoch, replace(SETTINGS, max_size=4 * 4096))
+        take(buffer, 5.0)
+        buffer.close()
+        buffer.set_aside(list(buffer.waiting())[-1], 0x99)
+        assert not list((tmp_path / "refused").glob("1-1-*"))
+    assert buffer.stats().dropped == 2  # batches 1 and 2
+
+
+def test_one_that_was_dropped_is_not_sent_again_after_a_power_cut():
+    disk = CrashDisk()
+    buffer = Buffer(disk, replace(SETTINGS, max_size=4 * 4096), "trd-0042", boot=7, epoch=1)
+    for value in (1.0, 2.0):
+        take(buffer, value)
+        buffer._work(0.0, buffer._seal)
+    for held in list(buffer.waiting()):
+        buffer.set_aside(held, 0x99)
+    assert buffer.stats().dropped == 1
+    disk.sync_directory()
+    disk.crash(Random(1))
+    again = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=2)
+    again.tick(0.0)
+    assert (values(again), again.stats().dropped) == ([], 1)
+
+
+def test_each_counts_the_blocks_that_it_takes_on_disk(tmp_path: Path):
+    buffer = refused(tmp_path, 3)
+    taken = sum(file.stat().st_blocks * 512 for file in (tmp_path / "refused").iterdir())
+    assert buffer._refused.size == 3 * 4096 == taken
+    assert [on_disk(length) for length in (0, 1, 4096, 4097)] == [0, 4096, 4096, 8192]
+
+
+def test_many_small_ones_are_bounded_by_their_blocks(tmp_path: Path):
+    buffer = opened(tmp_path, settings=replace(SETTINGS, max_size=1 << 20))
+    for value in range(70):
+        take(buffer, float(value))
+        buffer.close()
+    for held in list(buffer.waiting()):
+        buffer.set_aside(held, 0x99)
+    assert len(names(tmp_path)) == (1 << 18) // 4096
+    assert buffer.stats().dropped_by == {"refused by the broker": 6}
+
+
+def test_of_many_the_status_names_the_first_twenty_and_counts_the_others(tmp_path: Path):
+    told = refused(tmp_path, 20).stats().refused
+    assert told == [f"{sequence}-1-0x99.batch" for sequence in range(1, 21)]
+    (tmp_path / "refused/21-1-0x99.batch").touch()
+    (tmp_path / "refused/22-1-0x99.batch").touch()
+    more = "and 2 more: bygate buffer lists them"
+    assert opened(tmp_path, epoch=2).stats().refused == [*told, more]
+
+
 @pytest.mark.parametrize("changes", range(12))
 def test_a_power_cut_counts_what_has_no_room_any_more_once(changes: int):
-    small = replace(SETTINGS, max_size=4000)
+    small = replace(SETTINGS, max_size=4 * 4096)
     for seed in range(10):
         disk = CrashDisk()
         buffer = Buffer(disk, small, "trd-0042", boot=7, epoch=1)

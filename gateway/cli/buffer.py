@@ -2,9 +2,10 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from gateway.disk import VOLATILE, volatile
 from gateway.glance import Glance, NoBuffer, Refused
 from gateway.health import utc
 from gateway.rates import noted
-from gateway.refused import DIRECTORY, RETRY
+from gateway.refused import DIRECTORY, RETRY, on_disk
 from gateway.session import NOT_THIS_BATCH
 
 RETRY_HINT = "mend the broker, then sudo bygate buffer --retry-refused"
@@ -66,7 +67,7 @@ def reading(directory: Path) -> Iterator[None]:
 def _retry(glance: Glance, asks: Path, *, as_json: bool) -> int:
     count = sum(1 for _ in glance.refused())
     if count:
-        asks.touch()
+        _ask(asks)
     told = "no refused batches: nothing to offer again"
     if count:
         told = (
@@ -77,12 +78,19 @@ def _retry(glance: Glance, asks: Path, *, as_json: bool) -> int:
     return 0
 
 
+def _ask(asks: Path) -> None:
+    with suppress(FileExistsError):
+        asks.touch(exist_ok=False)
+    if os.path.lexists(asks) and not asks.is_file():
+        raise NoBuffer(f"{asks}: not a file, and so asks for nothing: move it away")
+
+
 def _told(config: Config, glance: Glance) -> dict[str, Any]:
     """Return what the status says of the buffer under the same names, and more."""
     batches, readings = glance.spool.held()
     unsealed = sum(len(batch.readings) for batch in glance.unsealed())
     refused = [_refused(each) for each in glance.refused()]
-    size = glance.spool.size + sum(each["bytes"] for each in refused)
+    size = glance.spool.size + sum(on_disk(each["bytes"]) for each in refused)
     left, rates = max(room(glance.disk, config.buffer, size), 0), noted(glance.disk)
     oldest = glance.oldest_ms
     return {
@@ -108,6 +116,8 @@ def _damage(glance: Glance) -> Iterator[str]:
             f"{damage.name}: {len(damage.data)} bytes from {damage.at} on are damaged, "
             f"{damage.cost} readings in them: set aside at the daemon's next start"
         )
+    for name in glance.foreign:
+        yield f"{name}: none of bygate's, so that what was in it is not shown: move it away"
     for name in glance.aside:
         yield f"{name}: damaged bytes, set aside: look for disk errors in dmesg, then move it away"
 

@@ -1,6 +1,7 @@
 """`bygate export`: what waits to a file, such as one on a USB stick; nothing counts as delivered.
 
-Written beside its place under another name, synced, then renamed: PATH is whole or not there.
+Written beside its place under another name, synced, then renamed: PATH is whole or not there, and
+its sum comes last.
 """
 
 import argparse
@@ -24,6 +25,14 @@ from gateway.wire import Batch
 
 _LINES = {"jsonl": json_lines, "csv": csv_lines, "influx": influx_lines}
 BATCHES = "batches"
+_ENDINGS = {
+    ".csv": "csv",
+    ".influx": "influx",
+    ".lp": "influx",
+    ".batches": BATCHES,
+    ".msgpack": BATCHES,
+}
+"""What the ending of PATH says of its format; any other is that of JSON lines."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,10 +41,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         choices=[*_LINES, BATCHES],
-        default="jsonl",
         help="JSON lines as `bygate decode` prints them, CSV, InfluxDB's lines, or the very "
         "batches, which `bygate decode` reads; these without the readings of the last minute, "
-        "which are in no batch yet",
+        "which are in no batch yet. Where it is not given, PATH's ending says it: "
+        f"{', '.join(_ENDINGS)}; any other, and none: jsonl",
     )
     parser.add_argument("--overwrite", action="store_true", help="put it in place of what is there")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
@@ -59,12 +68,12 @@ class _Count:
 def run(args: argparse.Namespace) -> int:
     """Write the file; 1 when that fails or something in the buffer is damaged, 2 for its path."""
     config, count = load(args.config), _Count()
-    directory = config.gateway.state_dir
+    directory, form = config.gateway.state_dir, args.format or _form_of(args.path)
     try:
-        _check_place(args.path, overwrite=args.overwrite)
+        _check_place(args.path, directory, overwrite=args.overwrite)
         with reading(directory):
             glance = Glance(directory, config.gateway.id)
-        count.bytes = _write(args.path, _read(directory, _pieces(glance, args.format, count)))
+        count.bytes = _write(args.path, _read(directory, _pieces(glance, form, count)))
     except _WrongPath as error:
         print(f"{args.path}: {error}", file=sys.stderr)
         return 2
@@ -72,18 +81,35 @@ def run(args: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return 1
     print(json.dumps(asdict(count), indent=2) if args.json else f"{args.path}: {_said(count)}")
-    if damaged := len(glance.damage) + count.unreadable:
+    if damaged := len(glance.damage) + len(glance.foreign) + count.unreadable:
         print(f"{damaged} places are damaged: `bygate buffer` names them", file=sys.stderr)
     return int(damaged > 0)
 
 
-def _check_place(path: Path, *, overwrite: bool) -> None:
+def _form_of(path: Path) -> str:
+    return _ENDINGS.get(path.suffix.lower(), "jsonl")
+
+
+def _check_place(path: Path, buffer: Path, *, overwrite: bool) -> None:
+    if path == Path("-"):
+        raise _WrongPath("standard output has no sum: name a file")
     with suppress(OSError):  # writing will say it
-        if path.is_dir():
-            raise _WrongPath("a directory: name a file")
-        for there in (path, _sum_of(path)):
-            if there.exists() and not overwrite:
-                raise _WrongPath(f"{there.name} is there already: name another, or --overwrite")
+        _check(path, overwrite=overwrite)
+        _check(_sum_of(path), overwrite=overwrite)
+        if Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(buffer)):
+            raise _WrongPath("among the files of the buffer: name another directory")
+
+
+def _check(there: Path, *, overwrite: bool) -> None:
+    """Raise _WrongPath where a file would take the place of what is none, as of /dev/null."""
+    if there.is_dir():
+        raise _WrongPath(f"{there.name or there} is a directory: name a file")
+    if there.is_symlink():
+        raise _WrongPath(f"{there.name} is a link: name the file that it leads to")
+    if os.path.lexists(there) and not there.is_file():
+        raise _WrongPath(f"{there.name} is a device or a pipe: name a file")
+    if there.exists() and not overwrite:
+        raise _WrongPath(f"{there.name} is there already: name another, or --overwrite")
 
 
 def _said(count: _Count) -> str:
@@ -151,6 +177,7 @@ _REMEDIES = {
     errno.ENOSPC: "free space there, or name another disk",
     errno.EROFS: "mount it for writing: mount -o remount,rw",
     errno.EACCES: "name a directory that you may write to, or give the command by sudo",
+    errno.ENAMETOOLONG: "name it shorter",
     errno.ENOENT: "make the directory first, or mount the disk",
     errno.ENOTDIR: "name a file in a directory",
 }
@@ -162,9 +189,7 @@ def _write(path: Path, pieces: Iterator[bytes]) -> int:
     try:
         digest, size = _fill(part, pieces)
         _fill(total, iter([f"{digest}  {path.name}\n".encode()]))
-        total.rename(_sum_of(path))
-        part.rename(path)
-        _sync_directory(path.parent)
+        _put_in_place(path, part, total)
     except OSError as error:
         mend = _REMEDIES.get(error.errno or 0, "name another disk; does dmesg tell of this one?")
         text = f"{path}: cannot be written: {error.strerror}: {mend}"
@@ -174,6 +199,20 @@ def _write(path: Path, pieces: Iterator[bytes]) -> int:
             with suppress(OSError):
                 left.unlink()
     return size
+
+
+def _put_in_place(path: Path, part: Path, total: Path) -> None:
+    """Rename both, the sum last: where it is, PATH is whole and on the device, and may be taken.
+
+    The one of an older PATH goes first. Were it left until its successor comes, or its successor
+    put there early, a power cut between the two would leave a whole file called damaged.
+    """
+    _sum_of(path).unlink(missing_ok=True)
+    _sync_directory(path.parent)  # else the disk may do these in another order
+    part.rename(path)
+    _sync_directory(path.parent)
+    total.rename(_sum_of(path))
+    _sync_directory(path.parent)
 
 
 def _sum_of(path: Path) -> Path:
