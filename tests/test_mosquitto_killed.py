@@ -23,6 +23,7 @@ BETWEEN = 20
 """Batches from one kill to the next, on average."""
 
 TLS = """\
+allow_anonymous true
 listener {port} 127.0.0.1
 cafile {directory}/ca.pem
 certfile {directory}/broker.pem
