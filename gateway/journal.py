@@ -61,7 +61,8 @@ class Journal:
         if len(data) < SLOT * SLOTS:
             self._extend(len(data))
         frames, damaged = unsealed(data, sealed)
-        blocks = [Damage(NAME, at, data[at : at + BLOCK], None) for at in bad]
+        known = {at for each in damaged for at in range(each.at, each.at + len(each.data), BLOCK)}
+        blocks = [Damage(NAME, at, data[at : at + BLOCK], None) for at in bad if at not in known]
         return frames, [replace(each, unreadable=bool(bad)) for each in (*damaged, *blocks)]
 
     def _extend(self, size: int) -> None:

@@ -7,10 +7,13 @@ import difflib
 import importlib
 import inspect
 import itertools
+import json
 import signal
 import sys
 from collections.abc import Callable, Collection, Mapping
+from contextlib import redirect_stdout
 from dataclasses import fields
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +61,9 @@ def _parser() -> argparse.ArgumentParser:
         "bench", help="measure, and print the figures", epilog="Some have options of their own."
     )
     bench.add_argument("names", nargs="+", metavar="NAME", type=_one_of(benches(), "bench"))
-    bench.add_argument("--json", action="store_true", help="the figures as JSON")
+    bench.add_argument(
+        "--json", action="store_true", help="the figures as JSON, of several by name"
+    )
     bench.add_argument("--quick", action="store_true", help="shorter, and less exact")
     bench.set_defaults(run=_bench)
     return parser
@@ -227,8 +232,17 @@ def _setting(text: str) -> tuple[str, object]:
 def _bench(options: argparse.Namespace) -> int:
     arguments = [f"--{name}" for name in ("json", "quick") if getattr(options, name)]
     arguments += options.more
+    together: dict[str, object] = {}
     for name in options.names:
-        importlib.import_module(f"hil.bench_{name}").main(arguments)
+        bench = importlib.import_module(f"hil.bench_{name}")
+        if options.json and len(options.names) > 1:  # one document, not one a bench
+            with redirect_stdout(StringIO()) as said:
+                bench.main(arguments)
+            together[name] = json.loads(said.getvalue())
+        else:
+            bench.main(arguments)
+    if together:
+        print(json.dumps(together, indent=1))
     return 0
 
 

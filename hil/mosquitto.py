@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import socket
 from contextlib import suppress
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import gateway
 from hil.daemon import die_with
 
 STARTS_WITHIN = 10.0
@@ -17,34 +19,42 @@ STARTS_WITHIN = 10.0
 _CONFIG = """\
 listener {port} 127.0.0.1
 user {user}
-allow_anonymous true
-persistence true
 persistence_location {directory}/
-autosave_on_changes true
-autosave_interval 1
-max_queued_messages 0
-max_inflight_messages 0
-{more}
+{recommended}{lines}
 """
+
+
+def recommended() -> str:
+    """Return the lines of mosquitto.conf that gateway/WIRE.md recommends."""
+    document = (Path(gateway.__file__).parent / "WIRE.md").read_text(encoding="utf-8")
+    found = re.search(r"^```\n(persistence true\n.*?)^```", document, re.DOTALL | re.MULTILINE)
+    assert found, "gateway/WIRE.md recommends none"
+    return found[1]
 
 
 class Mosquitto:
     """The broker; it runs while its context is open, and keeps what it holds in `directory`.
 
-    `more` are further lines of its configuration.
+    `lines` are further ones of its configuration; they may change between two starts.
     """
 
-    def __init__(self, directory: Path, more: str = "") -> None:
+    def __init__(self, directory: Path, lines: str = "allow_anonymous true") -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port: int = free.getsockname()[1]
         self.host = "127.0.0.1"
-        self._more, self._directory = more, directory
+        self.lines, self._directory = lines, directory
+        self._log = directory / "mosquitto.log"
         self._process: asyncio.subprocess.Process | None = None
 
     @property
     def url(self) -> str:
         """Where clients find it, without TLS."""
         return f"mqtt://{self.host}:{self.port}"
+
+    @property
+    def log(self) -> str:
+        """What it has said so far."""
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -63,12 +73,13 @@ class Mosquitto:
         config = self._directory / "mosquitto.conf"
         config.write_text(
             _CONFIG.format(
-                port=self.port, user=getuser(), directory=self._directory, more=self._more
+                **{"port": self.port, "user": getuser(), "directory": self._directory},
+                **{"recommended": recommended(), "lines": self.lines},
             )
         )
         parent = os.getpid()
         path = f"{os.environ.get('PATH', '')}:/usr/sbin"
-        with (self._directory / "mosquitto.log").open("ab") as log:
+        with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *("mosquitto", "-c", str(config)),
                 env={**os.environ, "PATH": path},
@@ -82,7 +93,7 @@ class Mosquitto:
 
     async def _listens(self) -> bool:
         if self._process and self._process.returncode is not None:
-            raise OSError((self._directory / "mosquitto.log").read_text(errors="replace"))
+            raise OSError(self.log)
         try:
             _, writer = await asyncio.open_connection(self.host, self.port)
         except ConnectionRefusedError:

@@ -1,9 +1,13 @@
-"""A driver from outside that counts, and notes each number in a file before the daemon has it."""
+"""A driver from outside that counts.
+
+It notes each number, and when that was, in a file before the daemon has it.
+"""
 
 from pathlib import Path
 
 SOURCE = """
 import os
+import time
 
 from gateway.driver import LocalDriver, required
 from gateway.reading import COUNT, Quantity, Values
@@ -21,8 +25,8 @@ class Driver(LocalDriver):
     def poll(self) -> Values:
         fd = os.open(self.file, os.O_CREAT | os.O_RDWR | os.O_APPEND)
         try:
-            number = os.fstat(fd).st_size // 10
-            os.write(fd, b"%9d\\n" % number)
+            number = os.fstat(fd).st_size // 30
+            os.write(fd, b"%9d %19.6f\\n" % (number, time.monotonic()))
         finally:
             os.close(fd)
         return {COUNT: number} | {LABEL.part(n): os.urandom(120).hex() for n in range(self.bulk)}
@@ -40,4 +44,10 @@ def install(site: Path) -> None:
 
 def counted(file: Path) -> int:
     """Return how many numbers were given out, the first being 0."""
-    return file.stat().st_size // 10 if file.exists() else 0
+    return file.stat().st_size // 30 if file.exists() else 0
+
+
+def noted(file: Path) -> list[float]:
+    """Return when each number was given out, on the system's monotonic clock."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [float(line.split()[1]) for line in lines]

@@ -23,6 +23,8 @@ class CrashDisk:
         self.written = 0
         self.failing = 0
         """How many of the next syncs fail."""
+        self.bad: set[str] = set()
+        """Files that no sync succeeds of any more: a card with a spot that is worn out."""
         self.full = False
         self.fuse: int | None = None
         """How many changes the disk still takes before the power is cut in the midst of one."""
@@ -56,6 +58,10 @@ class CrashDisk:
         return self.read(name), []
 
     def write(self, name: str, offset: int, data: bytes) -> None:
+        if self.fuse == 0 and len(data) > 1:
+            self.fuse = None
+            self.write(name, offset, data[: len(data) // 2])
+            self.fuse = 0
         self._burn()
         if self.full and offset + len(data) > len(self._live.get(name, b"")):
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -72,9 +78,9 @@ class CrashDisk:
 
     def sync(self, name: str) -> None:
         self._burn()
-        if self.failing:
+        if self.failing or name in self.bad:
             # As Linux may: the error is told once, the pages count as clean, the bytes are gone
-            self.failing -= 1
+            self.failing = max(self.failing - 1, 0)
             self._unsynced = [write for write in self._unsynced if write[0] != name]
             raise OSError(errno.EIO, "Input/output error")
         self._apply(lambda write: write[0] == name)

@@ -2,17 +2,18 @@
 
 import asyncio
 import re
+import signal
 import subprocess
 from pathlib import Path
 
 from delivery import Box, delivering, run, until
-from mosquitto import Mosquitto
+from trials import times
 
 from gateway.settings import Broker as Address
 from gateway.wire import decode
+from hil.mosquitto import Mosquitto
 
 DOCUMENT = (Path(__file__).parent.parent / "gateway/WIRE.md").read_text(encoding="utf-8")
-LINES = re.search(r"```\n(persistence true\n.*?)```", DOCUMENT, re.DOTALL)[1]
 PATTERN = re.search(r"`(pattern write .*?)`", DOCUMENT)[1]
 SESSION = ("-V", "5", "-q", "1", "-c", "-i", "city", "-x", "3600", "-t", "bygate/v1/+/batch/+")
 
@@ -27,10 +28,7 @@ async def subscriber(port: int, *arguments: str) -> bytes:
 def test_what_was_acknowledged_outlives_a_killed_mosquitto(tmp_path):
     async def scenario() -> None:
         store = tmp_path / "mosquitto.db"
-        lines = f"allow_anonymous true\npersistence_location {tmp_path}/\n{LINES}"
-        broker = Mosquitto(tmp_path, lines)
-        await broker.start()
-        try:
+        async with Mosquitto(tmp_path) as broker:
             await subscriber(broker.port, "-E")
             box = Box(tmp_path / "state", Address("127.0.0.1", broker.port, tls=False))
             await box.seal(30)
@@ -38,15 +36,30 @@ def test_what_was_acknowledged_outlives_a_killed_mosquitto(tmp_path):
             async with delivering(box):
                 await box.empty()
                 await until(lambda: last in store.read_bytes())
-                await broker.kill()
+                await broker.end(signal.SIGKILL)
             await broker.start()
             kept = (await subscriber(broker.port, "-C", "30", "-W", "5", "-F", "%x")).split()
             found = [decode(bytes.fromhex(text.decode())).sequence for text in kept]
             assert found == list(range(1, 31))
-        finally:
-            await broker.kill()
 
     run(scenario())
+
+
+def test_a_receiver_that_was_away_gets_all_that_was_acknowledged_meanwhile(tmp_path):
+    batches = times(1100, 1500)  # mosquitto's own limit is 1000
+
+    async def scenario() -> None:
+        async with Mosquitto(tmp_path) as broker:
+            await subscriber(broker.port, "-E")
+            box = Box(tmp_path / "state", Address("127.0.0.1", broker.port, tls=False))
+            await box.seal(batches)
+            async with delivering(box):
+                await until(lambda: box.delivered, within=60)
+            kept = await subscriber(broker.port, "-C", str(batches), "-W", "5", "-F", "%x")
+            found = {decode(bytes.fromhex(text.decode())).sequence for text in kept.split()}
+            assert found == set(range(1, batches + 1))
+
+    run(scenario(), within=90)
 
 
 def password(users: Path, name: str, secret: str) -> None:
@@ -61,9 +74,7 @@ def test_one_line_gives_each_gateway_its_own_topics_and_no_others(tmp_path):
         users.touch()
         for name in ("trd-0042", "trd-0043"):
             password(users, name, "secret")
-        broker = Mosquitto(tmp_path, f"password_file {users}\nacl_file {acl}")
-        await broker.start()
-        try:
+        async with Mosquitto(tmp_path, f"password_file {users}\nacl_file {acl}") as broker:
             there = Address("127.0.0.1", broker.port, tls=False)
             for name in ("trd-0042", "trd-0043"):
                 login = {"username": name, "password_file": secret}
@@ -75,7 +86,5 @@ def test_one_line_gives_each_gateway_its_own_topics_and_no_others(tmp_path):
                     else:
                         await until(lambda b=box: "0x87 not authorized" in (b.state.why or ""))
                         assert not box.delivered
-        finally:
-            await broker.kill()
 
     run(scenario())

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from crash_disk import CrashDisk
 
 from gateway.buffer import BATCH_READINGS, RAM_READINGS, Buffer
 from gateway.disk import LOCK, Disk
@@ -309,6 +310,20 @@ def test_a_disk_that_fails_and_recovers_is_logged_once_each_and_counted(
         f"buffer: {fault}",
         f"buffer: {tmp_path}: written to again, nothing waits in RAM",
     ]
+
+
+def test_after_a_failed_sync_it_goes_on_in_a_new_segment():
+    disk = CrashDisk()
+    buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=1)
+    take(buffer, 1.0)
+    buffer.tick(0.0)
+    disk.bad.add("00000001.seg")
+    buffer.tick(60.0)
+    assert "the disk fails" in buffer.fault
+    buffer.tick(61.0)
+    assert not buffer.fault
+    assert values(buffer) == [1.0]
+    assert next(buffer.waiting()).segment == "00000002.seg"
 
 
 def test_a_directory_that_may_not_be_written_says_what_mends_it(tmp_path: Path):

@@ -59,7 +59,7 @@ class PowerCuts(RuleBasedStateMachine):
         if self.buffer.unsaved == 0:
             self.kept |= self.pending.keys()
             self.pending.clear()
-        if not self.buffer.stats().faults:
+        if not self.buffer.fault:
             due = {value for value, at in self.pending.items() if self.now - at >= FLUSH}
             self.kept |= due
             for value in due:
@@ -146,6 +146,11 @@ class PowerCuts(RuleBasedStateMachine):
     def syncs_fail(self, syncs: int) -> None:
         self.disk.failing = syncs
 
+    @rule()
+    def a_spot_wears_out(self) -> None:
+        """Only where the newest segment lies: the next one has to do."""
+        self.disk.bad.update([n for n in self.disk.names() if n.endswith(".seg")][-1:])
+
     @rule(reboot=st.booleans())
     def power_cut(self, reboot: bool) -> None:
         self.boot += reboot
@@ -162,6 +167,18 @@ class PowerCuts(RuleBasedStateMachine):
                 self.start()
             self.take(3, True, SEAL)
         self.disk.crash(self.random)
+        self.start()
+
+    @rule(changes=st.integers(0, 12), starting=st.booleans())
+    def kill_while_it_writes(self, changes: int, starting: bool) -> None:
+        """Half of a change may be shown by the system, and be on the device or not."""
+        self.disk.failing = 0
+        self.disk.fuse = changes
+        with suppress(PowerCut):
+            if starting:
+                self.start()
+            self.take(3, True, SEAL)
+        self.disk.fuse = None
         self.start()
 
     @rule()

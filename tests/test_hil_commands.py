@@ -67,3 +67,10 @@ def test_the_bench_of_bluetooth_counts_what_was_lost(capsys: pytest.CaptureFixtu
 def test_a_key_that_no_device_on_the_air_has_is_named_with_those_that_are_near():
     with pytest.raises(ValueError, match=r"no 'service' of a device; did you mean .*service_data"):
         put(FakeBlueZ(PrivateBus()), {"advertiser": [{"address": TAG, "service": {}}]})
+
+
+def test_several_benches_print_one_json_document(capsys: pytest.CaptureFixture[str]):
+    assert hil.__main__.main(["bench", "wire", "wire", "--json", "--quick"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures.keys() == {"wire"}
+    assert figures["wire"][0]["readings"] == 100

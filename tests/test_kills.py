@@ -2,6 +2,8 @@
 
 import asyncio
 import shutil
+import time
+from bisect import bisect_left
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -19,10 +21,14 @@ from gateway.wire import decode
 from hil.broker import Broker
 
 SENSORS = ("a", "b", "c")
+FLUSH = 0.1
+AT_RISK = 2 * FLUSH + 0.8
+"""Seconds that may be lost: an interval, a tick, and what a busy disk takes for a sync."""
 
 
 def on_disk(state: Path, copy: Path) -> set[tuple[str, object]]:
     """Return every reading that the files hold."""
+    state.mkdir(exist_ok=True)
     shutil.copytree(state, copy, dirs_exist_ok=True)
     held = [r for frame in Journal(Disk(copy)).recover(-1)[0] for r in frame.readings]
     for segment in copy.glob("*.seg"):
@@ -42,25 +48,38 @@ def test_killed_at_any_instant_it_delivers_all_that_was_flushed(
     sensors = "".join(
         sensor(name, "counting", interval="100ms", file=file) for name, file in files.items()
     )
-    intervals = {"flush_interval": "100ms", "seal_interval": "200ms"}
     state = tmp_path / "state"
     flushed: set[tuple[str, object]] = set()
+    overdue: set[tuple[str, object]] = set()
     runs: list[dict[str, int]] = [dict.fromkeys(SENSORS, 0)]
 
     async def scenario() -> None:
         async with Broker() as broker:
             for _ in range(kills):
+                seal = random.choice(("300ms", "5s"))  # the longer leaves it to the journal
+                intervals = {"flush_interval": f"{FLUSH * 1000:.0f}ms", "seal_interval": seal}
+                came = len(broker.received)
                 async with gateway(tmp_path, broker.url, sensors, **intervals) as daemon:
-                    await asyncio.sleep(random.uniform(0.2, 1.7))
+                    await asyncio.sleep(random.uniform(0.2, 2.5))
+                    killed = time.monotonic()
                     daemon.process.kill()
                     await daemon.process.wait()
-                if state.exists():
-                    flushed.update(on_disk(state, tmp_path / "copy"))
+                left = on_disk(state, tmp_path / "copy")
+                arrived = {(r.sensor, r.value) for r in measured(broker.received[came:])}
+                due = old(killed - AT_RISK)
+                assert not due - left - arrived, "lost more than the interval"
+                overdue.update(due)
+                flushed.update(left)
                 runs.append({name: counting_driver.counted(file) for name, file in files.items()})
-            async with gateway(tmp_path, broker.url, sensors, **intervals) as daemon:
+            async with gateway(tmp_path, broker.url, sensors) as daemon:
                 await daemon.says("connected")
                 assert await daemon.stop() == 0
             check(broker)
+
+    def old(before: float) -> set[tuple[str, object]]:
+        """Return what was taken in this run before that."""
+        ends = {n: bisect_left(counting_driver.noted(file), before) for n, file in files.items()}
+        return {(name, n) for name in SENSORS for n in range(runs[-1][name], ends[name])}
 
     def check(broker: Broker) -> None:
         arrived = Counter((r.sensor, r.value) for r in measured(broker.received))
@@ -76,7 +95,8 @@ def test_killed_at_any_instant_it_delivers_all_that_was_flushed(
             assert previous == ((old, before) if new != old else None)
         assert {b.dropped for b in batches(broker.received)} == {0}
         total = sum(runs[-1].values())
-        found(f"{kills} kills: {len(flushed)} readings flushed, {total} taken")
+        found(f"{kills} kills: {total} taken, {len(overdue)} due, {len(flushed)} flushed")
         assert len(flushed) > total / 2
+        assert len(overdue) > kills
 
     asyncio.run(scenario())
