@@ -37,12 +37,12 @@ class Health:
         """Return the snapshot as JSON."""
         return _json(self.snapshot(state))
 
-    def will(self) -> bytes:
+    def will(self, state: str = "offline") -> bytes:
         """Return what the broker says in our place when we vanish: who it was, and no more.
 
         It travels in every CONNECT, where MQTT has 65 535 bytes for it and a broker may take less.
         """
-        return _json(self._who("offline"))
+        return _json(self._who(state))
 
     def digest(self) -> object:
         """Return what is worth a message when it changes."""

@@ -12,26 +12,30 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from gateway.buffer import Buffer
 from gateway.certificate import Outlook
 from gateway.connection import Connection, UplinkError
+from gateway.publisher import Publisher, Sent
 from gateway.ration import Ration
+from gateway.retained import Retained, Status, refusal
 from gateway.spool import Held
 from gateway.suspects import Suspects
 from gateway.traffic import Traffic
 
 SUCCESS, NOBODY_SUBSCRIBES = 0x00, 0x10
+TOO_LARGE = 0x95
 NOT_THIS_BATCH = {0x90: "topic name invalid", 0x95: "packet too large", 0x99: "format invalid"}
 """Reason codes that would come again for the same batch for ever: it is set aside."""
+PATIENCE_WITH_SUSPECTS = 4.0
+"""How much longer a PUBACK is waited for that a connection, or a slow proxy, was lost at."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class UplinkState:
-    """What is known of the uplink, for the status."""
+    """What is known of the uplink, for the status and over all sessions."""
 
     broker: str = ""
     connected: bool = False
@@ -57,19 +61,6 @@ class UplinkState:
         return None if self.pace is None else batches * max(self.pace, self.gap)
 
 
-class Status(Protocol):
-    """Where the retained status comes from."""
-
-    def payload(self, state: str) -> bytes:
-        """Return the status as JSON; `state` is online or offline."""
-
-    def will(self) -> bytes:
-        """Return the short one that the broker publishes when this gateway vanishes."""
-
-    def digest(self) -> object:
-        """Return what makes a status worth publishing when it changes."""
-
-
 class Session:
     """One connection: its window, its two lanes, and what became of them."""
 
@@ -87,54 +78,66 @@ class Session:
         self.news = asyncio.Event()
         self.delivered = 0
         self.refused = False
-        self._client, self._root, self._buffer, self._writer = client, root, buffer, writer
+        self._client, self._buffer, self._writer = client, buffer, writer
         self._encode = encode
-        self._state, self._suspects, self._ack_within = state, state.suspects, ack_within
+        self._state, self._suspects = state, state.suspects
+        self._publisher = Publisher(client, root, ack_within)
         self._flying: dict[int, None] = {}  # in the order in which they were sent
         self._window = asyncio.Semaphore(1)
         # The broker counts the status, too; one that takes a single publish has it take turns
-        self._place_of_status = self._window if client.at_once == 1 else asyncio.Semaphore(1)
+        place_of_status = self._window if client.at_once == 1 else asyncio.Semaphore(1)
+        self._retained = Retained(self._publisher, place_of_status, self.count_traffic)
         self._size = 1
         self._since = self._live = buffer.last
         self._backlog, self._backlog_due = 0, 0.0
         self._offered_again = buffer.offered_again
         self._settled = asyncio.Event()
-        self._status: asyncio.Task[None] | None = None
+        self._keeping: asyncio.Task[None] | None = None
 
     @property
     def head(self) -> int | None:
         """The batch that has been under way for longest, if any is."""
         return next(iter(self._flying), None)
 
+    def count_traffic(self) -> None:
+        """Count what the connection has carried since that was done last."""
+        self._state.traffic.add(self._client.more_carried())
+
     async def run(self, status: Status, every: float, about: bytes | None) -> None:
         """Deliver until the connection is lost; raises UplinkError, never returns."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._client.lost())
-            self._status = tasks.create_task(self._keep_status(status, every, about))
+            self._keeping = tasks.create_task(self._keep(status, every, about))
             while True:
                 await self._window.acquire()
                 self.news.clear()
                 if (found := self._next()) is None:
                     self._window.release()
                     await self._wait_for_more()
-                    continue
-                held, lane = found
-                self._flying[held.sequence] = None
-                message = await asyncio.get_running_loop().run_in_executor(
-                    self._writer, self._message, held
-                )
-                if message is None:  # evicted meanwhile, and counted
-                    self._landed(held)
+                elif (sent := await self._send(*found)) is None:
+                    self._landed(found[0])
                     self._window.release()
-                    continue
-                payload, kind = message
-                if not self._fits(payload):
-                    await self._set_aside(held, 0x95)
-                    self._landed(held)
-                    self._window.release()
-                    continue
-                ack = self._client.send(f"{self._root}/batch/{lane}", payload, kind=kind)
-                tasks.create_task(self._settle(held, ack))
+                else:
+                    tasks.create_task(self._settle(found[0], sent))
+
+    async def _keep(self, status: Status, every: float, about: bytes | None) -> None:
+        if about is not None:
+            await self._retained.publish("about", about)
+        await self._retained.keep(status, every, Ration())
+
+    async def _send(self, held: Held, lane: str) -> Sent | None:
+        """Publish a batch; None: it was evicted, or is set aside."""
+        self._flying[held.sequence] = None
+        message = await asyncio.get_running_loop().run_in_executor(
+            self._writer, self._message, held
+        )
+        if message is None:
+            return None
+        payload, kind = message
+        if not self._publisher.fits(payload):
+            await self._set_aside(held, TOO_LARGE)
+            return None
+        return self._publisher.send(f"batch/{lane}", payload, kind=kind)
 
     def _message(self, held: Held) -> tuple[bytes, str] | None:
         payload = self._buffer.payload(held)
@@ -142,9 +145,9 @@ class Session:
 
     async def _wait_for_more(self) -> None:
         """Return when there are news, or when the backlog may go on."""
-        more = self._backlog_due if self._backlog_pauses() else None
+        pauses = self._backlog_pauses()
         with suppress(TimeoutError):
-            async with asyncio.timeout_at(more):
+            async with asyncio.timeout_at(self._backlog_due if pauses else None):
                 await self.news.wait()
 
     def _backlog_pauses(self) -> bool:
@@ -185,23 +188,17 @@ class Session:
         if not self._flying:
             self.news.set()
 
-    async def _settle(self, held: Held, ack: asyncio.Future[int]) -> None:
-        state, loop = self._state, asyncio.get_running_loop()
-        sent = loop.time()
-        code = await _within(self._ack_within, ack)
+    async def _settle(self, held: Held, sent: Sent) -> None:
+        suspect = held.sequence in self._suspects
+        code = await self._publisher.code(sent, PATIENCE_WITH_SUSPECTS if suspect else 1.0)
         if code in (SUCCESS, NOBODY_SUBSCRIBES):
-            self._buffer.acknowledge(held.sequence)
-            state.unheard += code == NOBODY_SUBSCRIBES
-            state.last_ack_ms = time.time_ns() // 1_000_000
-            took = (loop.time() - sent) / self._size
-            state.pace = took if state.pace is None else 0.8 * state.pace + 0.2 * took
-            self.delivered += 1
+            self._delivered(held, code, sent)
         elif code in NOT_THIS_BATCH:
             await self._set_aside(held, code)
         else:
             self.refused = True
             raise UplinkError(
-                f"the broker refuses batches: 0x{code:02x} {_REASONS.get(code, '')}; all are kept"
+                f"the broker refuses batches: {refusal(code, sent.topic)}; all are kept"
             )
         self._landed(held)
         if self._size < self._client.window:
@@ -210,47 +207,21 @@ class Session:
         self._window.release()
         self._settled.set()
 
-    def _fits(self, payload: bytes) -> bool:
-        return len(payload) + len(self._root) + 64 <= self._client.largest_packet
+    def _delivered(self, held: Held, code: int, sent: Sent) -> None:
+        state = self._state
+        self._buffer.acknowledge(held.sequence)
+        state.unheard += code == NOBODY_SUBSCRIBES
+        state.last_ack_ms = time.time_ns() // 1_000_000
+        took = (asyncio.get_running_loop().time() - sent.at) / self._size
+        state.pace = took if state.pace is None else 0.8 * state.pace + 0.2 * took
+        self.delivered += 1
 
     async def _set_aside(self, held: Held, code: int) -> None:
-        log.error(
-            "batch %d set aside: 0x%02x %s, %d bytes",
-            *(held.sequence, code, NOT_THIS_BATCH[code], held.length),
-        )
+        why = f"0x{code:02x} {NOT_THIS_BATCH[code]}"
+        log.error("batch %d set aside: %s, %d bytes", held.sequence, why, held.length)
         await asyncio.get_running_loop().run_in_executor(
             self._writer, self._buffer.set_aside, held, code
         )
-
-    async def _keep_status(self, status: Status, every: float, about: bytes | None) -> None:
-        """Publish what this gateway is, and its status when it changes and every so often."""
-        if about is not None:
-            await self._retain("about", about)
-        loop, changes = asyncio.get_running_loop(), Ration()
-        while True:
-            digest, published = status.digest(), loop.time()
-            await self._retain("status", status.payload("online"))
-            # Asked once a second: an event from each thing that may change would tie it to them all
-            while loop.time() < published + every and not (
-                changes.left and status.digest() != digest
-            ):
-                self._state.traffic.add(self._client.more_carried())
-                await asyncio.sleep(1)
-            if loop.time() < published + every:
-                changes.take()
-
-    async def _retain(self, name: str, payload: bytes) -> None:
-        """Publish a retained document; a broker that does not take it gets the batches."""
-        if not self._fits(payload):
-            log.warning("the %s is larger than the broker takes: %d bytes", name, len(payload))
-            return
-        async with self._place_of_status:
-            ack = self._client.send(
-                f"{self._root}/{name}", payload, retain=True, kind="application/json"
-            )
-            code = await _within(self._ack_within, ack)
-        if code >= 0x80:
-            log.warning("the broker refuses the %s: 0x%02x %s", name, code, _REASONS.get(code, ""))
 
     async def drained(self) -> None:
         """Return when the buffer holds nothing more."""
@@ -260,22 +231,7 @@ class Session:
 
     async def say_goodbye(self, status: Status) -> None:
         """Publish that this gateway is offline, and disconnect so that the will does not fire."""
-        if self._status:
-            self._status.cancel()  # an "online" behind the "offline" would stay there
-        await self._retain("status", status.payload("offline"))
+        if self._keeping:
+            self._keeping.cancel()  # an "online" behind the "offline" would stay there
+        await self._retained.tell(status, "offline")
         await self._client.say_goodbye()
-
-
-async def _within(seconds: float, ack: asyncio.Future[int]) -> int:
-    try:
-        async with asyncio.timeout(seconds):
-            return await ack
-    except TimeoutError:
-        raise UplinkError(f"no acknowledgement within {seconds:g} s: the link is dead") from None
-
-
-_REASONS = {
-    0x83: "implementation specific error",
-    0x87: "not authorized: has this gateway the right to publish to its topic?",
-    0x97: "quota exceeded",
-}

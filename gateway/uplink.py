@@ -17,7 +17,8 @@ from gateway.buffer import Buffer
 from gateway.certificate import outlook
 from gateway.connection import Connection, TakenOver, UplinkError, heed_cancel
 from gateway.encoding import ENCODINGS
-from gateway.session import Session, Status, UplinkState
+from gateway.retained import Status
+from gateway.session import Session, UplinkState
 from gateway.settings import Broker, UplinkSettings
 from gateway.suspects import LOSSES
 
@@ -122,7 +123,7 @@ class Uplink:
                 try:
                     await session.run(status, self._settings.status_interval, self._about)
                 finally:
-                    self.state.traffic.add(client.more_carried())
+                    session.count_traffic()
         except* (OSError, UplinkError) as group:
             failure = _first(group)
         finally:
