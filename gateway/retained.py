@@ -72,7 +72,7 @@ class Retained:
         payload = status.payload(state)
         if not self._publisher.fits(payload):
             log.warning("the status is larger than the broker takes: %d bytes", len(payload))
-            return
+            payload = status.will(state)
         await self.publish("status", payload)
 
     async def publish(self, name: str, payload: bytes) -> None:

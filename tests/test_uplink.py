@@ -271,6 +271,22 @@ def test_a_status_larger_than_the_broker_takes_does_not_stop_the_batches(tmp_pat
     run(scenario())
 
 
+def test_a_status_that_is_too_large_leaves_a_short_one_that_is_true(tmp_path):
+    async def scenario() -> None:
+        async with Broker(limits=Limits(maximum_packet_size=2000)) as broker:
+            box = Box(tmp_path, address(broker))
+            box.status.size = 5000
+            async with delivering(box):
+                await until(lambda: state_of(broker) == "online")
+                broker.drop()
+                await until(lambda: state_of(broker) == "offline")
+                await until(lambda: state_of(broker) == "online")
+                await box.uplink.farewell(box.status, 1)
+            assert state_of(broker) == "offline"
+
+    run(scenario())
+
+
 # Losing the connection
 
 
