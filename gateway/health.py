@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import islice
 
 from gateway import __version__
 from gateway.buffer import Buffer, Stats
@@ -12,6 +13,8 @@ from gateway.poller import Poller
 from gateway.rates import RATE_AFTER, Rates
 from gateway.session import UplinkState
 
+LISTED = 20
+"""How many of the batches that are held back are listed."""
 _ISO = "%Y-%m-%dT%H:%M:%SZ"
 
 
@@ -106,7 +109,7 @@ class Health:
             "last_ack": None if state.last_ack_ms is None else utc(state.last_ack_ms),
             "caught_up_in_s": self._caught_up_in_s(),
             "unheard": state.unheard,
-            "held_back": list(state.suspects),
+            "held_back": list(islice(state.suspects, LISTED)),
             "bytes_month": state.traffic.month,
             "certificate": self._of_certificate(),
             "why": state.why,

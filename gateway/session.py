@@ -12,6 +12,8 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import NoReturn
 
 from gateway.buffer import Buffer
 from gateway.certificate import Outlook
@@ -27,8 +29,13 @@ SUCCESS, NOBODY_SUBSCRIBES = 0x00, 0x10
 TOO_LARGE = 0x95
 NOT_THIS_BATCH = {0x90: "topic name invalid", 0x95: "packet too large", 0x99: "format invalid"}
 """Reason codes that would come again for the same batch for ever: it is set aside."""
+IN_A_ROW = 3
+"""Batches that are set aside with none accepted in between, until it is said to be the broker."""
 PATIENCE_WITH_SUSPECTS = 4.0
 """How much longer a PUBACK is waited for that a connection, or a slow proxy, was lost at."""
+_LATEST = 20
+
+_sequence = attrgetter("sequence")
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +52,8 @@ class UplinkState:
     """Unix ms."""
     unheard: int = 0
     """Batches that the broker took although nobody subscribes to them."""
+    refused_in_a_row: int = 0
+    """Batches that were set aside since the broker accepted one."""
     pace: float | None = None
     """Seconds that a batch takes now, when many are under way; None until one is acknowledged."""
     gap: float = 0.0
@@ -55,7 +64,11 @@ class UplinkState:
     """What our certificate's dates and the clock let expect of TLS."""
 
     def catch_up(self, batches: int) -> float | None:
-        """Return how many seconds so many batches take now; None while that cannot be told."""
+        """Return how many seconds so many batches take now; None while that cannot be told.
+
+        Suspects are not among them: nobody knows when they go.
+        """
+        batches = max(batches - len(self.suspects), 0)
         if not batches:
             return 0.0
         return None if self.pace is None else batches * max(self.pace, self.gap)
@@ -90,6 +103,7 @@ class Session:
         self._size = 1
         self._since = self._live = buffer.last
         self._backlog, self._backlog_due = 0, 0.0
+        self._probes = state.refused_in_a_row >= IN_A_ROW or self._suspects.in_doubt
         self._offered_again = buffer.offered_again
         self._settled = asyncio.Event()
         self._keeping: asyncio.Task[None] | None = None
@@ -169,11 +183,21 @@ class Session:
     def _next_of_backlog(self, since: int) -> Held | None:
         if self._offered_again != self._buffer.offered_again:
             self._offered_again, self._backlog = self._buffer.offered_again, 0
+        if latest := self._probe():
+            return latest
         for old in self._buffer.waiting(self._backlog, max(self._live, since) + 1):
             self._backlog = old.sequence
             if old.sequence not in self._suspects and old.sequence not in self._flying:
                 return old
         return None if self._flying else self._suspect()
+
+    def _probe(self) -> Held | None:
+        """Return the latest batch, once, where the oldest do not go: it tells if none goes."""
+        probes, self._probes = self._probes, False
+        if not probes:
+            return None
+        latest = max(self._buffer.waiting(self._buffer.last - _LATEST), key=_sequence, default=None)
+        return None if latest is None or latest.sequence in self._suspects else latest
 
     def _suspect(self) -> Held | None:
         for sequence in self._suspects.due():
@@ -196,10 +220,7 @@ class Session:
         elif code in NOT_THIS_BATCH:
             await self._set_aside(held, code)
         else:
-            self.refused = True
-            raise UplinkError(
-                f"the broker refuses batches: {refusal(code, sent.topic)}; all are kept"
-            )
+            self._refuses("batches", refusal(code, sent.topic))
         self._landed(held)
         if self._size < self._client.window:
             self._size += 1
@@ -210,14 +231,23 @@ class Session:
     def _delivered(self, held: Held, code: int, sent: Sent) -> None:
         state = self._state
         self._buffer.acknowledge(held.sequence)
+        self._suspects.delivered(held.sequence)
+        state.refused_in_a_row = 0
         state.unheard += code == NOBODY_SUBSCRIBES
         state.last_ack_ms = time.time_ns() // 1_000_000
         took = (asyncio.get_running_loop().time() - sent.at) / self._size
         state.pace = took if state.pace is None else 0.8 * state.pace + 0.2 * took
         self.delivered += 1
 
+    def _refuses(self, what: str, why: str) -> NoReturn:
+        self.refused = True
+        raise UplinkError(f"the broker refuses {what}: {why}; all are kept")
+
     async def _set_aside(self, held: Held, code: int) -> None:
-        why = f"0x{code:02x} {NOT_THIS_BATCH[code]}"
+        state, why = self._state, f"0x{code:02x} {NOT_THIS_BATCH[code]}"
+        if state.refused_in_a_row >= IN_A_ROW:
+            self._refuses("every batch", why)
+        state.refused_in_a_row += 1
         log.error("batch %d set aside: %s, %d bytes", held.sequence, why, held.length)
         await asyncio.get_running_loop().run_in_executor(
             self._writer, self._buffer.set_aside, held, code

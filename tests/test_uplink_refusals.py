@@ -1,0 +1,149 @@
+"""What a broker refuses, or drops the connection at: is it the batch, or the broker?"""
+
+import asyncio
+import random
+
+from delivery import BATCHES, Box, address, both, delivering, run, until
+
+from gateway.reading import COUNT, Instant, Reading
+from gateway.session import IN_A_ROW
+from gateway.suspects import LOSSES, Suspects
+from hil.broker import Broker, Faults, Limits, Received
+
+# A broker that refuses whatever comes
+
+
+def test_a_broker_that_refuses_every_batch_is_told_of_and_gets_them_later(tmp_path, caplog):
+    async def scenario() -> None:
+        async with Broker(faults=Faults(ack_code=0x90, ack_topics=BATCHES)) as broker:
+            box = Box(tmp_path, address(broker))
+            await box.seal(30)
+            async with delivering(box):
+                await until(lambda: "refuses every batch: 0x90 topic name" in str(box.state.why))
+                await until(lambda: broker.connects > 6)
+                assert box.buffer.stats().waiting_batches == 30 - IN_A_ROW
+                broker.faults = Faults()
+                await box.empty()
+            assert len(box.refused) == IN_A_ROW
+            assert box.buffer.stats().dropped == 0
+
+    run(scenario())
+    assert caplog.text.count("refuses every batch") == 1
+
+
+async def seal_large(box: Box, count: int) -> None:
+    for _ in range(count):
+        for _ in range(20):
+            at = Instant(1_763_900_000_000, 0, 2)
+            box.buffer.append(Reading("it", COUNT, at, random.randbytes(60).hex()))
+        await box.seal()
+
+
+def test_a_limit_for_packets_set_by_mistake_loses_nothing(tmp_path):
+    async def scenario() -> None:
+        async with Broker(limits=Limits(maximum_packet_size=500)) as broker:
+            box = Box(tmp_path, address(broker))
+            await seal_large(box, 12)
+            async with delivering(box):
+                await until(lambda: "every batch: 0x95 packet too large" in str(box.state.why))
+                await until(lambda: broker.connects > 6)
+                assert len(box.refused) == IN_A_ROW
+                broker.limits = Limits()
+                await box.empty()
+            assert len(box.refused) == IN_A_ROW
+
+    run(scenario())
+
+
+def test_many_batches_that_are_too_large_hold_up_none_that_is_not(tmp_path):
+    async def scenario() -> None:
+        async with Broker(limits=Limits(maximum_packet_size=500)) as broker:
+            box = Box(tmp_path, address(broker))
+            await seal_large(box, 12)
+            await box.seal(8)
+            async with delivering(box):
+                await box.empty()
+            assert len(box.refused) == 12
+            assert sorted(both(broker.received)) == list(range(13, 21))
+
+    run(scenario())
+
+
+# A broker that drops the connection whatever comes
+
+
+def drops_at(broker: Broker, sequences: set[int]) -> None:
+    def drop(message: Received) -> None:
+        if set(both([message])) & sequences:
+            broker.drop()
+
+    broker.on_publish.append(drop)
+
+
+def test_a_broker_that_drops_at_every_batch_makes_no_more_than_one_a_suspect(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            bad = set(range(1, 100))
+            drops_at(broker, bad)
+            await box.seal(20)
+            async with delivering(box):
+                await until(lambda: broker.connects > 5 * LOSSES)
+                assert len(box.state.suspects) <= 1
+                bad.clear()
+                await asyncio.wait_for(box.empty(), 5)
+
+    run(scenario())
+
+
+def test_several_batches_at_which_the_broker_breaks_off_hold_up_no_other(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            drops_at(broker, {1, 2, 3, 7})
+            await box.seal(10)
+            async with delivering(box):
+                await until(lambda: list(box.state.suspects) == [1, 2, 3, 7])
+                await until(lambda: box.buffer.stats().waiting_batches == 4)
+                assert box.state.catch_up(4) == 0
+
+    run(scenario())
+
+
+def test_a_batch_that_a_slow_proxy_delays_is_waited_for_when_it_goes_alone(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+
+            def late(message: Received) -> None:
+                broker.faults = Faults(ack_after=0.5 * (both([message]) == [1]))
+
+            broker.on_publish.append(late)
+            box = Box(tmp_path, address(broker), ack_within=0.2)
+            await box.seal(3)
+            async with delivering(box):
+                await box.empty()
+            assert both(broker.received).count(1) == LOSSES + 1
+
+    run(scenario())
+
+
+def test_when_a_suspect_is_delivered_all_are_due():
+    now = 0.0
+    suspects = Suspects(lambda: now)
+    for head in (1, 2):
+        assert [suspects.lost_at(head) for _ in range(LOSSES)][-1]
+        suspects.delivered(9)
+        suspects.lost_at(head)
+    assert not list(suspects.due())
+    suspects.delivered(2)
+    assert list(suspects.due()) == [1]
+
+
+def test_a_second_suspicion_needs_something_that_was_delivered():
+    suspects = Suspects()
+    assert [suspects.lost_at(1) for _ in range(LOSSES)][-1]
+    assert not any(suspects.lost_at(2) for _ in range(9))
+    assert suspects.in_doubt
+    suspects.delivered(3)
+    assert suspects.lost_at(2)
+    assert not suspects.in_doubt
