@@ -200,6 +200,10 @@ class Buffer:
             return False
         return True
 
+    def failed(self, error: OSError) -> None:
+        """Note a fault that was met beside the ticks; on the writer's thread."""
+        self._fails(remedy(error, self._disk.directory))
+
     def _fails(self, fault: str) -> None:
         if fault != self._fault:
             log.error("buffer: %s", fault)

@@ -13,7 +13,7 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from gateway.buffer import Buffer
 from gateway.certificate import Outlook
@@ -24,17 +24,21 @@ from gateway.retained import Retained, Status, refusal
 from gateway.spool import Held
 from gateway.suspects import Suspects
 from gateway.traffic import Traffic
+from gateway.wire import WireError
 
 SUCCESS, NOBODY_SUBSCRIBES = 0x00, 0x10
-TOO_LARGE = 0x95
+TOO_LARGE, MALFORMED = 0x95, 0x99
 NOT_THIS_BATCH = {0x90: "topic name invalid", 0x95: "packet too large", 0x99: "format invalid"}
 """Reason codes that would come again for the same batch for ever: it is set aside."""
 IN_A_ROW = 3
 """Batches that are set aside with none accepted in between, until it is said to be the broker."""
 PATIENCE_WITH_SUSPECTS = 4.0
 """How much longer a PUBACK is waited for that a connection, or a slow proxy, was lost at."""
+AGAIN = 30.0
+"""Seconds until what the disk could not read or set aside is tried again."""
 _LATEST = 20
 
+_T = TypeVar("_T")
 _sequence = attrgetter("sequence")
 
 log = logging.getLogger(__name__)
@@ -105,6 +109,7 @@ class Session:
         self._backlog, self._backlog_due = 0, 0.0
         self._probes = state.refused_in_a_row >= IN_A_ROW or self._suspects.in_doubt
         self._offered_again = buffer.offered_again
+        self._again: asyncio.TimerHandle | None = None
         self._settled = asyncio.Event()
         self._keeping: asyncio.Task[None] | None = None
 
@@ -140,11 +145,9 @@ class Session:
         await self._retained.keep(status, every, Ration())
 
     async def _send(self, held: Held, lane: str) -> Sent | None:
-        """Publish a batch; None: it was evicted, or is set aside."""
+        """Publish a batch; None: it was evicted, cannot be read for now, or is set aside."""
         self._flying[held.sequence] = None
-        message = await asyncio.get_running_loop().run_in_executor(
-            self._writer, self._message, held
-        )
+        message = await self._on_writer(self._message, held)
         if message is None:
             return None
         payload, kind = message
@@ -153,9 +156,31 @@ class Session:
             return None
         return self._publisher.send(f"batch/{lane}", payload, kind=kind)
 
+    async def _on_writer(self, work: Callable[..., _T], *arguments: object) -> _T | None:
+        """Return what the work on the disk returns; None: the disk failed, which is not the link's.
+
+        It is tried again after a while.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._writer, work, *arguments)
+        except OSError as error:
+            await loop.run_in_executor(self._writer, self._buffer.failed, error)
+            self._again = self._again or loop.call_later(AGAIN, self._look_again)
+            return None
+
+    def _look_again(self) -> None:
+        self._again, self._backlog = None, 0
+        self.news.set()
+
     def _message(self, held: Held) -> tuple[bytes, str] | None:
         payload = self._buffer.payload(held)
-        return None if payload is None else self._encode(payload)
+        try:
+            return None if payload is None else self._encode(payload)
+        except WireError as error:
+            self._buffer.set_aside(held, MALFORMED)
+            log.warning("batch %d set aside: no receiver could read it: %s", held.sequence, error)
+            return None
 
     async def _wait_for_more(self) -> None:
         """Return when there are news, or when the backlog may go on."""
@@ -248,10 +273,14 @@ class Session:
         if state.refused_in_a_row >= IN_A_ROW:
             self._refuses("every batch", why)
         state.refused_in_a_row += 1
-        log.error("batch %d set aside: %s, %d bytes", held.sequence, why, held.length)
-        await asyncio.get_running_loop().run_in_executor(
-            self._writer, self._buffer.set_aside, held, code
-        )
+        if await self._on_writer(self._aside, held, code):
+            log.error("batch %d set aside: %s, %d bytes", held.sequence, why, held.length)
+        else:
+            state.refused_in_a_row -= 1
+
+    def _aside(self, held: Held, code: int) -> bool:
+        self._buffer.set_aside(held, code)
+        return True
 
     async def drained(self) -> None:
         """Return when the buffer holds nothing more."""

@@ -1,10 +1,13 @@
 """What a broker refuses, or drops the connection at: is it the batch, or the broker?"""
 
 import asyncio
+import errno
 import random
 
+import pytest
 from delivery import BATCHES, Box, address, both, delivering, run, until
 
+from gateway.disk import Disk
 from gateway.reading import COUNT, Instant, Reading
 from gateway.session import IN_A_ROW
 from gateway.suspects import LOSSES, Suspects
@@ -147,3 +150,87 @@ def test_a_second_suspicion_needs_something_that_was_delivered():
     suspects.delivered(3)
     assert suspects.lost_at(2)
     assert not suspects.in_doubt
+
+
+# What the disk does, and what a batch holds
+
+
+class Failing(Disk):
+    """A disk that neither reads nor writes files of such an ending."""
+
+    at = "none"
+
+    def read(self, name: str, offset: int = 0, length: int = -1) -> bytes:
+        if name.endswith(Failing.at):
+            raise OSError(errno.ENXIO, "no such device")
+        return super().read(name, offset, length)
+
+    def write(self, name: str, offset: int, data: bytes) -> None:
+        if name.endswith(Failing.at):
+            raise OSError(errno.ENOSPC, "full")
+        super().write(name, offset, data)
+
+    def below(self, name: str) -> "Failing":
+        return Failing(self.directory / name)
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a disk fails at is tried again at once."""
+    monkeypatch.setattr("gateway.session.AGAIN", 0.1)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_batch_that_cannot_be_read_ends_no_session_and_comes_later(tmp_path, caplog, monkeypatch):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker), disk=Failing)
+            await box.seal(3)
+            monkeypatch.setattr(Failing, "at", ".seg")
+            async with delivering(box):
+                await until(lambda: "no such device" in str(box.buffer.stats().faults))
+                monkeypatch.setattr(Failing, "at", "none")
+                await box.empty()
+            assert broker.connects == 1
+            assert box.state.why is None
+
+    run(scenario())
+    assert not [record for record in caplog.records if record.name != "gateway.buffer"]
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_batch_that_a_full_disk_cannot_set_aside_waits(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(Failing, "at", ".batch")
+
+    async def scenario() -> None:
+        async with Broker(faults=Faults(ack_code=0x99, ack_next=5, ack_topics=BATCHES)) as broker:
+            box = Box(tmp_path, address(broker), disk=Failing)
+            await box.seal()
+            async with delivering(box):
+                await until(lambda: len(both(broker.received)) > 1)
+                assert "free space there" in str(box.buffer.stats().faults)
+                assert "set aside" not in caplog.text
+                monkeypatch.setattr(Failing, "at", "none")
+                await until(lambda: box.delivered and box.refused)
+            assert broker.connects == 1
+
+    run(scenario())
+    assert caplog.text.count("batch 1 set aside") == 1
+
+
+def test_a_batch_that_this_version_cannot_decode_is_set_aside(tmp_path, caplog):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker), settings={"encoding": "json"})
+            await box.seal()
+            held = next(box.buffer.waiting())
+            box.buffer._spool.append(held.epoch, 2, 1, 1_763_900_000_000, b"\x81\xa1v\x09")
+            box.buffer._sequence = 3
+            await box.seal()
+            async with delivering(box):
+                await box.empty()
+            assert box.refused == [f"2-{held.epoch}-0x99.batch"]
+            assert len(broker.received) == 3
+
+    run(scenario())
+    assert "batch 2 set aside: no receiver could read it" in caplog.text
