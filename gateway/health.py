@@ -106,6 +106,7 @@ class Health:
         return {
             "connected": state.connected,
             "broker": state.broker,
+            "lost": state.lost,
             "last_ack": None if state.last_ack_ms is None else utc(state.last_ack_ms),
             "caught_up_in_s": self._caught_up_in_s(),
             "unheard": state.unheard,

@@ -51,7 +51,9 @@ class UplinkState:
     broker: str = ""
     connected: bool = False
     why: str | None = None
-    """Why it is not connected."""
+    """Why it delivers nothing; None since a batch was delivered, or nothing waited for it."""
+    lost: int = 0
+    """How often it ceased to deliver since the start."""
     last_ack_ms: int | None = None
     """Unix ms."""
     unheard: int = 0
@@ -91,12 +93,15 @@ class Session:
         encode: Callable[[bytes], tuple[bytes, str]],
         state: UplinkState,
         ack_within: float,
+        works: Callable[[], None],
     ) -> None:
+        """`works` is called when something is delivered, or nothing waits for that."""
         self.news = asyncio.Event()
+        self.began = asyncio.get_running_loop().time()
         self.delivered = 0
         self.refused = False
         self._client, self._buffer, self._writer = client, buffer, writer
-        self._encode = encode
+        self._encode, self._works = encode, works
         self._state, self._suspects = state, state.suspects
         self._publisher = Publisher(client, root, ack_within)
         self._flying: dict[int, None] = {}  # in the order in which they were sent
@@ -185,6 +190,8 @@ class Session:
     async def _wait_for_more(self) -> None:
         """Return when there are news, or when the backlog may go on."""
         pauses = self._backlog_pauses()
+        if next(self._buffer.waiting(), None) is None:
+            self._works()
         with suppress(TimeoutError):
             async with asyncio.timeout_at(self._backlog_due if pauses else None):
                 await self.news.wait()
@@ -263,6 +270,7 @@ class Session:
         took = (asyncio.get_running_loop().time() - sent.at) / self._size
         state.pace = took if state.pace is None else 0.8 * state.pace + 0.2 * took
         self.delivered += 1
+        self._works()
 
     def _refuses(self, what: str, why: str) -> NoReturn:
         self.refused = True

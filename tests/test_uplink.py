@@ -403,6 +403,81 @@ def test_a_broker_that_drops_everyone_is_not_stormed(after, tmp_path):
     run(scenario())
 
 
+class Waits(wait_base):
+    """Remembers how many attempts were made in a row."""
+
+    def __init__(self) -> None:
+        self.attempts: list[int] = []
+
+    def __call__(self, retry_state: Any) -> float:
+        self.attempts.append(retry_state.attempt_number)
+        return 0.02
+
+
+def attempts(tmp_path: Path, delivered: int, **arguments: Any) -> list[int]:
+    """Return the attempts at a broker that drops each connection after so many batches."""
+    waits = Waits()
+
+    async def scenario() -> None:
+        async with Broker(faults=Faults(drop_after=delivered + 2)) as broker:
+            box = Box(tmp_path, address(broker), wait=waits, **arguments)
+            await box.seal(200)
+            async with delivering(box):
+                await until(lambda: broker.connects > (2 if delivered < 20 else 1))
+
+    run(scenario())
+    return waits.attempts
+
+
+def test_pauses_grow_where_each_connection_delivers_little(tmp_path):
+    assert attempts(tmp_path, 2)[:2] == [1, 2]
+
+
+def test_pauses_begin_anew_after_a_connection_that_delivered_much_or_lasted(tmp_path):
+    assert attempts(tmp_path / "much", 40) == []
+    assert attempts(tmp_path / "lasted", 2, steady=0.0) == []
+
+
+def test_a_broker_that_takes_one_batch_and_hangs_up_does_not_fill_the_log(
+    tmp_path, caplog, monkeypatch
+):
+    caplog.set_level("INFO")
+    monkeypatch.setattr("gateway.ration.BURST", 3)
+
+    async def scenario() -> None:
+        async with Broker(faults=Faults(drop_after=3)) as broker:
+            box = Box(tmp_path, address(broker))
+            await box.seal(60)
+            async with delivering(box):
+                await until(lambda: broker.connects > 12)
+                assert box.state.lost > 9
+
+    run(scenario())
+    said = [r.getMessage() for r in caplog.records if r.name == "gateway.uplink"]
+    assert len([line for line in said if "connection lost" in line]) == 3
+    assert len([line for line in said if line.endswith(": connected")]) <= 4
+    assert "it comes and goes" in said[-1] or "it comes and goes" in said[-2]
+
+
+def test_a_connection_alone_is_not_said_to_deliver(tmp_path, caplog):
+    caplog.set_level("INFO")
+
+    async def scenario() -> None:
+        async with Broker(faults=Faults(ack_withheld=True, ack_topics=BATCHES)) as broker:
+            box = Box(tmp_path, address(broker), ack_within=0.05)
+            await box.seal()
+            async with delivering(box):
+                await until(lambda: broker.connects > 2)
+                assert "no acknowledgement" in box.state.why
+                assert ": connected" not in caplog.text
+                broker.faults = Faults()
+                await box.empty()
+                assert box.state.why is None
+        assert caplog.text.count(": connected") == 1
+
+    run(scenario())
+
+
 def test_thirty_connections_leave_no_descriptors_and_no_tasks(tmp_path):
     def left() -> tuple[int, int]:
         gc.collect()

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import random
+from typing import Any
 
 import pytest
 from delivery import BATCHES, Box, address, both, delivering, run, until
@@ -70,6 +71,31 @@ def test_many_batches_that_are_too_large_hold_up_none_that_is_not(tmp_path):
             assert sorted(both(broker.received)) == list(range(13, 21))
 
     run(scenario())
+
+
+def test_a_topic_that_is_denied_is_named_and_the_status_says_so(tmp_path):
+    class Told(type(Box(tmp_path / "one").status)):
+        def payload(self, state: str) -> bytes:
+            whys.append(box.state.why)
+            return super().payload(state)
+
+    whys: list[str | None] = []
+    box: Any = None
+
+    async def scenario() -> None:
+        nonlocal box
+        async with Broker(faults=Faults(ack_code=0x87, ack_topics=BATCHES)) as broker:
+            box = Box(tmp_path, address(broker))
+            box.status = Told()
+            await box.seal()
+            async with delivering(box):
+                await until(lambda: broker.connects > 2)
+                broker.faults = Faults()
+                await box.empty()
+                assert box.state.why is None
+
+    run(scenario())
+    assert "the right to publish to bygate/v1/trd-0042/batch/backlog?" in str(whys[1])
 
 
 # A broker that drops the connection whatever comes
@@ -192,7 +218,7 @@ def test_a_batch_that_cannot_be_read_ends_no_session_and_comes_later(tmp_path, c
                 monkeypatch.setattr(Failing, "at", "none")
                 await box.empty()
             assert broker.connects == 1
-            assert box.state.why is None
+            assert box.state.lost == 0
 
     run(scenario())
     assert not [record for record in caplog.records if record.name != "gateway.buffer"]
