@@ -64,6 +64,8 @@ class UplinkState:
     """Seconds that a batch takes now, when many are under way; None until one is acknowledged."""
     gap: float = 0.0
     """Seconds from one batch of the backlog to the next, at least."""
+    backlog_due: float = 0.0
+    """The loop's time from which on the backlog may go on."""
     traffic: Traffic = field(default_factory=Traffic)
     suspects: Suspects = field(default_factory=Suspects)
     outlook: Outlook = field(default_factory=Outlook)
@@ -111,7 +113,7 @@ class Session:
         self._retained = Retained(self._publisher, place_of_status, self.count_traffic)
         self._size = 1
         self._since = self._live = buffer.last
-        self._backlog, self._backlog_due = 0, 0.0
+        self._backlog = 0
         self._probes = state.refused_in_a_row >= IN_A_ROW or self._suspects.in_doubt
         self._offered_again = buffer.offered_again
         self._again: asyncio.TimerHandle | None = None
@@ -193,11 +195,11 @@ class Session:
         if next(self._buffer.waiting(), None) is None:
             self._works()
         with suppress(TimeoutError):
-            async with asyncio.timeout_at(self._backlog_due if pauses else None):
+            async with asyncio.timeout_at(self._state.backlog_due if pauses else None):
                 await self.news.wait()
 
     def _backlog_pauses(self) -> bool:
-        return asyncio.get_running_loop().time() < self._backlog_due
+        return asyncio.get_running_loop().time() < self._state.backlog_due
 
     def _next(self) -> tuple[Held, str] | None:
         if any(sequence in self._suspects for sequence in self._flying):
@@ -209,7 +211,7 @@ class Session:
         if self._backlog_pauses() or (old := self._next_of_backlog(since)) is None:
             return None
         now = asyncio.get_running_loop().time()
-        self._backlog_due = max(self._backlog_due + self._state.gap, now)
+        self._state.backlog_due = max(self._state.backlog_due + self._state.gap, now)
         return old, "backlog"
 
     def _next_of_backlog(self, since: int) -> Held | None:

@@ -84,6 +84,19 @@ def test_a_cap_spaces_the_backlog_out_and_no_live_batch(tmp_path):
     run(scenario())
 
 
+def test_a_cap_holds_though_connections_break(tmp_path):
+    async def scenario() -> None:
+        async with Broker(faults=Faults(drop_after=4)) as broker:
+            box = Box(tmp_path, address(broker), settings={"backlog_rate": 20.0})
+            await box.seal(60)
+            began = time.monotonic()
+            async with delivering(box):
+                await until(lambda: broker.connects > 5)
+            assert len(both(broker.received)) <= 2 + 20 * (time.monotonic() - began)
+
+    run(scenario())
+
+
 def test_acknowledgements_out_of_order_lose_nothing(tmp_path):
     async def scenario() -> None:
         async with Broker() as broker:
