@@ -9,7 +9,8 @@ from itertools import islice
 from gateway import __version__
 from gateway.buffer import Buffer, Stats
 from gateway.clock import Clock
-from gateway.poller import Poller
+from gateway.driver import PortError
+from gateway.poller import Poller, SensorState
 from gateway.rates import RATE_AFTER, Rates
 from gateway.session import UplinkState
 
@@ -50,10 +51,11 @@ class Health:
     def digest(self) -> object:
         """Return what is worth a message when it changes."""
         stats = self._buffer.stats()
-        reasons = tuple(poller.state.why is None for poller in self._pollers)
+        reasons = tuple(_reason(poller.state) for poller in self._pollers)
         buffer = stats.dropped, tuple(stats.refused), tuple(stats.faults)
-        uplink = tuple(self._uplink.suspects), self._uplink.outlook
-        return reasons, self._adapters(), buffer, uplink
+        uplink = self._uplink
+        told = tuple(uplink.suspects), uplink.outlook, uplink.unheard > 0, uplink.why
+        return self._clock.state(), reasons, self._adapters(), buffer, told
 
     def snapshot(self, state: str) -> dict[str, object]:
         """Return everything known now; `state` is online or offline."""
@@ -140,6 +142,13 @@ class Health:
             "outcomes": dict(state.outcomes),
             "why": state.why,
         }
+
+
+def _reason(state: SensorState) -> object:
+    """Return what stays the same while a sensor fails for one reason; its text may count."""
+    if state.why is None:
+        return None
+    return state.why if state.latest == PortError.outcome else state.latest
 
 
 def _json(fields: dict[str, object]) -> bytes:

@@ -66,6 +66,8 @@ class UplinkState:
     """Seconds from one batch of the backlog to the next, at least."""
     backlog_due: float = 0.0
     """The loop's time from which on the backlog may go on."""
+    changes: Ration = field(default_factory=Ration)
+    """How often the status is published because it changed."""
     traffic: Traffic = field(default_factory=Traffic)
     suspects: Suspects = field(default_factory=Suspects)
     outlook: Outlook = field(default_factory=Outlook)
@@ -149,7 +151,7 @@ class Session:
     async def _keep(self, status: Status, every: float, about: bytes | None) -> None:
         if about is not None:
             await self._retained.publish("about", about)
-        await self._retained.keep(status, every, Ration())
+        await self._retained.keep(status, every, self._state.changes)
 
     async def _send(self, held: Held, lane: str) -> Sent | None:
         """Publish a batch; None: it was evicted, cannot be read for now, or is set aside."""

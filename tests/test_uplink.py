@@ -887,6 +887,25 @@ def test_a_status_that_changes_all_the_time_is_published_each_time_only_at_first
     run(scenario())
 
 
+def test_connections_that_come_and_go_do_not_renew_how_often_a_change_is_told(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("gateway.ration.BURST", 2)
+
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            box.state.changes.take()
+            box.state.changes.take()
+            async with delivering(box):
+                await broker.wait_for(1)
+                box.status.size = 1
+                await asyncio.sleep(1.2)
+            assert len(broker.received) == 1
+
+    run(scenario())
+
+
 def test_the_status_is_published_every_so_often_though_nothing_changed(tmp_path):
     async def scenario() -> None:
         async with Broker() as broker:
