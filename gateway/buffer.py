@@ -368,6 +368,15 @@ class Buffer:
             self._refused.delivered(held.epoch, held.sequence)
         self._spool.acknowledge(sequence)
 
+    def lies_aside(self, held: Held) -> bool:
+        """Whether the broker refused it before, so that it needs no more room for being kept."""
+        return self._refused.lies_here(held)
+
+    def fits_aside(self, held: Held) -> bool:
+        """Whether it can be set aside with no other one going for it; on the writer's thread."""
+        allowed = min(REFUSED_BYTES, most(self._disk, self._settings) // 4)
+        return self.lies_aside(held) or self._refused.size + held.length <= allowed
+
     def set_aside(self, held: Held, reason: int) -> None:
         """Keep a batch that the broker refused, out of the way; on the writer's thread."""
         payload = self.payload(held)

@@ -282,15 +282,18 @@ class Session:
 
     async def _set_aside(self, held: Held, code: int) -> None:
         state, why = self._state, f"0x{code:02x} {NOT_THIS_BATCH[code]}"
-        if state.refused_in_a_row >= IN_A_ROW:
+        first = not self._buffer.lies_aside(held)
+        if first and state.refused_in_a_row >= IN_A_ROW:
             self._refuses("every batch", why)
-        state.refused_in_a_row += 1
+        state.refused_in_a_row += first
         if await self._on_writer(self._aside, held, code):
             log.error("batch %d set aside: %s, %d bytes", held.sequence, why, held.length)
         else:
-            state.refused_in_a_row -= 1
+            state.refused_in_a_row -= first
 
     def _aside(self, held: Held, code: int) -> bool:
+        if self._state.refused_in_a_row > 1 and not self._buffer.fits_aside(held):
+            self._refuses("one batch after the other", f"0x{code:02x} {NOT_THIS_BATCH[code]}")
         self._buffer.set_aside(held, code)
         return True
 

@@ -11,6 +11,7 @@ from delivery import BATCHES, Box, address, both, delivering, run, until
 from gateway.disk import Disk
 from gateway.reading import COUNT, Instant, Reading
 from gateway.session import IN_A_ROW
+from gateway.settings import BufferSettings
 from gateway.suspects import LOSSES, Suspects
 from hil.broker import Broker, Faults, Limits, Received
 
@@ -69,6 +70,41 @@ def test_many_batches_that_are_too_large_hold_up_none_that_is_not(tmp_path):
                 await box.empty()
             assert len(box.refused) == 12
             assert sorted(both(broker.received)) == list(range(13, 21))
+
+    run(scenario())
+
+
+def test_refusals_in_a_row_take_the_place_of_no_batch_that_was_refused_before(tmp_path):
+    async def scenario() -> None:
+        async with Broker(faults=Faults(ack_code=0x99, ack_topics=BATCHES)) as broker:
+            box = Box(tmp_path, address(broker))
+            await seal_large(box, 4)
+            size = next(box.buffer.waiting()).length
+            box.buffer._settings = BufferSettings(max_size=10 * size, keep_free=0)
+            box.buffer.set_aside(next(box.buffer.waiting()), 0x99)
+            async with delivering(box):
+                await until(lambda: "refuses one batch after the other" in str(box.state.why))
+                await until(lambda: "refuses every batch" in str(box.state.why))
+            assert len(box.refused) == 2
+            assert box.buffer.stats().dropped == 0
+
+    run(scenario())
+
+
+def test_batches_that_are_offered_again_and_refused_again_are_not_kept_from_lying_aside(tmp_path):
+    async def scenario() -> None:
+        async with Broker(faults=Faults(ack_code=0x99, ack_topics=BATCHES)) as broker:
+            box = Box(tmp_path, address(broker))
+            await box.seal(8)
+            for held in list(box.buffer.waiting()):
+                box.buffer.set_aside(held, 0x99)
+            (tmp_path / "refused" / "retry").touch()
+            box.buffer.tick(0.0)
+            async with delivering(box):
+                await box.empty()
+                await until(lambda: not next(box.buffer.waiting(), None))
+            assert broker.connects == 1
+            assert [name[-6:] for name in box.refused] == [".batch"] * 8
 
     run(scenario())
 
