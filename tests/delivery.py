@@ -31,8 +31,8 @@ class Status:
     def payload(self, state: str) -> bytes:
         return json.dumps({"state": state, "more": "x" * self.size}).encode()
 
-    def will(self) -> bytes:
-        return b'{"state": "offline"}'
+    def will(self, state: str = "offline") -> bytes:
+        return json.dumps({"state": state}).encode()
 
     def digest(self) -> object:
         return self.size
