@@ -25,7 +25,8 @@ class CrashDisk:
         """How many of the next syncs fail."""
         self.bad: set[str] = set()
         """Files that no sync succeeds of any more: a card with a spot that is worn out."""
-        self.full = False
+        self.limit: int | None = None
+        """How many bytes its files may have."""
         self.fuse: int | None = None
         """How many changes the disk still takes before the power is cut in the midst of one."""
         self._live: dict[str, bytearray] = {}
@@ -63,13 +64,18 @@ class CrashDisk:
             self.write(name, offset, data[: len(data) // 2])
             self.fuse = 0
         self._burn()
-        if self.full and offset + len(data) > len(self._live.get(name, b"")):
+        grows = offset + len(data) - len(self._live.get(name, b""))
+        if self.limit is not None and grows > 0 and self.used + grows > self.limit:
             raise OSError(errno.ENOSPC, "No space left on device")
         _put(self._live.setdefault(name, bytearray()), offset, data)
         for at in range(offset - offset % PAGE, offset + len(data), PAGE):
             start = max(at, offset)
             page = data[start - offset : at + PAGE - offset]
             self._unsynced.append((name, start, page))
+
+    @property
+    def used(self) -> int:
+        return sum(map(len, self._live.values()))
 
     def cut(self, name: str, length: int) -> None:
         self._burn()

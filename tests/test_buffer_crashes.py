@@ -40,6 +40,7 @@ class PowerCuts(RuleBasedStateMachine):
         self.batches: dict[tuple[int, int], bytes] = {}
         self.named: dict[object, tuple[int, int]] = {}
         self.epochs = 0
+        self.bounded = max_size is not None
         self.on_disk: dict[tuple[int, int], set[object]] = {}  # values by batch
         self.evicted: set[object] = set()
         self.refused: set[object] = set()  # of what lies aside the oldest may go, too
@@ -151,6 +152,15 @@ class PowerCuts(RuleBasedStateMachine):
         """Only where the newest segment lies: the next one has to do."""
         self.disk.bad.update([n for n in self.disk.names() if n.endswith(".seg")][-1:])
 
+    @rule(room=st.integers(0, SMALL))
+    def others_fill_the_disk(self, room: int) -> None:
+        self.disk.limit = self.disk.used + room
+        self.bounded = True
+
+    @rule()
+    def they_free_it(self) -> None:
+        self.disk.limit = None
+
     @rule(reboot=st.booleans())
     def power_cut(self, reboot: bool) -> None:
         self.boot += reboot
@@ -191,12 +201,14 @@ class PowerCuts(RuleBasedStateMachine):
     def stop_and_start(self) -> None:
         self.disk.failing = 0
         self.buffer.close()
-        self.kept |= self.pending.keys()
+        if not self.buffer.fault:
+            self.kept |= self.pending.keys()
         self.start()
 
     def teardown(self) -> None:
         if not hasattr(self, "buffer"):
             return
+        self.they_free_it()
         self.stop_and_start()
         self.somebody_asks_for_the_refused()
         self.tick()
@@ -205,7 +217,7 @@ class PowerCuts(RuleBasedStateMachine):
         assert not self.buffer.stats().refused
         # What a start seals, it may evict in the same tick, before anybody can see it
         unseen = self.kept - self.named.keys() - self.evicted
-        assert self.settings.max_size or not (unseen or self.evicted)
+        assert self.bounded or not (unseen or self.evicted)
         arrived = self.named.keys() - self.evicted - self.refused
         lost = len(self.evicted) + len(unseen)
         assert lost <= self.buffer.stats().dropped <= self.taken - len(arrived) + self.twice
