@@ -261,9 +261,14 @@ class Spool:
         self._usable = False
         try:
             self._disk.write(segment.name, segment.size, data)
+        except OSError:
+            self._disk.cut(segment.name, segment.size)  # half of it takes room on a full disk
+            self._usable = True  # nothing of it was to be synced
+            raise
+        try:
             self._disk.sync(segment.name)
         except OSError:
-            with suppress(OSError):  # half a record takes room that a full disk has not got
+            with suppress(OSError):
                 self._disk.cut(segment.name, segment.size)
             raise
         self._usable = True
