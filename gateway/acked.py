@@ -8,6 +8,7 @@ No growth: it can be written to when the disk is full. Of two pages one outlasts
 """
 
 import bisect
+import math
 import struct
 import zlib
 from collections.abc import Container
@@ -44,6 +45,7 @@ class Acked:
 
         Another history's ranges would let go of batches that were never delivered.
         """
+        self._disk.settle(NAME)
         data, _ = self._disk.salvage(NAME)
         pages = [page for page in (_page(data[:PAGE]), _page(data[PAGE : 2 * PAGE])) if page]
         if not pages:
@@ -60,19 +62,12 @@ class Acked:
             self._disk.sync_directory()
 
     def __contains__(self, sequence: int) -> bool:
-        return any(first <= sequence <= last for first, last in self.ranges)
+        at = bisect.bisect_right(self.ranges, (sequence, math.inf)) - 1
+        return at >= 0 and self.ranges[at][1] >= sequence
 
     def add(self, sequence: int) -> None:
-        """Take one more sequence in, joining it to its neighbours."""
-        at = bisect.bisect_right(self.ranges, (sequence, sequence))
-        first = last = sequence
-        if at < len(self.ranges) and self.ranges[at][0] == sequence + 1:
-            last = self.ranges.pop(at)[1]
-        if at > 0 and self.ranges[at - 1][1] >= sequence - 1:
-            at -= 1
-            first, before = self.ranges.pop(at)
-            last = max(last, before)
-        self.ranges.insert(at, (first, last))
+        """Take one more sequence in."""
+        join(self.ranges, sequence)
 
     def forget_below(self, sequence: int) -> None:
         """Drop the ranges of sequences that are no longer on disk; the last one always stays."""
@@ -91,8 +86,23 @@ class Acked:
         self._writes, self._written, self.dropped = self._writes + 1, told, dropped
 
     def sync(self) -> None:
-        """Return when what was written is on the device."""
+        """Return when it is on the device; if that fails, it is to be written anew."""
+        told, self._written = self._written, ()
         self._disk.sync(NAME)
+        self._written = told
+
+
+def join(ranges: list[tuple[int, int]], sequence: int) -> None:
+    """Take one more sequence into the ranges, joining it to its neighbours."""
+    at = bisect.bisect_right(ranges, (sequence, sequence))
+    first = last = sequence
+    if at < len(ranges) and ranges[at][0] == sequence + 1:
+        last = ranges.pop(at)[1]
+    if at > 0 and ranges[at - 1][1] >= sequence - 1:
+        at -= 1
+        first, before = ranges.pop(at)
+        last = max(last, before)
+    ranges.insert(at, (first, last))
 
 
 def _page(data: bytes) -> tuple[int, int, int, list[list[int]]] | None:

@@ -86,7 +86,7 @@ class Bounds:
                 break
             if age is not None:  # and so is all that was sealed before it
                 old = held.segment
-        while lost := spool.evict("older than max_age", until=old):
+        while old and (lost := spool.evict("older than max_age", until=old)):
             self._losses.evicted(lost, "older than max_age")
         self._next_ages = now + AGES_EVERY
 

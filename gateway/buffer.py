@@ -24,7 +24,7 @@ from pathlib import Path
 from gateway import acked, journal, record
 from gateway.bounds import Bounds, most
 from gateway.clock import Clock
-from gateway.disk import Disk, of_another_version, remedy
+from gateway.disk import FULL, Disk, of_another_version, remedy
 from gateway.filling import BATCH_READINGS, Filling
 from gateway.journal import Flushed, Journal, JournalFullError
 from gateway.losses import Losses
@@ -36,8 +36,9 @@ from gateway.spool import Held, Spool, is_segment
 from gateway.wire import Batch, SizeBound, WireError, encode
 
 RAM_READINGS = 100_000
+LARGEST_SEGMENT = 4 << 20
+"""Bytes; what is larger is none of ours, and reading it would take all of the memory."""
 REFUSED = "refused by the broker"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _sequence = attrgetter("sequence")
 
@@ -155,7 +156,8 @@ class Buffer:
         filling = self._filling
         if filling is None or self._fault:
             return by
-        return min(by, filling.began + self._settings.seal_interval)
+        flush = self._next_flush if filling.journaled < len(filling.readings) else by
+        return min(by, flush, filling.began + self._settings.seal_interval)
 
     def close(self) -> None:
         """Flush and seal everything there is."""
@@ -198,7 +200,7 @@ class Buffer:
             self._refused.tidy()
             self._rates.note(now, self._written, self._spool.appended)
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno not in FULL:
                 raise
             if not self._bounds.make_room(self._spool):
                 self._hold_out(now)
@@ -347,6 +349,9 @@ class Buffer:
         if not self._spool.recovered:
             self._recover_spool()
         frames, damaged = self._journal.recover(self._spool.last)
+        # Once the others are sealed under its name, a start that is cut off here knows it no more
+        self._losses.found(damaged)
+        self._losses.set_damage_aside(self._spool)
         unsealed = [frame for frame in frames if frame.epoch != self.epoch]  # those are in RAM
         unsealed.sort(key=lambda frame: frame.sequence)
         for name, parts in groupby(unsealed, _name):
@@ -356,10 +361,8 @@ class Buffer:
         self._spool.begin(self.epoch)
         if not self._sequence:
             self._previous, self._inherited = self._spool.previous, self._spool.last
-        self._refused.recover()
-        self._let_go_of_refused()
         self._sequence = max(self._sequence, self._spool.last + 1, self._refused.last + 1)
-        self._losses.found([*damaged, *self._spool.damage()])
+        self._losses.found(self._spool.damage())
         self._recovered = True
 
     def _recover_spool(self) -> None:
@@ -369,6 +372,8 @@ class Buffer:
         if self._gone:
             self._losses.removed(spool.follow(self._gone))
         self._spool, self._gone = spool, None
+        self._refused.recover()
+        self._let_go_of_refused()
         if not self._sequence:
             self._inherited = spool.last
 
@@ -517,7 +522,8 @@ def _journal(path: Path) -> bool:
 
 
 def _segment(path: Path) -> bool:
-    return not of_another_version(path, record.MAGIC)
+    ours = path.stat().st_size <= LARGEST_SEGMENT
+    return ours and not of_another_version(path, record.MAGIC)
 
 
 def _name(frame: Flushed) -> tuple[int, int, int]:

@@ -20,6 +20,7 @@ LOCK = "."
 DAMAGED = ".damaged"
 """What the name of a file that is set aside ends with."""
 BLOCK = 4096
+FULL = (errno.ENOSPC, errno.EDQUOT)
 UNREADABLE = (errno.EIO, errno.EUCLEAN, errno.EBADMSG)
 """How Linux says that bytes cannot be read: by the device, by the checks of a file system."""
 _PROBE = "probe"
@@ -80,8 +81,14 @@ class Disk:
         """
         if self._identity is None:
             return False
-        gone = any(os.fstat(fd).st_nlink == 0 for fd in self._open.values())
-        return gone or self._now() != self._identity
+        return self._now() != self._identity or not all(map(self._stands, self._open))
+
+    def _stands(self, name: str) -> bool:
+        """Whether an open file is what stands under its name: somebody may have moved it."""
+        with suppress(FileNotFoundError):
+            here = (self.directory / name).stat()
+            return os.path.samestat(here, os.fstat(self._open[name]))
+        return False
 
     def _now(self) -> tuple[int, int] | None:
         with suppress(FileNotFoundError):

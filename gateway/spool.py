@@ -10,15 +10,15 @@ they are 260 MiB and take 1.4 s, and on a full disk SQLite's WAL could not even 
 import bisect
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from threading import Lock
 
 import msgpack
 
-from gateway.acked import Acked
-from gateway.disk import BLOCK, DAMAGED, UNREADABLE, Damage, Disk
+from gateway.acked import Acked, join
+from gateway.disk import BLOCK, DAMAGED, FULL, UNREADABLE, Damage, Disk
 from gateway.record import Kind, Record, claims, pack, records, size_of
 
 SEGMENT_BYTES = 1 << 20
@@ -26,12 +26,16 @@ ACKED_EVERY = 1.0
 """Seconds between two writes of what is acknowledged."""
 
 _ENDING = ".seg"
-_NUMBERED = re.compile(r"([0-9]+)\.seg")
+_NUMBERED = re.compile(r"([0-9]{8,12})\.seg")
 
 
 def is_segment(name: str) -> bool:
     """Whether this is the name of a segment."""
     return _NUMBERED.fullmatch(name) is not None
+
+
+def _number(name: str) -> int:
+    return int(name.removesuffix(_ENDING))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +77,9 @@ class Spool:
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
         self._lock = Lock()
-        self._segments: list[_Segment] = []
+        self._segments: dict[str, _Segment] = {}
         self._held: dict[int, Held] = {}
+        self._readings = 0
         self._order: list[int] = []
         self._acked = Acked(disk)
         self._epoch = 0
@@ -102,25 +107,26 @@ class Spool:
 
     def recover(self) -> None:
         """Read everything there is; whatever that is, a usable spool comes of it."""
-        for name in self._disk.names():
-            if found := _NUMBERED.match(name):  # what was set aside may be put back
-                self._number = max(self._number, int(found[1]))
-            if is_segment(name):
-                self._recover_segment(name)
+        names = self._disk.names()
+        found = [int(number[1]) for number in map(_NUMBERED.match, names) if number]
+        self._number = max(found, default=0)  # what was set aside may be put back
+        for name in sorted(filter(is_segment, names), key=_number):
+            self._recover_segment(name)
+        self._recover_acked()
         self._order = sorted(self._held)
+        self.recovered = True
+
+    def _recover_acked(self) -> None:
         self._acked.recover(self._epochs)
         self.dropped = max(self.dropped, self._acked.dropped)
-        for first, last in self._acked.ranges:
-            self.last = max(self.last, last)
-            for held in list(self.waiting(first - 1, last + 1)):
-                self._forget(held.sequence)
-        self.recovered = True
+        self.last = max([self.last, *(last for _, last in self._acked.ranges)])
+        for sequence in [s for s in self._held if s in self._acked]:
+            self._forget(sequence)
 
     def _recover_segment(self, name: str) -> None:
         self._disk.settle(name)
         data, bad = self._disk.salvage(name)
-        segment = _Segment(name, len(data), bad=bad)
-        self._segments.append(segment)
+        segment = self._segments[name] = _Segment(name, len(data), bad=bad)
         end = 0
         for record in records(data):
             self._note_damage(segment, end, data[end : record.at])
@@ -175,13 +181,16 @@ class Spool:
     def _take(self, segment: _Segment, record: Record) -> None:
         segment.first = segment.first or record.sequence
         self.last = max(self.last, record.sequence - (record.kind == Kind.HEAD))
+        if record.kind != Kind.LOSS:
+            self._epoch = record.epoch
+            self._epochs.add(record.epoch)
         if record.kind == Kind.BATCH:
             self._hold(segment, record)
         elif record.kind == Kind.HEAD:
             dropped, previous, *lost = msgpack.unpackb(record.payload)
             self.lost.update(lost)
             self.dropped = max(self.dropped, dropped)
-            self._epochs.add(record.epoch)
+            self._epochs.add(previous[0])
             self._saw(*previous)
         elif record.kind == Kind.LOSS:
             first, _, *of = msgpack.unpackb(record.payload)
@@ -199,13 +208,17 @@ class Spool:
     def _hold(self, segment: _Segment, record: Record) -> None:
         self._saw(record.epoch, record.sequence)
         self.last = max(self.last, record.sequence)
-        if record.sequence in self._held:  # written again after a failed sync
-            return
+        if there := self._held.get(record.sequence):
+            if there.epoch != record.epoch:  # another box's: kept, and told of as damage is
+                self._damaged.append((segment.name, record.at, pack(record), True))
+                segment.bad.append(record.at)
+            return  # else written again after a failed sync
         offset = record.at + size_of(b"")
         self._held[record.sequence] = Held(
             *(record.epoch, record.sequence, record.readings, record.first_ms),
             *(segment.name, offset, len(record.payload)),
         )
+        self._readings += record.readings
         segment.waiting.add(record.sequence)
 
     def follow(self, other: "Spool") -> int:
@@ -214,7 +227,9 @@ class Spool:
         self.dropped = max(self.dropped, other.dropped)
         if other.previous:
             self._saw(*other.previous)
-        return sum(h.readings for s, h in other._held.items() if s not in self._held)
+        here = {(held.epoch, held.sequence) for held in self._held.values()}
+        gone = [h for h in other._held.values() if (h.epoch, h.sequence) not in here]
+        return sum(held.readings for held in gone)
 
     def append(
         self, epoch: int, sequence: int, readings: int, first_ms: int, payload: bytes
@@ -224,7 +239,7 @@ class Spool:
         After a failed sync Linux may have marked the pages clean, and a second sync would say yes
         to bytes that are lost: the next attempt writes them anew, into a new segment.
         """
-        if not self._usable or self._segments[-1].size + size_of(payload) > SEGMENT_BYTES:
+        if not self._usable or self._newest.size + size_of(payload) > SEGMENT_BYTES:
             self._begin(epoch, sequence)
         self._write(Record(Kind.BATCH, epoch, sequence, readings, first_ms, payload))
         self.appended += size_of(payload)
@@ -247,17 +262,22 @@ class Spool:
             with suppress(OSError):  # each attempt would leave one more
                 self._disk.remove(name)
             raise
+        if self._segments:
+            self._disk.close(self._newest.name)
         with self._lock:
-            self._segments.append(_Segment(name, len(data), sequence))
+            self._segments[name] = _Segment(name, len(data), sequence)
         self._usable, self._epoch = True, epoch
+
+    @property
+    def _newest(self) -> _Segment:
+        return next(reversed(self._segments.values()))
 
     def _lost_here(self) -> list[str]:
         """Return what the losses were of that may still lie in a segment."""
-        names = {segment.name for segment in self._segments}
-        return sorted(of for of in self.lost if of.partition("-")[0] in names)
+        return sorted(of for of in self.lost if of.partition("-")[0] in self._segments)
 
     def _write(self, record: Record) -> None:
-        segment, data = self._segments[-1], pack(record)
+        segment, data = self._newest, pack(record)
         self._usable = False
         try:
             self._disk.write(segment.name, segment.size, data)
@@ -348,9 +368,8 @@ class Spool:
 
     def give_up(self, held: Held) -> None:
         """Let go of a batch that cannot be read, whose loss is recorded; its file is kept."""
-        for segment in self._segments:
-            if segment.name == held.segment:
-                segment.bad.append(held.offset)
+        if held.segment in self._segments:
+            self._segments[held.segment].bad.append(held.offset)
         self._unread.pop(held.sequence, None)
         self.acknowledge(held.sequence)
 
@@ -363,13 +382,13 @@ class Spool:
 
     def _forget(self, sequence: int) -> None:
         held = self._held.pop(sequence)
+        self._readings -= held.readings
         self._spoilt.pop(sequence, None)
         at = bisect.bisect_left(self._order, sequence)
         if at < len(self._order) and self._order[at] == sequence:
             del self._order[at]
-        for segment in self._segments:
-            if segment.name == held.segment:
-                segment.waiting.discard(sequence)
+        if held.segment in self._segments:
+            self._segments[held.segment].waiting.discard(sequence)
 
     def ends(self) -> list[Held]:
         """Return the last batch that waits in each segment but the newest, oldest first."""
@@ -382,7 +401,7 @@ class Spool:
         The loss is recorded and synced before the file goes. A segment after `until` stays.
         """
         victim = self._oldest()
-        if victim is None or (until is not None and victim.name > until):
+        if victim is None or (until is not None and _number(victim.name) > _number(until)):
             return 0
         lost = self._lost_with(victim)
         if not lost:  # all acknowledged a moment ago
@@ -403,12 +422,15 @@ class Spool:
             return 0
         lost = self._lost_with(victim)
         readings = sum(held.readings for held in lost)
+        try:
+            self._write_acked(readings, lost)
+            self._acked.sync()
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
         self.dropped += readings
         for held in lost:
             self.acknowledge(held.sequence)
-        with suppress(OSError):
-            self._write_acked()
-            self._acked.sync()
         self._disk.remove(victim.name)
         self._usable = False
         self.tidy()
@@ -423,8 +445,8 @@ class Spool:
 
         One that holds nothing is what a start left that was cut off.
         """
-        newest = next((s for s in reversed(self._segments) if s.first), None)
-        return [segment for segment in self._segments if segment is not newest]
+        newest = next((s for s in reversed(self._segments.values()) if s.first), None)
+        return [segment for segment in self._segments.values() if segment is not newest]
 
     def _lost_with(self, victim: _Segment) -> list[Held]:
         with self._lock:
@@ -452,10 +474,13 @@ class Spool:
         self._write_acked()
         self._acked_at = now
 
-    def _write_acked(self) -> None:
+    def _write_acked(self, dropped: int = 0, lost: Sequence[Held] = ()) -> None:
+        """Write down what is acknowledged, and these as if they were, for so many are dropped."""
         with self._lock:
             ranges = list(self._acked.ranges)
-        self._acked.write(self._epoch, self.dropped, ranges)
+        for held in lost:
+            join(ranges, held.sequence)
+        self._acked.write(self._epoch, self.dropped + dropped, ranges)
 
     def tidy(self) -> bool:
         """Remove the segments that are done with, all but the newest; whether there were any."""
@@ -469,22 +494,24 @@ class Spool:
             else:
                 self._disk.remove(name)
         with self._lock:
-            self._segments = [s for s in self._segments if s.name not in done]
-            if self._segments:
-                self._acked.forget_below(self._segments[0].first)
+            for name in done:
+                del self._segments[name]
+            if oldest := next(iter(self._segments.values()), None):
+                self._acked.forget_below(oldest.first)
         return bool(done)
 
     @property
     def size(self) -> int:
         """Bytes on disk."""
-        return sum(segment.size for segment in self._segments)
+        with self._lock:
+            return sum(segment.size for segment in self._segments.values())
 
     @property
     def end(self) -> tuple[str, int]:
         """The newest segment, and how many bytes it has."""
-        return (self._segments[-1].name, self._segments[-1].size) if self._segments else ("", 0)
+        return (self._newest.name, self._newest.size) if self._segments else ("", 0)
 
     def held(self) -> tuple[int, int]:
         """Return how many batches wait, and how many readings are in them."""
         with self._lock:
-            return len(self._order), sum(held.readings for held in self._held.values())
+            return len(self._order), self._readings

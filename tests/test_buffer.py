@@ -696,6 +696,20 @@ def test_what_a_full_disk_cost_is_known_after_a_kill(tmp_path: Path):
     assert (len(values(again)), again.stats().dropped) == (held, dropped)
 
 
+def test_what_a_disk_that_was_full_at_the_start_cost_is_known_after_a_kill(tmp_path: Path):
+    buffer, _ = filled(SmallDisk(tmp_path))
+    buffer.close()
+    disk = HoggedDisk(tmp_path)
+    disk.most = 0
+    killed = Buffer(disk, UNBOUND, "trd-0042", boot=7, epoch=2)
+    for second in range(3):
+        killed.tick(float(second))
+    held, dropped = len(values(killed)), killed.stats().dropped
+    again = opened(tmp_path, epoch=3)
+    assert dropped
+    assert (len(values(again)), again.stats().dropped) == (held, dropped)
+
+
 def test_a_start_that_was_cut_off_does_not_cost_the_segment_that_carries_the_sequence(
     tmp_path: Path,
 ):

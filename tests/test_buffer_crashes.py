@@ -70,12 +70,18 @@ class PowerCuts(RuleBasedStateMachine):
         """What is neither acknowledged nor there any more was evicted; that is counted."""
         waiting = {(held.epoch, held.sequence): held for held in self.buffer.waiting()}
         for name in self.on_disk.keys() - waiting.keys():
+            if self.lies_aside(*name):  # a start on a full disk has only now let go of its copy
+                self.refused |= self.on_disk.pop(name)
+                continue
             self.twice += len(self.refused & self.on_disk[name])
             self.evicted |= self.on_disk.pop(name)
         for name in waiting.keys() - self.on_disk.keys():
             batch = decode(self.buffer.payload(waiting[name]))
             self.on_disk[name] = {reading.value for reading in batch.readings}
         assert len(self.evicted) <= self.buffer.stats().dropped
+
+    def lies_aside(self, epoch: int, sequence: int) -> bool:
+        return any(n.startswith(f"{sequence}-{epoch}-") for n in self.buffer.stats().refused)
 
     def let_go(self, held: Held) -> None:
         self.on_disk.pop((held.epoch, held.sequence))
@@ -118,7 +124,7 @@ class PowerCuts(RuleBasedStateMachine):
         self.disk.failing = 0
         for held in list(self.buffer.waiting())[:1]:
             self.receive(held)
-            if not any(f"{held.sequence}-{held.epoch}-" in n for n in self.buffer.stats().refused):
+            if not self.lies_aside(held.epoch, held.sequence):
                 self.twice += len(self.refused & self.on_disk[held.epoch, held.sequence])
             try:
                 self.buffer.set_aside(held, 0x99)
@@ -209,6 +215,7 @@ class PowerCuts(RuleBasedStateMachine):
         if not hasattr(self, "buffer"):
             return
         self.they_free_it()
+        self.disk.fuse = None  # of what has failed meanwhile
         self.stop_and_start()
         self.somebody_asks_for_the_refused()
         self.tick()
