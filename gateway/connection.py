@@ -7,10 +7,9 @@ broker's "not authorized" would look like success.
 import asyncio
 import logging
 import socket
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
+from typing import Self
 
 import aiomqtt
 import paho.mqtt.client as paho
@@ -18,7 +17,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from gateway.settings import LONGEST_TEXT, Broker, UplinkSettings
+from gateway.credentials import Credentials, CredentialsError
+from gateway.settings import Broker, UplinkSettings
 from gateway.traffic import carried
 
 WINDOW = 20
@@ -51,21 +51,38 @@ class Connection(aiomqtt.Client):
     they change.
     """
 
-    def __init__(self, settings: UplinkSettings, gateway: str, broker: Broker, will: bytes) -> None:
+    @classmethod
+    async def to(
+        cls, broker: Broker, settings: UplinkSettings, gateway: str, *, will: bytes
+    ) -> Self:
+        """Return one that is not connected yet; password and certificates are read."""
+        try:
+            credentials = await Credentials.read(settings, tls=broker.tls)
+        except CredentialsError as error:
+            raise UplinkError(str(error)) from error
+        return cls(broker, settings, gateway, credentials, will)
+
+    def __init__(
+        self,
+        broker: Broker,
+        settings: UplinkSettings,
+        gateway: str,
+        credentials: Credentials,
+        will: bytes,
+    ) -> None:
         status = f"{settings.topic}/{gateway}/status"
-        secret = settings.password_file
         super().__init__(
             broker.host,
             broker.port,
             username=settings.username,
-            password=_text(secret) if secret else None,
+            password=credentials.password,
             identifier=settings.client_id or gateway,
             logger=_SILENT,  # what paho says of a malformed packet comes as an error, too
             protocol=_VERSIONS[settings.protocol],
             will=aiomqtt.Will(status, will, qos=1, retain=True),
             keepalive=round(settings.keepalive),
             timeout=CONNECT_WITHIN,
-            tls_context=_tls(settings) if broker.tls else None,
+            tls_context=credentials.tls,
             max_inflight_messages=WINDOW + 1,  # one for the status
             socket_options=(
                 (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
@@ -229,63 +246,6 @@ def _cause(error: BaseException | None) -> str:
     if isinstance(error, aiomqtt.MqttError | OSError):
         return str(error)
     return f"what came was no MQTT: {type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def _tls(settings: UplinkSettings) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=settings.ca_file)
-    except OSError as error:
-        raise UplinkError(_bad_file("ca_file", settings.ca_file, error)) from error
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if settings.cert_file:
-        _show_certificate(context, settings.cert_file, settings.key_file)
-    return context
-
-
-def _show_certificate(context: ssl.SSLContext, cert: Path, key: Path | None) -> None:
-    at_fault = ("cert_file", cert)
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cert)
-        if key:
-            at_fault = ("key_file", key)
-            key.read_bytes()
-        context.load_cert_chain(cert, key, password="")  # else it asks for one at the terminal
-    except (OSError, ValueError) as error:
-        raise UplinkError(_bad_file(*at_fault, error)) from error
-
-
-def _text(file: Path) -> str:
-    try:
-        text = file.read_text(errors="replace").strip()
-    except OSError as error:
-        raise UplinkError(_bad_file("password_file", file, error)) from error
-    if (size := len(text.encode())) > LONGEST_TEXT:
-        raise UplinkError(
-            f"password_file {file}: {size} bytes, MQTT takes at most {LONGEST_TEXT}: "
-            "is it the right file?"
-        )
-    return text
-
-
-def _bad_file(name: str, file: Path | None, error: Exception) -> str:
-    """Return which file is at fault, what is wrong with it, and what mends it."""
-    match error:
-        case FileNotFoundError():
-            remedy = f"there is no such file: put it there, or set [uplink] {name}"
-        case PermissionError():
-            remedy = f"no permission: sudo chgrp bygate {file} && sudo chmod g+r {file}"
-        case ssl.SSLError() | ValueError():
-            remedy = _PEM[name]
-        case _:
-            remedy = f"{error}: set [uplink] {name} to a file"
-    return f"{name} {file}: {remedy}"
-
-
-_PEM = {
-    "ca_file": "no PEM certificate in it: copy it anew",
-    "cert_file": "no PEM certificate with its private key in it: copy it anew, or set key_file",
-    "key_file": "not the PEM key of cert_file, or locked by a passphrase: copy the one without",
-}
 
 
 def _remedy(error: Exception) -> str:

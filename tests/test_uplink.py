@@ -558,7 +558,7 @@ def test_files_of_tls_that_will_do_lead_to_the_broker(pem, tmp_path):
     ("password", "says"),
     [
         (None, "there is no such file: put it there, or set [uplink] password_file"),
-        ("x" * 70_000, "70000 bytes, MQTT takes at most 65535: is it the right file?"),
+        ("x" * 70_000, "more than 65535 bytes: is it the right file?"),
     ],
 )
 def test_a_password_that_will_not_do_says_what_to_check(password, says, tmp_path):

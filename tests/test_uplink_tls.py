@@ -189,6 +189,7 @@ def password(users: Path, secret: str) -> None:
 
 def test_the_end_of_a_certificate_is_announced_once_a_day_for_thirty_days(tmp_path, caplog):
     async def main() -> None:
+        asyncio.get_running_loop().set_default_executor(jumping.Inline())
         city = Authority()
         city.issue(tmp_path / "cert.pem", "one", NOW, NOW + 60 * DAY)
         settings = {"cert_file": tmp_path / "cert.pem"}
