@@ -18,6 +18,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from gateway.credentials import Credentials, CredentialsError
+from gateway.reasons import of_code, of_text
 from gateway.settings import Broker, UplinkSettings
 from gateway.traffic import carried
 
@@ -27,8 +28,13 @@ CONNECT_WITHIN = 10.0
 TCP_GIVES_UP_MS = 10_000
 """TCP_USER_TIMEOUT: a pulled cable is noticed after 10.7 s; with keepalive 60 alone, not in 60."""
 
-TAKEN_OVER, UNSPECIFIED = 0x8E, 0x80
-"""Reason codes of DISCONNECT; the second is also paho's for an end without one."""
+CLOSED = "the other end closed it"
+SOON = 60.0
+"""Seconds within which an end without a word may be another client's doing, which has our id."""
+
+TAKEN_OVER = 0x8E
+_ENDS = {0x8D: "no answer to a ping: the link is dead", 0x82: "what came was not MQTT {}"}
+"""What paho means by reason codes that no broker sent; by all others, that it was closed."""
 
 _VERSIONS = {"5": aiomqtt.ProtocolVersion.V5, "3.1.1": aiomqtt.ProtocolVersion.V311}
 
@@ -94,6 +100,10 @@ class Connection(aiomqtt.Client):
         self._connack: Properties | None = None
         self._carried = self._told = 0
         self._id = settings.client_id or gateway
+        self._settings, self._secure = settings, broker.tls
+        self._began = 0.0
+        self._last_word: Properties | None = None
+        self._said_so = False
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator["Connection"]:
@@ -101,13 +111,24 @@ class Connection(aiomqtt.Client):
         try:
             await self.__aenter__()
             heed_cancel()  # asyncio.wait_for prefers its result to it, before Python 3.12
+            self._began = asyncio.get_running_loop().time()
             if self._disconnected.done():  # by what came together with the CONNACK
                 raise self._loss()
+            self._check_abilities()
             yield self
+        except aiomqtt.MqttCodeError as error:
+            raise UplinkError(self._why(error)) from error
         except (aiomqtt.MqttError, UnicodeError) as error:  # a..b is no name that DNS could have
-            raise UplinkError(_remedy(error)) from error
+            said = of_text(str(error), self._settings, tls=self._secure)
+            raise UplinkError(said) from error
         finally:
             self._client._sock_close()
+
+    def _check_abilities(self) -> None:
+        for name, code in (("RetainAvailable", 0x9A), ("MaximumQoS", 0x9B)):
+            if not getattr(self._connack, name, 1):
+                lacking = ReasonCode(PacketTypes.CONNACK, identifier=code)
+                raise UplinkError(of_code(code, str(lacking)))
 
     @property
     def _disconnected(self) -> asyncio.Future[None]:
@@ -123,8 +144,10 @@ class Connection(aiomqtt.Client):
     def _ended(self, end: asyncio.Future[None]) -> None:
         error = None if end.cancelled() else end.exception()
         if not self._connected.done():  # else it would be waited for till the time is up
-            said = f"closed before the broker had answered: {_cause(error)}"
-            self._connected.set_exception(aiomqtt.MqttError(said))
+            said = f"closed before the broker had answered: {self._why(error)}"
+            self._connected.set_exception(
+                error if error and self._said_so else aiomqtt.MqttError(said)
+            )
             self._connected.exception()  # nobody may wait for it any more
 
     def more_carried(self) -> int:
@@ -144,12 +167,26 @@ class Connection(aiomqtt.Client):
 
     def _loss(self) -> UplinkError:
         error = self._disconnected.exception()
-        if isinstance(error, aiomqtt.MqttCodeError) and _code(error) == TAKEN_OVER:
+        if self._said_so and _reason(error) == TAKEN_OVER:
             return TakenOver(
                 f"another client connected with our id {self._id!r}, and the broker let go of us: "
                 "give each its own: set [uplink] client_id"
             )
-        return UplinkError(f"connection lost: {_cause(error)}")
+        why = self._why(error)
+        if why == CLOSED and asyncio.get_running_loop().time() < self._began + SOON:
+            why += (
+                " within a minute and gave no reason: does another client use our id "
+                f"{self._id!r}? Then set [uplink] client_id"
+            )
+        return UplinkError(f"connection lost: {why}")
+
+    def _why(self, error: BaseException | None) -> str:
+        """Return what a broker says by its CONNACK or DISCONNECT, or what else ended it."""
+        if (reason := _reason(error)) is None:
+            return _cause(error)
+        if self._said_so:
+            return of_code(reason.value, str(reason), self._last_word)
+        return _ENDS.get(reason.value, CLOSED).format(self._settings.protocol)
 
     def send(
         self, topic: str, payload: bytes, *, retain: bool = False, kind: str
@@ -164,7 +201,7 @@ class Connection(aiomqtt.Client):
         if info.rc != paho.MQTT_ERR_SUCCESS:
             if self._disconnected.done():
                 raise self._loss()
-            raise UplinkError(f"cannot publish: {aiomqtt.MqttCodeError(info.rc)}")
+            raise UplinkError(f"cannot publish: {paho.error_string(info.rc)}")
         ack = self._acks[info.mid] = asyncio.get_running_loop().create_future()
         return ack
 
@@ -196,7 +233,8 @@ class Connection(aiomqtt.Client):
         reason_code: ReasonCode,
         properties: Properties | None = None,
     ) -> None:
-        self._connack = properties
+        self._connack = self._last_word = properties
+        self._said_so = reason_code.is_failure
         super()._on_connect(client, userdata, flags, reason_code, properties)
 
     def _on_disconnect(
@@ -207,6 +245,9 @@ class Connection(aiomqtt.Client):
         reason_code: ReasonCode,
         properties: Properties | None = None,
     ) -> None:
+        if not (self._said_so or self._disconnected.done()):
+            self._said_so = flags.is_disconnect_packet_from_server
+            self._last_word = properties
         if not (self._connected.done() or self._disconnected.done()):
             self._disconnected.set_exception(aiomqtt.MqttCodeError(reason_code))
         super()._on_disconnect(client, userdata, flags, reason_code, properties)
@@ -235,41 +276,15 @@ def heed_cancel() -> None:
         raise asyncio.CancelledError
 
 
-def _code(error: aiomqtt.MqttCodeError) -> int | None:
-    return error.rc.value if isinstance(error.rc, ReasonCode) else error.rc
+def _reason(error: BaseException | None) -> ReasonCode | None:
+    rc = error.rc if isinstance(error, aiomqtt.MqttCodeError) else None
+    return rc if isinstance(rc, ReasonCode) else None
 
 
 def _cause(error: BaseException | None) -> str:
-    """Return why a connection ended, on one line."""
-    if error is None or (isinstance(error, aiomqtt.MqttCodeError) and _code(error) == UNSPECIFIED):
-        return "the other end closed it"
+    """Return why a connection ended without a reason code, on one line."""
+    if error is None:
+        return CLOSED
     if isinstance(error, aiomqtt.MqttError | OSError):
         return str(error)
     return f"what came was no MQTT: {type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def _remedy(error: Exception) -> str:
-    said = str(error)
-    remedies = {
-        "Connection refused": "nothing listens there: check [uplink] url, and that the broker runs",
-        "Name or service not known": "check the name in [uplink] url, and DNS",
-        "idna": "check the name in [uplink] url",
-        "Temporary failure in name resolution": "no DNS: is there a network?",
-        "Bad user name or password": "check [uplink] username and password_file",
-        "Not authorized": "check [uplink] username and password_file, and the broker's ACL",
-        "Network is unreachable": "no route: is there a network?",
-        "No route to host": "no route: is there a network?",
-        "Retain not supported": "the broker must take retained messages: change its settings",
-        "QoS not supported": "the broker must take QoS 1: change its settings",
-        "Unsupported protocol version": 'set [uplink] protocol = "3.1.1"',
-        "closed before": "does it speak MQTT 5 there (else set [uplink] protocol), TLS or plain as "
-        "url says, or want cert_file?",
-        "certificate has expired": "renew the broker's, or set this box's clock (timedatectl)",
-        "certificate is not yet valid": "is this box's clock right (timedatectl)?",
-        "certificate is not valid for": "write the name in url as it stands in the certificate",
-        "CERTIFICATE_VERIFY_FAILED": "give the authority that signed the broker's as ca_file",
-        "[SSL:": "no TLS is spoken there, or none of today: mqtt:// for plain TCP, or another port",
-        "timed out": "no answer: check [uplink] url, firewall and network",
-    }
-    cause = next((remedy for seen, remedy in remedies.items() if seen in said), "")
-    return f"{said}: {cause}" if cause else said
