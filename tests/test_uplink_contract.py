@@ -10,7 +10,11 @@ from typing import Any
 import aiomqtt
 import paho.mqtt.client as paho
 import pytest
+from paho.mqtt._packet import decode_puback
+from paho.mqtt.enums import MQTTProtocolVersion
+from paho.mqtt.reasoncodes import ReasonCode
 
+import gateway.connection  # noqa: F401 - which teaches paho codes
 from hil.broker import Broker, Faults, Limits
 
 
@@ -90,6 +94,14 @@ def test_on_publish_bears_the_reason_code_that_aiomqtt_drops(code: int):
             assert client.codes == [code]
 
     run(scenario())
+
+
+def test_a_puback_may_bear_any_refusal_that_paho_knows():
+    refusals = [code for code in ReasonCode.names if code >= 0x80]
+    assert 0x95 in refusals
+    for code in refusals:
+        packet = bytes([0, 7, code])
+        assert decode_puback(0x40, packet, MQTTProtocolVersion.MQTTv5).reason.value == code
 
 
 @pytest.mark.parametrize("how", ["rst", "fin"])
