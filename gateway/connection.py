@@ -13,6 +13,7 @@ from typing import Self
 
 import aiomqtt
 import paho.mqtt.client as paho
+from paho.mqtt.enums import MessageType, MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -28,6 +29,8 @@ CONNECT_WITHIN = 10.0
 TCP_GIVES_UP_MS = 10_000
 """TCP_USER_TIMEOUT: a pulled cable is noticed after 10.7 s; with keepalive 60 alone, not in 60."""
 
+LARGEST_IN = 1 << 14
+"""Bytes of the largest packet that is taken: those that a broker owes us have some ten."""
 CLOSED = "the other end closed it"
 SOON = 60.0
 """Seconds within which an end without a word may be another client's doing, which has our id."""
@@ -43,6 +46,7 @@ for _code, _packets_by_name in ReasonCode.names.items():
         if _code >= 0x80 and PacketTypes.PUBACK not in _packets:
             _packets.append(PacketTypes.PUBACK)
 
+_FOR_US = (MessageType.CONNACK, MessageType.PUBACK, MessageType.PINGRESP, MessageType.DISCONNECT)
 _VERSIONS = {"5": aiomqtt.ProtocolVersion.V5, "3.1.1": aiomqtt.ProtocolVersion.V311}
 
 _SILENT = logging.getLogger("gateway.paho")
@@ -94,6 +98,7 @@ class Connection(aiomqtt.Client):
             protocol=_VERSIONS[settings.protocol],
             will=aiomqtt.Will(status, will, qos=1, retain=True),
             keepalive=round(settings.keepalive),
+            properties=_bounds() if settings.protocol == "5" else None,
             timeout=CONNECT_WITHIN,
             tls_context=credentials.tls,
             max_inflight_messages=WINDOW + 1,  # one for the status
@@ -103,6 +108,8 @@ class Connection(aiomqtt.Client):
             ),
         )
         self._client.connect_timeout = CONNECT_WITHIN
+        self._client._sock_recv = self._receive  # type: ignore[method-assign]  # it has no bounds
+        self._client._packet_handle = self._heed  # type: ignore[method-assign]
         self._acks: dict[int, asyncio.Future[int]] = {}
         self._connack: Properties | None = None
         self._carried = self._told = 0
@@ -232,6 +239,27 @@ class Connection(aiomqtt.Client):
         """Bytes of the largest packet that the broker takes."""
         return getattr(self._connack, "MaximumPacketSize", 1 << 28)
 
+    def _receive(self, bufsize: int) -> bytes:
+        """Read from the socket; paho asks for the rest of a packet, which it would all take."""
+        if bufsize > LARGEST_IN:
+            raise aiomqtt.MqttError(
+                f"a packet of {bufsize} bytes came, and a broker's to us has at most {LARGEST_IN}"
+            )
+        return paho.Client._sock_recv(self._client, bufsize)
+
+    def _heed(self) -> MQTTErrorCode:
+        """Heed a packet, unless it is of those that a client that subscribes to nothing gets not.
+
+        What is published is dropped, and not acknowledged: so a broker that has subscribed us of
+        its own accord sends no more than one.
+        """
+        kind = self._client._in_packet["command"] & 0xF0
+        if kind == MessageType.PUBLISH:
+            return MQTTErrorCode.MQTT_ERR_SUCCESS
+        if kind not in _FOR_US:
+            raise aiomqtt.MqttError(f"a packet of type {kind >> 4} came, which is for a broker")
+        return paho.Client._packet_handle(self._client)
+
     def _on_connect(
         self,
         client: paho.Client,
@@ -281,6 +309,12 @@ def heed_cancel() -> None:
     task = asyncio.current_task()
     if task and task.cancelling():
         raise asyncio.CancelledError
+
+
+def _bounds() -> Properties:
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho's own
+    properties.MaximumPacketSize, properties.ReceiveMaximum = LARGEST_IN, 1
+    return properties
 
 
 def _reason(error: BaseException | None) -> ReasonCode | None:

@@ -68,6 +68,14 @@ def test_what_a_broker_adds_is_shown_within_bounds():
         ("20050000022400", {}, "0x9b QoS not supported: the broker must take QoS 1"),
         ("20020001", {"protocol": "3.1.1"}, "not MQTT 3.1.1: does it speak MQTT 3.1.1 there"),
         ("20020003", {"protocol": "3.1.1"}, "0x88 Server unavailable"),
+        (
+            "2003000000 30fc809001",
+            {},
+            "connection lost: a packet of 2359420 bytes came, and a",
+        ),
+        ("2003000000 c000", {}, "connection lost: a packet of type 12 came, which is for a brok"),
+        ("2003000000 50020001", {}, "connection lost: a packet of type 5 came"),
+        ("30fc809001", {}, "answered: a packet of 2359420 bytes came"),
         ("2003000000 4004000177 00", {}, "connection lost: what came was not MQTT 5"),
     ],
 )

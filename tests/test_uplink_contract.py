@@ -53,6 +53,7 @@ def run(scenario: Coroutine[Any, Any, None]) -> None:
     [
         ("_on_connect", ["self", "client", "userdata", "flags", "reason_code", "properties"]),
         ("_on_publish", ["self", "client", "userdata", "mid", "reason_code", "properties"]),
+        ("_on_disconnect", ["self", "client", "userdata", "flags", "reason_code", "properties"]),
         ("_on_socket_close", ["self", "client", "userdata", "sock"]),
     ],
 )
@@ -67,6 +68,27 @@ def test_the_client_below_is_pahos_and_connects_within_a_bound():
             assert type(client._client) is paho.Client
             assert client._client.connect_timeout > 0
             client._client.connect_timeout = 10.0
+
+    run(scenario())
+
+
+def test_what_comes_goes_through_two_methods_of_paho():
+    class Heard(Told):
+        def hear(self) -> None:
+            below, self.asked = self._client, []
+            read, heed = below._sock_recv, below._packet_handle
+            below._sock_recv = lambda size: self.asked.append(size) or read(size)
+            below._packet_handle = lambda: self.asked.append(below._in_packet["command"]) or heed()
+
+    async def scenario() -> None:
+        async with Broker() as broker:
+            client = Heard(broker)
+            client.hear()
+            await client.__aenter__()
+            first, second, rest, kind, *_ = client.asked
+            assert (first, second, kind) == (1, 1, 0x20)
+            assert rest > 2
+            client._client._sock_close()
 
     run(scenario())
 
