@@ -103,8 +103,10 @@ class Buffer:
         epoch: int | None = None,
         *,
         clock: Clock | None = None,
+        bound: Callable[[str], SizeBound] = SizeBound,
     ) -> None:
         """`clock` tells what is older than max_age; without one nothing is."""
+        self._bound = bound
         self._disk, self._refused_disk = disk, disk.below(DIRECTORY)
         self._refused = Refused(self._refused_disk)
         self._settings, self._gateway, self._boot = settings, gateway, boot
@@ -226,7 +228,7 @@ class Buffer:
             reading = self._fresh[0]
             if self._filling is None:
                 began = min(now, self._last_tick)  # it came after that
-                self._filling = Filling(reading.instant, began, SizeBound(self._gateway))
+                self._filling = Filling(reading.instant, began, self._bound(self._gateway))
             if self._filling.takes(reading):
                 self._fresh.popleft()
             else:
