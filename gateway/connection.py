@@ -39,12 +39,12 @@ TAKEN_OVER = 0x8E
 _ENDS = {0x8D: "no answer to a ping: the link is dead", 0x82: "what came was not MQTT {}"}
 """What paho means by reason codes that no broker sent; by all others, that it was closed."""
 
-# mosquitto answers a publish above its message_size_limit with PUBACK 0x95, which MQTT 5 has for
-# CONNACK and DISCONNECT only: paho takes it for a broken packet, and the batch would come for ever
+# paho takes a code that MQTT 5 has for other packets for a broken one; mosquitto answers a publish
+# above its message_size_limit with PUBACK 0x95, and the batch would come for ever
 for _code, _packets_by_name in ReasonCode.names.items():
     for _packets in _packets_by_name.values():
-        if _code >= 0x80 and PacketTypes.PUBACK not in _packets:
-            _packets.append(PacketTypes.PUBACK)
+        if _code >= 0x80:
+            _packets.extend({PacketTypes.CONNACK, PacketTypes.PUBACK, PacketTypes.DISCONNECT})
 
 _FOR_US = (MessageType.CONNACK, MessageType.PUBACK, MessageType.PINGRESP, MessageType.DISCONNECT)
 _VERSIONS = {"5": aiomqtt.ProtocolVersion.V5, "3.1.1": aiomqtt.ProtocolVersion.V311}

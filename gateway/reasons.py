@@ -38,6 +38,7 @@ _CODES: Mapping[int, str] = {
 }
 """Reason codes of CONNACK and DISCONNECT. Source: MQTT 5.0 section 2.4"""
 _ROUTE = "no route: is there a network?"
+_NO_TLS = "no TLS is spoken there, or none of today"
 _SPEAK = "the broker must speak TLS 1.2 or 1.3"
 
 
@@ -60,7 +61,7 @@ def of_text(said: str, settings: UplinkSettings, *, tls: bool) -> str:
     cert = "another cert_file" if settings.cert_file else "cert_file"
     broke_off = f"it broke off TLS: does it want {cert}, of an authority that it trusts?"
     secret = settings.cert_file or settings.password_file
-    no_tls = "is it the right port?" if secret else "mqtt:// for plain TCP, or another port"
+    instead = "is it the right port?" if secret else "mqtt:// for plain TCP, or another port"
     remedies = {
         "Connection refused": "nothing listens there: check [uplink] url, and that the broker runs",
         "Name or service not known": "check the name in [uplink] url, and DNS",
@@ -76,9 +77,9 @@ def of_text(said: str, settings: UplinkSettings, *, tls: bool) -> str:
         "ALERT_PROTOCOL_VERSION": _SPEAK,
         "UNSUPPORTED_PROTOCOL": _SPEAK,
         "_ALERT_": broke_off,
-        "EOF": f"{broke_off} Or is no TLS spoken there: is it the right port?",
-        "Connection reset": f"{broke_off} Or is no TLS spoken there: is it the right port?",
-        "[SSL:": f"no TLS is spoken there, or none of today: {no_tls}",
+        "EOF": f"{broke_off} Or {_NO_TLS}: is it the right port?",
+        "Connection reset": f"{broke_off} Or {_NO_TLS}: is it the right port?",
+        "[SSL:": f"{_NO_TLS}: {instead}",
         "handshake operation timed out": "no TLS is spoken there: is it the right port?",
         "timed out": "no answer: check [uplink] url, firewall and network",
     }
