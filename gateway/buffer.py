@@ -202,6 +202,10 @@ class Buffer:
             return False
         return True
 
+    def failed(self, error: OSError) -> None:
+        """Note a fault that was met beside the ticks; on the writer's thread."""
+        self._fails(remedy(error, self._disk.directory))
+
     def _fails(self, fault: str) -> None:
         if fault != self._fault:
             log.error("buffer: %s", fault)
@@ -365,6 +369,15 @@ class Buffer:
         if held := next(self.waiting(sequence - 1, sequence + 1), None):
             self._refused.delivered(held.epoch, held.sequence)
         self._spool.acknowledge(sequence)
+
+    def lies_aside(self, held: Held) -> bool:
+        """Whether the broker refused it before, so that it needs no more room for being kept."""
+        return self._refused.lies_here(held)
+
+    def fits_aside(self, held: Held) -> bool:
+        """Whether it can be set aside with no other one going for it; on the writer's thread."""
+        allowed = min(REFUSED_BYTES, most(self._disk, self._settings) // 4)
+        return self.lies_aside(held) or self._refused.size + held.length <= allowed
 
     def set_aside(self, held: Held, reason: int) -> None:
         """Keep a batch that the broker refused, out of the way; on the writer's thread."""

@@ -21,7 +21,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from gateway.credentials import Credentials, CredentialsError
 from gateway.reasons import of_code, of_text
 from gateway.settings import Broker, UplinkSettings
-from gateway.traffic import carried
+from gateway.traffic import arrived, carried
 
 WINDOW = 20
 """Batches under way at once, at most; the broker's ReceiveMaximum may make it less."""
@@ -169,6 +169,12 @@ class Connection(aiomqtt.Client):
         self._count(self._client.socket())
         told, self._told = self._told, self._carried
         return self._told - told
+
+    @property
+    def arrived(self) -> int:
+        """Bytes of ours that the other end's kernel has acknowledged; 0 when that is over."""
+        sock = self._client.socket()
+        return arrived(sock) if isinstance(sock, socket.socket) and sock.fileno() >= 0 else 0
 
     def _count(self, sock: object) -> None:
         if isinstance(sock, socket.socket) and sock.fileno() >= 0:

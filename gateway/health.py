@@ -4,14 +4,18 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import islice
 
 from gateway import __version__
 from gateway.buffer import Buffer, Stats
 from gateway.clock import Clock
-from gateway.poller import Poller
+from gateway.driver import PortError
+from gateway.poller import Poller, SensorState
 from gateway.rates import RATE_AFTER, Rates
 from gateway.session import UplinkState
 
+LISTED = 20
+"""How many of the batches that are held back are listed."""
 _ISO = "%Y-%m-%dT%H:%M:%SZ"
 
 
@@ -37,20 +41,21 @@ class Health:
         """Return the snapshot as JSON."""
         return _json(self.snapshot(state))
 
-    def will(self) -> bytes:
+    def will(self, state: str = "offline") -> bytes:
         """Return what the broker says in our place when we vanish: who it was, and no more.
 
         It travels in every CONNECT, where MQTT has 65 535 bytes for it and a broker may take less.
         """
-        return _json(self._who("offline"))
+        return _json(self._who(state))
 
     def digest(self) -> object:
         """Return what is worth a message when it changes."""
         stats = self._buffer.stats()
-        reasons = tuple(poller.state.why is None for poller in self._pollers)
+        reasons = tuple(_reason(poller.state) for poller in self._pollers)
         buffer = stats.dropped, tuple(stats.refused), tuple(stats.faults)
-        uplink = tuple(self._uplink.suspects), self._uplink.outlook
-        return reasons, self._adapters(), buffer, uplink
+        uplink = self._uplink
+        told = tuple(uplink.suspects), uplink.outlook, uplink.unheard > 0, uplink.why
+        return self._clock.state(), reasons, self._adapters(), buffer, told
 
     def snapshot(self, state: str) -> dict[str, object]:
         """Return everything known now; `state` is online or offline."""
@@ -103,10 +108,11 @@ class Health:
         return {
             "connected": state.connected,
             "broker": state.broker,
+            "lost": state.lost,
             "last_ack": None if state.last_ack_ms is None else utc(state.last_ack_ms),
             "caught_up_in_s": self._caught_up_in_s(),
             "unheard": state.unheard,
-            "held_back": list(state.suspects),
+            "held_back": list(islice(state.suspects, LISTED)),
             "bytes_month": state.traffic.month,
             "certificate": self._of_certificate(),
             "why": state.why,
@@ -136,6 +142,13 @@ class Health:
             "outcomes": dict(state.outcomes),
             "why": state.why,
         }
+
+
+def _reason(state: SensorState) -> object:
+    """Return what stays the same while a sensor fails for one reason; its text may count."""
+    if state.why is None:
+        return None
+    return state.why if state.latest == PortError.outcome else state.latest
 
 
 def _json(fields: dict[str, object]) -> bytes:

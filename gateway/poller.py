@@ -84,6 +84,8 @@ class SensorState:
     """What is known of one sensor, for the status."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
+    latest: str = ""
+    """The outcome that was counted last."""
     last: dict[Quantity, Reading] = field(default_factory=dict)
     why: str | None = None
     """Why it gives nothing now; None while it does."""
@@ -159,6 +161,7 @@ class Poller:
 
     def _count(self, outcome: str) -> None:
         self.state.outcomes[outcome] += 1
+        self.state.latest = outcome
 
     def _silent(self, why: str) -> None:
         if (more := self._outages.begin()) is not None:

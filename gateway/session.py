@@ -12,62 +12,76 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol
+from operator import attrgetter
+from typing import NoReturn, TypeVar
 
 from gateway.buffer import Buffer
 from gateway.certificate import Outlook
 from gateway.connection import Connection, UplinkError
+from gateway.publisher import Publisher, Sent
 from gateway.ration import Ration
+from gateway.retained import Retained, Status, refusal
 from gateway.spool import Held
 from gateway.suspects import Suspects
 from gateway.traffic import Traffic
+from gateway.wire import WireError
 
 SUCCESS, NOBODY_SUBSCRIBES = 0x00, 0x10
+TOO_LARGE, MALFORMED = 0x95, 0x99
 NOT_THIS_BATCH = {0x90: "topic name invalid", 0x95: "packet too large", 0x99: "format invalid"}
 """Reason codes that would come again for the same batch for ever: it is set aside."""
+IN_A_ROW = 3
+"""Batches that are set aside with none accepted in between, until it is said to be the broker."""
+PATIENCE_WITH_SUSPECTS = 4.0
+"""How much longer a PUBACK is waited for that a connection, or a slow proxy, was lost at."""
+AGAIN = 30.0
+"""Seconds until what the disk could not read or set aside is tried again."""
+_LATEST = 20
+
+_T = TypeVar("_T")
+_sequence = attrgetter("sequence")
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class UplinkState:
-    """What is known of the uplink, for the status."""
+    """What is known of the uplink, for the status and over all sessions."""
 
     broker: str = ""
     connected: bool = False
     why: str | None = None
-    """Why it is not connected."""
+    """Why it delivers nothing; None since a batch was delivered, or nothing waited for it."""
+    lost: int = 0
+    """How often it ceased to deliver since the start."""
     last_ack_ms: int | None = None
     """Unix ms."""
     unheard: int = 0
     """Batches that the broker took although nobody subscribes to them."""
+    refused_in_a_row: int = 0
+    """Batches that were set aside since the broker accepted one."""
     pace: float | None = None
     """Seconds that a batch takes now, when many are under way; None until one is acknowledged."""
     gap: float = 0.0
     """Seconds from one batch of the backlog to the next, at least."""
+    backlog_due: float = 0.0
+    """The loop's time from which on the backlog may go on."""
+    changes: Ration = field(default_factory=Ration)
+    """How often the status is published because it changed."""
     traffic: Traffic = field(default_factory=Traffic)
     suspects: Suspects = field(default_factory=Suspects)
     outlook: Outlook = field(default_factory=Outlook)
     """What our certificate's dates and the clock let expect of TLS."""
 
     def catch_up(self, batches: int) -> float | None:
-        """Return how many seconds so many batches take now; None while that cannot be told."""
+        """Return how many seconds so many batches take now; None while that cannot be told.
+
+        Suspects are not among them: nobody knows when they go.
+        """
+        batches = max(batches - len(self.suspects), 0)
         if not batches:
             return 0.0
         return None if self.pace is None else batches * max(self.pace, self.gap)
-
-
-class Status(Protocol):
-    """Where the retained status comes from."""
-
-    def payload(self, state: str) -> bytes:
-        """Return the status as JSON; `state` is online or offline."""
-
-    def will(self) -> bytes:
-        """Return the short one that the broker publishes when this gateway vanishes."""
-
-    def digest(self) -> object:
-        """Return what makes a status worth publishing when it changes."""
 
 
 class Session:
@@ -83,72 +97,111 @@ class Session:
         encode: Callable[[bytes], tuple[bytes, str]],
         state: UplinkState,
         ack_within: float,
+        works: Callable[[], None],
     ) -> None:
+        """`works` is called when something is delivered, or nothing waits for that."""
         self.news = asyncio.Event()
+        self.began = asyncio.get_running_loop().time()
         self.delivered = 0
         self.refused = False
-        self._client, self._root, self._buffer, self._writer = client, root, buffer, writer
-        self._encode = encode
-        self._state, self._suspects, self._ack_within = state, state.suspects, ack_within
+        self._client, self._buffer, self._writer = client, buffer, writer
+        self._encode, self._works = encode, works
+        self._state, self._suspects = state, state.suspects
+        self._publisher = Publisher(client, root, ack_within)
         self._flying: dict[int, None] = {}  # in the order in which they were sent
         self._window = asyncio.Semaphore(1)
         # The broker counts the status, too; one that takes a single publish has it take turns
-        self._place_of_status = self._window if client.at_once == 1 else asyncio.Semaphore(1)
+        place_of_status = self._window if client.at_once == 1 else asyncio.Semaphore(1)
+        self._retained = Retained(self._publisher, place_of_status, self.count_traffic)
         self._size = 1
         self._since = self._live = buffer.last
-        self._backlog, self._backlog_due = 0, 0.0
+        self._backlog = 0
+        self._probes = state.refused_in_a_row >= IN_A_ROW or self._suspects.in_doubt
         self._offered_again = buffer.offered_again
+        self._again: asyncio.TimerHandle | None = None
         self._settled = asyncio.Event()
-        self._status: asyncio.Task[None] | None = None
+        self._keeping: asyncio.Task[None] | None = None
 
     @property
     def head(self) -> int | None:
         """The batch that has been under way for longest, if any is."""
         return next(iter(self._flying), None)
 
+    def count_traffic(self) -> None:
+        """Count what the connection has carried since that was done last."""
+        self._state.traffic.add(self._client.more_carried())
+
     async def run(self, status: Status, every: float, about: bytes | None) -> None:
         """Deliver until the connection is lost; raises UplinkError, never returns."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._client.lost())
-            self._status = tasks.create_task(self._keep_status(status, every, about))
+            self._keeping = tasks.create_task(self._keep(status, every, about))
             while True:
                 await self._window.acquire()
                 self.news.clear()
                 if (found := self._next()) is None:
                     self._window.release()
                     await self._wait_for_more()
-                    continue
-                held, lane = found
-                self._flying[held.sequence] = None
-                message = await asyncio.get_running_loop().run_in_executor(
-                    self._writer, self._message, held
-                )
-                if message is None:  # evicted meanwhile, and counted
-                    self._landed(held)
+                elif (sent := await self._send(*found)) is None:
+                    self._landed(found[0])
                     self._window.release()
-                    continue
-                payload, kind = message
-                if not self._fits(payload):
-                    await self._set_aside(held, 0x95)
-                    self._landed(held)
-                    self._window.release()
-                    continue
-                ack = self._client.send(f"{self._root}/batch/{lane}", payload, kind=kind)
-                tasks.create_task(self._settle(held, ack))
+                else:
+                    tasks.create_task(self._settle(found[0], sent))
+
+    async def _keep(self, status: Status, every: float, about: bytes | None) -> None:
+        if about is not None:
+            await self._retained.publish("about", about)
+        await self._retained.keep(status, every, self._state.changes)
+
+    async def _send(self, held: Held, lane: str) -> Sent | None:
+        """Publish a batch; None: it was evicted, cannot be read for now, or is set aside."""
+        self._flying[held.sequence] = None
+        message = await self._on_writer(self._message, held)
+        if message is None:
+            return None
+        payload, kind = message
+        if not self._publisher.fits(payload):
+            await self._set_aside(held, TOO_LARGE)
+            return None
+        return self._publisher.send(f"batch/{lane}", payload, kind=kind)
+
+    async def _on_writer(self, work: Callable[..., _T], *arguments: object) -> _T | None:
+        """Return what the work on the disk returns; None: the disk failed, which is not the link's.
+
+        It is tried again after a while.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._writer, work, *arguments)
+        except OSError as error:
+            await loop.run_in_executor(self._writer, self._buffer.failed, error)
+            self._again = self._again or loop.call_later(AGAIN, self._look_again)
+            return None
+
+    def _look_again(self) -> None:
+        self._again, self._backlog = None, 0
+        self.news.set()
 
     def _message(self, held: Held) -> tuple[bytes, str] | None:
         payload = self._buffer.payload(held)
-        return None if payload is None else self._encode(payload)
+        try:
+            return None if payload is None else self._encode(payload)
+        except WireError as error:
+            self._buffer.set_aside(held, MALFORMED)
+            log.warning("batch %d set aside: no receiver could read it: %s", held.sequence, error)
+            return None
 
     async def _wait_for_more(self) -> None:
         """Return when there are news, or when the backlog may go on."""
-        more = self._backlog_due if self._backlog_pauses() else None
+        pauses = self._backlog_pauses()
+        if next(self._buffer.waiting(), None) is None:
+            self._works()
         with suppress(TimeoutError):
-            async with asyncio.timeout_at(more):
+            async with asyncio.timeout_at(self._state.backlog_due if pauses else None):
                 await self.news.wait()
 
     def _backlog_pauses(self) -> bool:
-        return asyncio.get_running_loop().time() < self._backlog_due
+        return asyncio.get_running_loop().time() < self._state.backlog_due
 
     def _next(self) -> tuple[Held, str] | None:
         if any(sequence in self._suspects for sequence in self._flying):
@@ -160,17 +213,27 @@ class Session:
         if self._backlog_pauses() or (old := self._next_of_backlog(since)) is None:
             return None
         now = asyncio.get_running_loop().time()
-        self._backlog_due = max(self._backlog_due + self._state.gap, now)
+        self._state.backlog_due = max(self._state.backlog_due + self._state.gap, now)
         return old, "backlog"
 
     def _next_of_backlog(self, since: int) -> Held | None:
         if self._offered_again != self._buffer.offered_again:
             self._offered_again, self._backlog = self._buffer.offered_again, 0
+        if latest := self._probe():
+            return latest
         for old in self._buffer.waiting(self._backlog, max(self._live, since) + 1):
             self._backlog = old.sequence
             if old.sequence not in self._suspects and old.sequence not in self._flying:
                 return old
         return None if self._flying else self._suspect()
+
+    def _probe(self) -> Held | None:
+        """Return the latest batch, once, where the oldest do not go: it tells if none goes."""
+        probes, self._probes = self._probes, False
+        if not probes:
+            return None
+        latest = max(self._buffer.waiting(self._buffer.last - _LATEST), key=_sequence, default=None)
+        return None if latest is None or latest.sequence in self._suspects else latest
 
     def _suspect(self) -> Held | None:
         for sequence in self._suspects.due():
@@ -185,24 +248,15 @@ class Session:
         if not self._flying:
             self.news.set()
 
-    async def _settle(self, held: Held, ack: asyncio.Future[int]) -> None:
-        state, loop = self._state, asyncio.get_running_loop()
-        sent = loop.time()
-        code = await _within(self._ack_within, ack)
+    async def _settle(self, held: Held, sent: Sent) -> None:
+        suspect = held.sequence in self._suspects
+        code = await self._publisher.code(sent, PATIENCE_WITH_SUSPECTS if suspect else 1.0)
         if code in (SUCCESS, NOBODY_SUBSCRIBES):
-            self._buffer.acknowledge(held.sequence)
-            state.unheard += code == NOBODY_SUBSCRIBES
-            state.last_ack_ms = time.time_ns() // 1_000_000
-            took = (loop.time() - sent) / self._size
-            state.pace = took if state.pace is None else 0.8 * state.pace + 0.2 * took
-            self.delivered += 1
+            self._delivered(held, code, sent)
         elif code in NOT_THIS_BATCH:
             await self._set_aside(held, code)
         else:
-            self.refused = True
-            raise UplinkError(
-                f"the broker refuses batches: 0x{code:02x} {_REASONS.get(code, '')}; all are kept"
-            )
+            self._refuses("batches", refusal(code, sent.topic))
         self._landed(held)
         if self._size < self._client.window:
             self._size += 1
@@ -210,47 +264,38 @@ class Session:
         self._window.release()
         self._settled.set()
 
-    def _fits(self, payload: bytes) -> bool:
-        return len(payload) + len(self._root) + 64 <= self._client.largest_packet
+    def _delivered(self, held: Held, code: int, sent: Sent) -> None:
+        state = self._state
+        self._buffer.acknowledge(held.sequence)
+        self._suspects.delivered(held.sequence)
+        state.refused_in_a_row = 0
+        state.unheard += code == NOBODY_SUBSCRIBES
+        state.last_ack_ms = time.time_ns() // 1_000_000
+        took = (asyncio.get_running_loop().time() - sent.at) / self._size
+        state.pace = took if state.pace is None else 0.8 * state.pace + 0.2 * took
+        self.delivered += 1
+        self._works()
+
+    def _refuses(self, what: str, why: str) -> NoReturn:
+        self.refused = True
+        raise UplinkError(f"the broker refuses {what}: {why}; all are kept")
 
     async def _set_aside(self, held: Held, code: int) -> None:
-        log.error(
-            "batch %d set aside: 0x%02x %s, %d bytes",
-            *(held.sequence, code, NOT_THIS_BATCH[code], held.length),
-        )
-        await asyncio.get_running_loop().run_in_executor(
-            self._writer, self._buffer.set_aside, held, code
-        )
+        state, why = self._state, f"0x{code:02x} {NOT_THIS_BATCH[code]}"
+        first = not self._buffer.lies_aside(held)
+        if first and state.refused_in_a_row >= IN_A_ROW:
+            self._refuses("every batch", why)
+        state.refused_in_a_row += first
+        if await self._on_writer(self._aside, held, code):
+            log.error("batch %d set aside: %s, %d bytes", held.sequence, why, held.length)
+        else:
+            state.refused_in_a_row -= first
 
-    async def _keep_status(self, status: Status, every: float, about: bytes | None) -> None:
-        """Publish what this gateway is, and its status when it changes and every so often."""
-        if about is not None:
-            await self._retain("about", about)
-        loop, changes = asyncio.get_running_loop(), Ration()
-        while True:
-            digest, published = status.digest(), loop.time()
-            await self._retain("status", status.payload("online"))
-            # Asked once a second: an event from each thing that may change would tie it to them all
-            while loop.time() < published + every and not (
-                changes.left and status.digest() != digest
-            ):
-                self._state.traffic.add(self._client.more_carried())
-                await asyncio.sleep(1)
-            if loop.time() < published + every:
-                changes.take()
-
-    async def _retain(self, name: str, payload: bytes) -> None:
-        """Publish a retained document; a broker that does not take it gets the batches."""
-        if not self._fits(payload):
-            log.warning("the %s is larger than the broker takes: %d bytes", name, len(payload))
-            return
-        async with self._place_of_status:
-            ack = self._client.send(
-                f"{self._root}/{name}", payload, retain=True, kind="application/json"
-            )
-            code = await _within(self._ack_within, ack)
-        if code >= 0x80:
-            log.warning("the broker refuses the %s: 0x%02x %s", name, code, _REASONS.get(code, ""))
+    def _aside(self, held: Held, code: int) -> bool:
+        if self._state.refused_in_a_row > 1 and not self._buffer.fits_aside(held):
+            self._refuses("one batch after the other", f"0x{code:02x} {NOT_THIS_BATCH[code]}")
+        self._buffer.set_aside(held, code)
+        return True
 
     async def drained(self) -> None:
         """Return when the buffer holds nothing more."""
@@ -260,22 +305,7 @@ class Session:
 
     async def say_goodbye(self, status: Status) -> None:
         """Publish that this gateway is offline, and disconnect so that the will does not fire."""
-        if self._status:
-            self._status.cancel()  # an "online" behind the "offline" would stay there
-        await self._retain("status", status.payload("offline"))
+        if self._keeping:
+            self._keeping.cancel()  # an "online" behind the "offline" would stay there
+        await self._retained.tell(status, "offline")
         await self._client.say_goodbye()
-
-
-async def _within(seconds: float, ack: asyncio.Future[int]) -> int:
-    try:
-        async with asyncio.timeout(seconds):
-            return await ack
-    except TimeoutError:
-        raise UplinkError(f"no acknowledgement within {seconds:g} s: the link is dead") from None
-
-
-_REASONS = {
-    0x83: "implementation specific error",
-    0x87: "not authorized: has this gateway the right to publish to its topic?",
-    0x97: "quota exceeded",
-}

@@ -4,6 +4,9 @@ A broker or something on the way to it may drop the connection at one batch. Sen
 connection, that batch would hold up all others for ever; dropped, it would be lost for what may be
 a fault of the network. MQTT 3.1.1 has no reason codes: there nothing else tells of a batch that the
 broker refuses.
+
+A broker that drops the connection whatever batch comes makes no batch a suspect, but at most one:
+between two suspicions something must have been delivered. To find out, the newest is tried first.
 """
 
 import time
@@ -22,6 +25,7 @@ class Suspects:
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._head, self._losses = 0, 0
+        self._delivered = True
         self._tries: dict[int, int] = {}
         self._due: dict[int, float] = {}
 
@@ -37,13 +41,26 @@ class Suspects:
             return False
         self._losses = self._losses + 1 if head == self._head else 1
         self._head = head
-        if self._losses < LOSSES:
+        if self._losses < LOSSES or not self._delivered:
             return False
+        self._delivered = False
         self._tries[head], self._due[head] = 0, self._now()
         return True
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether it is to be found out if it is one batch, or any, at which connections break."""
+        return self._losses >= LOSSES and self._head not in self._due
+
+    def delivered(self, sequence: int) -> None:
+        """Note that a batch was delivered; the fault may be gone for all if it was a suspect."""
+        self._delivered = True
+        if sequence in self._due:
+            self._due = dict.fromkeys(self._due, self._now())
+        self.clear(sequence)
+
     def clear(self, sequence: int) -> None:
-        """Forget a batch that is delivered, or gone."""
+        """Forget a batch that is gone."""
         self._tries.pop(sequence, None)
         self._due.pop(sequence, None)
         if sequence == self._head:
@@ -51,6 +68,9 @@ class Suspects:
 
     def __contains__(self, sequence: int) -> bool:
         return sequence in self._due
+
+    def __len__(self) -> int:
+        return len(self._due)
 
     def __iter__(self) -> Iterator[int]:
         return iter(sorted(self._due))

@@ -18,10 +18,20 @@ def carried(sock: socket.socket) -> int:
 
     Of what had to be sent again the headers alone are counted twice.
     """
-    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
-    sent, received, segments_out, segments_in = _TCP_INFO.unpack(info)
+    sent, received, segments_out, segments_in = _info(sock)
     headers = _TCP_HEADER + _IP_HEADERS.get(sock.family, 40)
     return int(sent + received + (segments_out + segments_in) * headers)
+
+
+def arrived(sock: socket.socket) -> int:
+    """Return how many bytes of ours the other end's kernel has acknowledged."""
+    return _info(sock)[0]
+
+
+def _info(sock: socket.socket) -> tuple[int, int, int, int]:
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+    sent, received, segments_out, segments_in = _TCP_INFO.unpack(info)
+    return sent, received, segments_out, segments_in
 
 
 class Traffic:

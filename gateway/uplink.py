@@ -15,16 +15,20 @@ from tenacity.wait import wait_base
 
 from gateway.buffer import Buffer
 from gateway.certificate import outlook
-from gateway.connection import Connection, TakenOver, UplinkError, heed_cancel
+from gateway.connection import WINDOW, Connection, TakenOver, UplinkError, heed_cancel
 from gateway.credentials import off_the_loop
 from gateway.encoding import ENCODINGS
-from gateway.session import Session, Status, UplinkState
+from gateway.ration import Outages
+from gateway.retained import Status
+from gateway.session import Session, UplinkState
 from gateway.settings import Broker, UplinkSettings
 from gateway.suspects import LOSSES
 
 ACK_WITHIN = 15.0
 """Seconds after which a missing PUBACK means that the link is dead."""
 LOOK_EVERY = 3600.0
+STEADY = 30.0
+"""Seconds after which a session that is lost is followed by the next one at once."""
 
 log = logging.getLogger(__name__)
 
@@ -42,16 +46,18 @@ class Uplink:
         about: bytes | None = None,
         wait: wait_base | None = None,
         ack_within: float = ACK_WITHIN,
+        steady: float = STEADY,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.state = UplinkState(gap=1 / settings.backlog_rate if settings.backlog_rate else 0.0)
         self._about, self._now = about, now
-        self._ack_within = ack_within
+        self._ack_within, self._steady = ack_within, steady
         self._settings, self._gateway = settings, gateway
         self._buffer, self._writer = buffer, writer
         self._wait = wait_random_exponential(0.5, max=60) if wait is None else wait
         self._root = f"{settings.topic}/{gateway}"
         self._session: Session | None = None
+        self._outages, self._known = Outages(), False
         self._left = False
 
     def wake(self) -> None:
@@ -83,7 +89,7 @@ class Uplink:
         """Hold one session after the other, each with a client of its own.
 
         (A client that was entered again was deaf in 19 of 40 reconnects.) Pauses grow to 60 s, and
-        start afresh after a session that delivered something.
+        start afresh after a session that lasted, or delivered more than a window holds.
         """
         brokers = itertools.cycle(self._settings.url)
         while not self._left:
@@ -100,12 +106,22 @@ class Uplink:
         self._say(str(call.outcome and call.outcome.exception()))
 
     def _say(self, why: str) -> None:
-        if self.state.why != why:
-            log.warning("uplink %s: %s", self.state.broker, why)
+        if why != self.state.why:
+            self._outages.end()
+            self.state.lost += self.state.why is None
+        if (more := self._outages.begin()) is not None:
+            log.warning("uplink %s: %s%s", self.state.broker, why, more)
         self.state.why = why
 
+    def _works(self) -> None:
+        """Note that it delivers; a CONNACK alone shows no more than that somebody listens."""
+        known, self._known = self._known, True
+        why, self.state.why = self.state.why, None
+        if self._outages.end() or not (known or why):
+            log.info("uplink %s: connected", self.state.broker)
+
     async def _hold_session(self, broker: Broker, status: Status) -> None:
-        """Raise UplinkError, unless the session delivered something before it was lost."""
+        """Raise UplinkError, unless the session got on well before it was lost."""
         self.state.broker = broker.url
         await self._look()
         session: Session | None = None
@@ -118,13 +134,13 @@ class Uplink:
                     encode=ENCODINGS[self._settings.encoding],
                     state=self.state,
                     ack_within=self._ack_within,
+                    works=self._works,
                 )
-                self.state.connected, self.state.why = True, None
-                log.info("uplink %s: connected", broker.url)
+                self.state.connected = True
                 try:
                     await session.run(status, self._settings.status_interval, self._about)
                 finally:
-                    self.state.traffic.add(client.more_carried())
+                    session.count_traffic()
         except* (OSError, UplinkError) as group:
             failure = _first(group)
         finally:
@@ -134,11 +150,14 @@ class Uplink:
             return
         if session and not session.refused:
             self._suspect(session.head)
-        taken_over = isinstance(failure, TakenOver)
-        if session is None or not session.delivered or session.refused or taken_over:
+        if session is None or isinstance(failure, TakenOver) or not self._got_on(session):
             fault = None if session else self.state.outlook.fault
             raise UplinkError(f"{failure}; {fault}" if fault else str(failure)) from failure
         self._say(str(failure))
+
+    def _got_on(self, session: Session) -> bool:
+        lasted = asyncio.get_running_loop().time() - session.began
+        return not session.refused and (session.delivered > WINDOW or lasted >= self._steady)
 
     def _suspect(self, head: int | None) -> None:
         if head is not None and self.state.suspects.lost_at(head):

@@ -55,7 +55,7 @@ class _Status:
     def payload(self, state: str) -> bytes:
         return b"{}"
 
-    def will(self) -> bytes:
+    def will(self, state: str = "offline") -> bytes:
         return b"{}"
 
     def digest(self) -> object:

@@ -21,6 +21,7 @@ Way = Literal["up", "down"]
 """Up: from the client to the broker."""
 
 _CHUNK = 1 << 16
+_NARROW = 2048
 _RESET = (socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close() sends RST
 
 
@@ -28,14 +29,17 @@ class Valve:
     """The proxy; it listens while its context is open.
 
     `delay` is how many seconds every byte takes in each direction, half of the round trip. `holes`
-    may be set at any time.
+    may be set at any time. `rate` is how many bytes a second pass up; no more than a few thousand
+    wait in the valve, so that the client's kernel knows what has passed.
     """
 
-    def __init__(self, to: int, *, delay: float = 0.0, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self, to: int, *, delay: float = 0.0, rate: float | None = None, host: str = "127.0.0.1"
+    ) -> None:
         self.host, self.port = host, 0
         self.connects = 0
         self.holes: set[Way] = set()
-        self._to, self._delay = to, delay
+        self._to, self._delay, self.rate = to, delay, rate
         self._pairs: set[_Pair] = set()
         self._tasks = asyncio.TaskGroup()
 
@@ -58,7 +62,11 @@ class Valve:
 
     async def open(self) -> None:
         """Listen, on the same port as before."""
-        self._server = await asyncio.start_server(self._accept, self.host, self.port)
+        limit = _NARROW if self.rate else _CHUNK
+        self._server = await asyncio.start_server(self._accept, self.host, self.port, limit=limit)
+        if self.rate:
+            for sock in self._server.sockets:  # those that it accepts inherit it
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _NARROW)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def shut(self) -> None:
@@ -115,6 +123,8 @@ class _Pair:
                 else:
                     writer.write(data)
                     await writer.drain()
+                if way == "up" and self._valve.rate:
+                    await asyncio.sleep(len(data) / self._valve.rate)
         if not self._swallowed:  # nobody hears of an end beyond a hole
             self.end("fin", after=delay)
 

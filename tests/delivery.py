@@ -32,8 +32,8 @@ class Status:
     def payload(self, state: str) -> bytes:
         return json.dumps({"state": state, "more": "x" * self.size}).encode()
 
-    def will(self) -> bytes:
-        return b'{"state": "offline"}'
+    def will(self, state: str = "offline") -> bytes:
+        return json.dumps({"state": state}).encode()
 
     def digest(self) -> object:
         return self.size
@@ -42,11 +42,13 @@ class Status:
 class Box:
     """A buffer and its uplink; each `seal` makes a batch of one reading that counts up."""
 
-    def __init__(self, directory: Path, *brokers: Address, **arguments: Any) -> None:
+    def __init__(
+        self, directory: Path, *brokers: Address, disk: type[Disk] = Disk, **arguments: Any
+    ) -> None:
         self.directory = directory
         settings = BufferSettings(flush_interval=0, seal_interval=0, keep_free=0)
         bound = BOUNDS[arguments.get("settings", {}).get("encoding", "msgpack")]
-        self.buffer = Buffer(Disk(directory), settings, "trd-0042", 1, bound=bound)
+        self.buffer = Buffer(disk(directory), settings, "trd-0042", 1, bound=bound)
         self.writer = ThreadPoolExecutor(1)
         self.status = Status()
         options = {"wait": wait_fixed(0.02), **arguments}

@@ -7,11 +7,14 @@ from typing import Any
 
 import jumping
 
+from drivers import sds011
 from gateway.buffer import Buffer
 from gateway.certificate import Outlook
 from gateway.clock import Clock
 from gateway.disk import Disk
+from gateway.driver import BadChecksum, NoReply, PortError
 from gateway.health import Health
+from gateway.poller import Poller
 from gateway.rates import RATE_AFTER
 from gateway.reading import TEMPERATURE, Reading
 from gateway.session import UplinkState
@@ -26,18 +29,22 @@ class Box:
     """A buffer and its status, on a clock that the test turns."""
 
     def __init__(self, directory: Path) -> None:
-        self.ms = 0
+        self.ms, self.error_us = 0, 4000
         self.clock = Clock(
             wall_ns=lambda: (jumping.START_MS + self.ms) * 10**6,
             boot_ns=lambda: self.ms * 10**6,
-            kernel=lambda: (4000, False),
+            kernel=lambda: (self.error_us, False),
             boot=1,
         )
         settings = BufferSettings(seal_interval=60, max_size=1 << 30, keep_free=0)
         self.buffer = Buffer(Disk(directory), settings, "trd-0042", 1)
         self.uplink = UplinkState()
-        self.health = Health("trd-0042", self.clock, self.buffer, [], self.uplink)
+        self.it = Poller(
+            name="it", driver=sds011.Driver(), interval=1, clock=self.clock, sink=self.buffer.append
+        )
+        self.health = Health("trd-0042", self.clock, self.buffer, [self.it], self.uplink)
         self.buffer.tick(0.0)
+        self._digest = self.health.digest()
 
     def seal(self, count: int = 1) -> None:
         for _ in range(count):
@@ -46,6 +53,11 @@ class Box:
             self.buffer.tick(self.ms / 1000)
             self.ms += 60_000
             self.buffer.tick(self.ms / 1000)
+
+    def changed(self) -> bool:
+        """Whether the digest has changed since it was asked last."""
+        before, self._digest = self._digest, self.health.digest()
+        return before != self._digest
 
     def said(self, part: str) -> Any:
         return json.loads(self.health.payload("online"))[part]
@@ -119,6 +131,78 @@ def test_a_certificate_that_expires_is_in_the_status_and_worth_a_message(tmp_pat
     found = box.said("uplink")["certificate"]
     assert found == {"until": "2027-01-02T03:04:05Z", "why": "in 29 days: renew it"}
     assert box.health.digest() != before
+
+
+def test_a_clock_that_is_set_is_worth_a_message(tmp_path: Path):
+    box = Box(tmp_path)
+    box.error_us = 16_000_000
+    assert box.changed()
+    box.error_us = 15_000_000
+    assert box.changed()
+    box.error_us = 5000
+    assert not box.changed()
+
+
+def test_the_first_batch_that_nobody_hears_is_worth_a_message_and_no_other(tmp_path: Path):
+    box = Box(tmp_path)
+    box.uplink.unheard = 1
+    assert box.changed()
+    box.uplink.unheard = 2
+    assert not box.changed()
+
+
+def test_another_reason_is_worth_a_message_and_not_another_count_in_it(tmp_path: Path):
+    box = Box(tmp_path)
+    fails(box.it, NoReply("nothing to read within 0.3 s, 7 bytes came"))
+    assert box.changed()
+    fails(box.it, NoReply("nothing to read within 0.3 s, 8 bytes came"))
+    assert not box.changed()
+    fails(box.it, BadChecksum("sum ab, the frame says ac"))
+    assert box.changed()
+    fails(box.it, BadChecksum("sum fe, the frame says ff"))
+    assert not box.changed()
+
+
+def test_another_fault_of_a_port_is_worth_a_message(tmp_path: Path):
+    box = Box(tmp_path)
+    fails(box.it, PortError("/dev/ttyUSB0 is not there: is the adapter plugged in?"))
+    assert box.changed()
+    fails(box.it, PortError("/dev/ttyUSB0: no permission"))
+    assert box.changed()
+
+
+def test_an_uplink_that_delivers_again_is_worth_a_message(tmp_path: Path):
+    box = Box(tmp_path)
+    box.uplink.why = "connection lost"
+    assert box.changed()
+    box.uplink.why = None
+    assert box.changed()
+
+
+def test_the_short_status_says_who_and_how_it_is(tmp_path: Path):
+    box = Box(tmp_path)
+    whole, short = (json.loads(part) for part in (box.health.payload("online"), box.health.will()))
+    assert short["state"] == "offline"
+    assert json.loads(box.health.will("online")).items() <= whole.items()
+
+
+def test_batches_that_are_held_back_are_listed_up_to_a_bound_and_no_part_of_the_forecast(
+    tmp_path: Path,
+):
+    box = Box(tmp_path)
+    box.seal(40)
+    box.uplink.pace = 1.0
+    for sequence in range(1, 31):
+        while not box.uplink.suspects.lost_at(sequence):
+            pass
+        box.uplink.suspects.delivered(99)
+    assert box.said("uplink")["held_back"] == list(range(1, 21))
+    assert box.said("uplink")["caught_up_in_s"] == 10
+
+
+def fails(poller: Poller, error: Exception) -> None:
+    with poller._named():
+        raise error
 
 
 def test_traffic_is_of_the_last_thirty_days():

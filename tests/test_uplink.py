@@ -77,8 +77,21 @@ def test_a_cap_spaces_the_backlog_out_and_no_live_batch(tmp_path):
                 assert box.state.catch_up(10) == pytest.approx(0.2)
                 await box.empty()
             times = [m.time for m in broker.received if m.topic.endswith("backlog")]
-            assert times[-1] - times[0] >= 30 / 50 - 0.02
+            assert times[-1] - times[0] >= 29 / 50 - 0.02
             assert lane(broker.received, "backlog") == list(range(1, 32))
+
+    run(scenario())
+
+
+def test_a_cap_holds_though_connections_break(tmp_path):
+    async def scenario() -> None:
+        async with Broker(faults=Faults(drop_after=4)) as broker:
+            box = Box(tmp_path, address(broker), settings={"backlog_rate": 20.0})
+            await box.seal(60)
+            began = time.monotonic()
+            async with delivering(box):
+                await until(lambda: broker.connects > 5)
+            assert len(both(broker.received)) <= 2 + 20 * (time.monotonic() - began)
 
     run(scenario())
 
@@ -270,6 +283,22 @@ def test_a_status_larger_than_the_broker_takes_does_not_stop_the_batches(tmp_pat
     run(scenario())
 
 
+def test_a_status_that_is_too_large_leaves_a_short_one_that_is_true(tmp_path):
+    async def scenario() -> None:
+        async with Broker(limits=Limits(maximum_packet_size=2000)) as broker:
+            box = Box(tmp_path, address(broker))
+            box.status.size = 5000
+            async with delivering(box):
+                await until(lambda: state_of(broker) == "online")
+                broker.drop()
+                await until(lambda: state_of(broker) == "offline")
+                await until(lambda: state_of(broker) == "online")
+                await box.uplink.farewell(box.status, 1)
+            assert state_of(broker) == "offline"
+
+    run(scenario())
+
+
 # Losing the connection
 
 
@@ -382,6 +411,81 @@ def test_a_broker_that_drops_everyone_is_not_stormed(after, tmp_path):
             async with delivering(box):
                 await asyncio.sleep(3)
             assert 1 <= broker.connects <= 14
+
+    run(scenario())
+
+
+class Waits(wait_base):
+    """Remembers how many attempts were made in a row."""
+
+    def __init__(self) -> None:
+        self.attempts: list[int] = []
+
+    def __call__(self, retry_state: Any) -> float:
+        self.attempts.append(retry_state.attempt_number)
+        return 0.02
+
+
+def attempts(tmp_path: Path, delivered: int, **arguments: Any) -> list[int]:
+    """Return the attempts at a broker that drops each connection after so many batches."""
+    waits = Waits()
+
+    async def scenario() -> None:
+        async with Broker(faults=Faults(drop_after=delivered + 2)) as broker:
+            box = Box(tmp_path, address(broker), wait=waits, **arguments)
+            await box.seal(200)
+            async with delivering(box):
+                await until(lambda: broker.connects > (2 if delivered < 20 else 1))
+
+    run(scenario())
+    return waits.attempts
+
+
+def test_pauses_grow_where_each_connection_delivers_little(tmp_path):
+    assert attempts(tmp_path, 2)[:2] == [1, 2]
+
+
+def test_pauses_begin_anew_after_a_connection_that_delivered_much_or_lasted(tmp_path):
+    assert attempts(tmp_path / "much", 40) == []
+    assert attempts(tmp_path / "lasted", 2, steady=0.0) == []
+
+
+def test_a_broker_that_takes_one_batch_and_hangs_up_does_not_fill_the_log(
+    tmp_path, caplog, monkeypatch
+):
+    caplog.set_level("INFO")
+    monkeypatch.setattr("gateway.ration.BURST", 3)
+
+    async def scenario() -> None:
+        async with Broker(faults=Faults(drop_after=3)) as broker:
+            box = Box(tmp_path, address(broker))
+            await box.seal(60)
+            async with delivering(box):
+                await until(lambda: broker.connects > 12)
+                assert box.state.lost > 9
+
+    run(scenario())
+    said = [r.getMessage() for r in caplog.records if r.name == "gateway.uplink"]
+    assert len([line for line in said if "connection lost" in line]) == 3
+    assert len([line for line in said if line.endswith(": connected")]) <= 4
+    assert "it comes and goes" in said[-1] or "it comes and goes" in said[-2]
+
+
+def test_a_connection_alone_is_not_said_to_deliver(tmp_path, caplog):
+    caplog.set_level("INFO")
+
+    async def scenario() -> None:
+        async with Broker(faults=Faults(ack_withheld=True, ack_topics=BATCHES)) as broker:
+            box = Box(tmp_path, address(broker), ack_within=0.05)
+            await box.seal()
+            async with delivering(box):
+                await until(lambda: broker.connects > 2)
+                assert "no acknowledgement" in box.state.why
+                assert ": connected" not in caplog.text
+                broker.faults = Faults()
+                await box.empty()
+                assert box.state.why is None
+        assert caplog.text.count(": connected") == 1
 
     run(scenario())
 
@@ -752,6 +856,25 @@ def test_a_status_that_changes_all_the_time_is_published_each_time_only_at_first
             assert [message.topic for message in broker.received] == [
                 "bygate/v1/trd-0042/status"
             ] * 3
+
+    run(scenario())
+
+
+def test_connections_that_come_and_go_do_not_renew_how_often_a_change_is_told(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("gateway.ration.BURST", 2)
+
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            box.state.changes.take()
+            box.state.changes.take()
+            async with delivering(box):
+                await broker.wait_for(1)
+                box.status.size = 1
+                await asyncio.sleep(1.2)
+            assert len(broker.received) == 1
 
     run(scenario())
 

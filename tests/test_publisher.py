@@ -1,0 +1,145 @@
+"""A slow link is told from a dead one."""
+
+import asyncio
+import itertools
+import random
+from pathlib import Path
+
+import pytest
+from delivery import BATCHES, Box, address, both, delivering, run, until
+
+from gateway.connection import UplinkError
+from gateway.publisher import Publisher
+from gateway.reading import COUNT, Instant, Reading
+from gateway.settings import Broker as Address
+from hil.broker import Broker, Faults, Received
+from hil.valve import Valve
+
+
+class Wire:
+    """A connection whose bytes arrive, and whose messages are acknowledged, when the test says."""
+
+    largest_packet = 1000
+
+    def __init__(self) -> None:
+        self.arrived = 0
+        self.acks: list[asyncio.Future[int]] = []
+
+    def send(
+        self, topic: str, payload: bytes, *, retain: bool = False, kind: str
+    ) -> asyncio.Future[int]:
+        self.acks.append(asyncio.get_running_loop().create_future())
+        return self.acks[-1]
+
+
+WITHIN = 0.15
+
+
+async def lives(publisher: Publisher, *sizes: int) -> float:
+    """Send so many messages; return how long it takes until the first is given up."""
+    began = asyncio.get_running_loop().time()
+    sent = [publisher.send("batch/live", bytes(size), kind="") for size in sizes]
+    with pytest.raises(ExceptionGroup) as raised:
+        async with asyncio.TaskGroup() as tasks:
+            for one in sent:
+                tasks.create_task(publisher.code(one))
+    assert raised.group_contains(UplinkError, match="the link is dead")
+    return asyncio.get_running_loop().time() - began
+
+
+def test_a_link_on_which_nothing_arrives_is_given_up_in_time():
+    async def scenario() -> None:
+        assert WITHIN <= await lives(Publisher(Wire(), "a", WITHIN), 100) < 2 * WITHIN
+
+    run(scenario())
+
+
+def test_what_arrives_behind_a_message_does_not_keep_a_dead_broker_alive():
+    async def scenario() -> None:
+        wire = Wire()
+        pings = asyncio.create_task(arriving(wire, 10, every=WITHIN / 10))
+        wire.arrived = 200
+        publisher = Publisher(wire, "a", WITHIN)
+        asyncio.get_running_loop().call_later(WITHIN / 10, setattr, wire, "arrived", 400)
+        assert await lives(publisher, 100) < 2 * WITHIN
+        pings.cancel()
+
+    run(scenario())
+
+
+async def arriving(wire: Wire, size: int, every: float) -> None:
+    while True:
+        await asyncio.sleep(every)
+        wire.arrived += size
+
+
+def test_a_large_message_is_waited_for_as_long_as_it_travels():
+    async def scenario() -> None:
+        wire = Wire()
+        travels = asyncio.create_task(arriving(wire, 20, every=WITHIN / 5))
+        assert 4 * WITHIN < await lives(Publisher(wire, "a", WITHIN), 400) < 7 * WITHIN
+        travels.cancel()
+
+    run(scenario())
+
+
+def test_an_acknowledgement_gives_time_to_what_was_sent_after_it_and_not_before():
+    async def acknowledging(wire: Wire, order: list[int]) -> None:
+        for number in order:
+            await asyncio.sleep(WITHIN / 2)
+            wire.acks[number].set_result(0)
+
+    async def scenario(order: list[int]) -> float:
+        wire = Wire()
+        acks = asyncio.create_task(acknowledging(wire, order))
+        try:
+            return await lives(Publisher(wire, "a", WITHIN), *[10] * 6)
+        finally:
+            acks.cancel()
+
+    assert asyncio.run(scenario([0, 1, 2, 3, 4])) > 3 * WITHIN
+    assert asyncio.run(scenario([1, 2, 3, 4, 5])) < 1.5 * WITHIN
+
+
+def test_the_topic_is_counted_in_bytes():
+    assert Publisher(Wire(), "æ" * 100, 1).fits(bytes(736))
+    assert not Publisher(Wire(), "æ" * 100, 1).fits(bytes(737))
+
+
+def test_a_broker_that_is_merely_slow_keeps_its_connection(tmp_path: Path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            due = itertools.count()
+
+            def one_after_the_other(message: Received) -> None:
+                at = began + 0.04 * next(due)
+                broker.faults = Faults(ack_after=max(at - loop.time(), 0), ack_topics=BATCHES)
+
+            loop = asyncio.get_running_loop()
+            box = Box(tmp_path, address(broker), ack_within=0.3)
+            await box.seal(60)
+            began = loop.time()
+            broker.on_publish.append(one_after_the_other)
+            async with delivering(box):
+                await box.empty()
+            assert broker.connects == 1
+            assert both(broker.received) == list(range(1, 61))
+
+    run(scenario())
+
+
+def test_a_batch_that_takes_long_on_a_thin_link_arrives(tmp_path: Path):
+    async def scenario() -> None:
+        async with Broker() as broker, Valve(broker.port, rate=20_000) as valve:
+            near = Address(valve.host, valve.port, tls=False)
+            box = Box(tmp_path, near, ack_within=0.6)
+            at = Instant(1_763_900_000_000, 0, 2)
+            for _ in range(500):
+                box.buffer.append(Reading("it", COUNT, at, random.randbytes(60).hex()))
+            await box.seal()
+            assert next(box.buffer.waiting()).length > 20_000
+            async with delivering(box):
+                await until(lambda: box.delivered, 8)
+            assert broker.connects == 1
+
+    run(scenario())

@@ -1,0 +1,298 @@
+"""What a broker refuses, or drops the connection at: is it the batch, or the broker?"""
+
+import asyncio
+import errno
+import random
+from typing import Any
+
+import pytest
+from delivery import BATCHES, Box, address, both, delivering, run, until
+
+from gateway.disk import Disk
+from gateway.reading import COUNT, Instant, Reading
+from gateway.session import IN_A_ROW
+from gateway.settings import BufferSettings
+from gateway.suspects import LOSSES, Suspects
+from hil.broker import Broker, Faults, Limits, Received
+
+# A broker that refuses whatever comes
+
+
+def test_a_broker_that_refuses_every_batch_is_told_of_and_gets_them_later(tmp_path, caplog):
+    async def scenario() -> None:
+        async with Broker(faults=Faults(ack_code=0x90, ack_topics=BATCHES)) as broker:
+            box = Box(tmp_path, address(broker))
+            await box.seal(30)
+            async with delivering(box):
+                await until(lambda: "refuses every batch: 0x90 topic name" in str(box.state.why))
+                await until(lambda: broker.connects > 6)
+                assert box.buffer.stats().waiting_batches == 30 - IN_A_ROW
+                broker.faults = Faults()
+                await box.empty()
+            assert len(box.refused) == IN_A_ROW
+            assert box.buffer.stats().dropped == 0
+
+    run(scenario())
+    assert caplog.text.count("refuses every batch") == 1
+
+
+async def seal_large(box: Box, count: int) -> None:
+    for _ in range(count):
+        for _ in range(20):
+            at = Instant(1_763_900_000_000, 0, 2)
+            box.buffer.append(Reading("it", COUNT, at, random.randbytes(60).hex()))
+        await box.seal()
+
+
+def test_a_limit_for_packets_set_by_mistake_loses_nothing(tmp_path):
+    async def scenario() -> None:
+        async with Broker(limits=Limits(maximum_packet_size=500)) as broker:
+            box = Box(tmp_path, address(broker))
+            await seal_large(box, 12)
+            async with delivering(box):
+                await until(lambda: "every batch: 0x95 packet too large" in str(box.state.why))
+                await until(lambda: broker.connects > 6)
+                assert len(box.refused) == IN_A_ROW
+                broker.limits = Limits()
+                await box.empty()
+            assert len(box.refused) == IN_A_ROW
+
+    run(scenario())
+
+
+def test_many_batches_that_are_too_large_hold_up_none_that_is_not(tmp_path):
+    async def scenario() -> None:
+        async with Broker(limits=Limits(maximum_packet_size=500)) as broker:
+            box = Box(tmp_path, address(broker))
+            await seal_large(box, 12)
+            await box.seal(8)
+            async with delivering(box):
+                await box.empty()
+            assert len(box.refused) == 12
+            assert sorted(both(broker.received)) == list(range(13, 21))
+
+    run(scenario())
+
+
+def test_refusals_in_a_row_take_the_place_of_no_batch_that_was_refused_before(tmp_path):
+    async def scenario() -> None:
+        async with Broker(faults=Faults(ack_code=0x99, ack_topics=BATCHES)) as broker:
+            box = Box(tmp_path, address(broker))
+            await seal_large(box, 4)
+            size = next(box.buffer.waiting()).length
+            box.buffer._settings = BufferSettings(max_size=10 * size, keep_free=0)
+            box.buffer.set_aside(next(box.buffer.waiting()), 0x99)
+            async with delivering(box):
+                await until(lambda: "refuses one batch after the other" in str(box.state.why))
+                await until(lambda: "refuses every batch" in str(box.state.why))
+            assert len(box.refused) == 2
+            assert box.buffer.stats().dropped == 0
+
+    run(scenario())
+
+
+def test_batches_that_are_offered_again_and_refused_again_are_not_kept_from_lying_aside(tmp_path):
+    async def scenario() -> None:
+        async with Broker(faults=Faults(ack_code=0x99, ack_topics=BATCHES)) as broker:
+            box = Box(tmp_path, address(broker))
+            await box.seal(8)
+            for held in list(box.buffer.waiting()):
+                box.buffer.set_aside(held, 0x99)
+            (tmp_path / "refused" / "retry").touch()
+            box.buffer.tick(0.0)
+            async with delivering(box):
+                await box.empty()
+                await until(lambda: not next(box.buffer.waiting(), None))
+            assert broker.connects == 1
+            assert [name[-6:] for name in box.refused] == [".batch"] * 8
+
+    run(scenario())
+
+
+def test_a_topic_that_is_denied_is_named_and_the_status_says_so(tmp_path):
+    class Told(type(Box(tmp_path / "one").status)):
+        def payload(self, state: str) -> bytes:
+            whys.append(box.state.why)
+            return super().payload(state)
+
+    whys: list[str | None] = []
+    box: Any = None
+
+    async def scenario() -> None:
+        nonlocal box
+        async with Broker(faults=Faults(ack_code=0x87, ack_topics=BATCHES)) as broker:
+            box = Box(tmp_path, address(broker))
+            box.status = Told()
+            await box.seal()
+            async with delivering(box):
+                await until(lambda: broker.connects > 2)
+                broker.faults = Faults()
+                await box.empty()
+                assert box.state.why is None
+
+    run(scenario())
+    assert "the right to publish to bygate/v1/trd-0042/batch/backlog?" in str(whys[1])
+
+
+# A broker that drops the connection whatever comes
+
+
+def drops_at(broker: Broker, sequences: set[int]) -> None:
+    def drop(message: Received) -> None:
+        if set(both([message])) & sequences:
+            broker.drop()
+
+    broker.on_publish.append(drop)
+
+
+def test_a_broker_that_drops_at_every_batch_makes_no_more_than_one_a_suspect(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            bad = set(range(1, 100))
+            drops_at(broker, bad)
+            await box.seal(20)
+            async with delivering(box):
+                await until(lambda: broker.connects > 5 * LOSSES)
+                assert len(box.state.suspects) <= 1
+                bad.clear()
+                await asyncio.wait_for(box.empty(), 5)
+
+    run(scenario())
+
+
+def test_several_batches_at_which_the_broker_breaks_off_hold_up_no_other(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            drops_at(broker, {1, 2, 3, 7})
+            await box.seal(10)
+            async with delivering(box):
+                await until(lambda: list(box.state.suspects) == [1, 2, 3, 7])
+                await until(lambda: box.buffer.stats().waiting_batches == 4)
+                assert box.state.catch_up(4) == 0
+
+    run(scenario())
+
+
+def test_a_batch_that_a_slow_proxy_delays_is_waited_for_when_it_goes_alone(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+
+            def late(message: Received) -> None:
+                broker.faults = Faults(ack_after=0.5 * (both([message]) == [1]))
+
+            broker.on_publish.append(late)
+            box = Box(tmp_path, address(broker), ack_within=0.2)
+            await box.seal(3)
+            async with delivering(box):
+                await box.empty()
+            assert both(broker.received).count(1) == LOSSES + 1
+
+    run(scenario())
+
+
+def test_when_a_suspect_is_delivered_all_are_due():
+    now = 0.0
+    suspects = Suspects(lambda: now)
+    for head in (1, 2):
+        assert [suspects.lost_at(head) for _ in range(LOSSES)][-1]
+        suspects.delivered(9)
+        suspects.lost_at(head)
+    assert not list(suspects.due())
+    suspects.delivered(2)
+    assert list(suspects.due()) == [1]
+
+
+def test_a_second_suspicion_needs_something_that_was_delivered():
+    suspects = Suspects()
+    assert [suspects.lost_at(1) for _ in range(LOSSES)][-1]
+    assert not any(suspects.lost_at(2) for _ in range(9))
+    assert suspects.in_doubt
+    suspects.delivered(3)
+    assert suspects.lost_at(2)
+    assert not suspects.in_doubt
+
+
+# What the disk does, and what a batch holds
+
+
+class Failing(Disk):
+    """A disk that neither reads nor writes files of such an ending."""
+
+    at = "none"
+
+    def read(self, name: str, offset: int = 0, length: int = -1) -> bytes:
+        if name.endswith(Failing.at):
+            raise OSError(errno.ENXIO, "no such device")
+        return super().read(name, offset, length)
+
+    def write(self, name: str, offset: int, data: bytes) -> None:
+        if name.endswith(Failing.at):
+            raise OSError(errno.ENOSPC, "full")
+        super().write(name, offset, data)
+
+    def below(self, name: str) -> "Failing":
+        return Failing(self.directory / name)
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a disk fails at is tried again at once."""
+    monkeypatch.setattr("gateway.session.AGAIN", 0.1)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_batch_that_cannot_be_read_ends_no_session_and_comes_later(tmp_path, caplog, monkeypatch):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker), disk=Failing)
+            await box.seal(3)
+            monkeypatch.setattr(Failing, "at", ".seg")
+            async with delivering(box):
+                await until(lambda: "no such device" in str(box.buffer.stats().faults))
+                monkeypatch.setattr(Failing, "at", "none")
+                await box.empty()
+            assert broker.connects == 1
+            assert box.state.lost == 0
+
+    run(scenario())
+    assert not [record for record in caplog.records if record.name != "gateway.buffer"]
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_batch_that_a_full_disk_cannot_set_aside_waits(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(Failing, "at", ".batch")
+
+    async def scenario() -> None:
+        async with Broker(faults=Faults(ack_code=0x99, ack_next=5, ack_topics=BATCHES)) as broker:
+            box = Box(tmp_path, address(broker), disk=Failing)
+            await box.seal()
+            async with delivering(box):
+                await until(lambda: len(both(broker.received)) > 1)
+                assert "free space there" in str(box.buffer.stats().faults)
+                assert "set aside" not in caplog.text
+                monkeypatch.setattr(Failing, "at", "none")
+                await until(lambda: box.delivered and box.refused)
+            assert broker.connects == 1
+
+    run(scenario())
+    assert caplog.text.count("batch 1 set aside") == 1
+
+
+def test_a_batch_that_this_version_cannot_decode_is_set_aside(tmp_path, caplog):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker), settings={"encoding": "json"})
+            await box.seal()
+            held = next(box.buffer.waiting())
+            box.buffer._spool.append(held.epoch, 2, 1, 1_763_900_000_000, b"\x81\xa1v\x09")
+            box.buffer._sequence = 3
+            await box.seal()
+            async with delivering(box):
+                await box.empty()
+            assert box.refused == [f"2-{held.epoch}-0x99.batch"]
+            assert len(broker.received) == 3
+
+    run(scenario())
+    assert "batch 2 set aside: no receiver could read it" in caplog.text
