@@ -31,6 +31,8 @@ TCP_GIVES_UP_MS = 10_000
 
 LARGEST_IN = 1 << 14
 """Bytes of the largest packet that is taken: those that a broker owes us have some ten."""
+LAST_WORDS = 0.1
+"""Seconds for what a broker said before it closed, a batch that is set aside included."""
 CLOSED = "the other end closed it"
 SOON = 60.0
 """Seconds within which an end without a word may be another client's doing, which has our id."""
@@ -181,8 +183,12 @@ class Connection(aiomqtt.Client):
             self._carried = carried(sock)
 
     async def lost(self) -> None:
-        """Wait until the connection is lost, and raise."""
+        """Wait until the connection is lost, and raise, when all that came before is heeded.
+
+        mosquitto closes the connection right behind the PUBACK that refuses a batch.
+        """
         await asyncio.wait({self._disconnected})
+        await asyncio.sleep(LAST_WORDS)
         raise self._loss()
 
     def _loss(self) -> UplinkError:
@@ -220,7 +226,7 @@ class Connection(aiomqtt.Client):
         info = self._client.publish(topic, payload, 1, retain, properties)
         if info.rc != paho.MQTT_ERR_SUCCESS:
             if self._disconnected.done():
-                raise self._loss()
+                return asyncio.get_running_loop().create_future()  # `lost` tells, in its time
             raise UplinkError(f"cannot publish: {paho.error_string(info.rc)}")
         ack = self._acks[info.mid] = asyncio.get_running_loop().create_future()
         return ack

@@ -1,10 +1,11 @@
 """What a broker sends unasked costs neither memory nor the connection."""
 
 import asyncio
+import contextlib
 from typing import Any
 
 import pytest
-from delivery import run
+from delivery import Box, delivering, run
 from saying import CONNACK, saying
 
 from gateway.connection import LARGEST_IN, Connection, UplinkError
@@ -39,6 +40,39 @@ def test_what_is_published_to_us_is_dropped(qos):
             assert not client._client._out_packet
 
     run(scenario())
+
+
+def test_a_refusal_right_before_the_end_is_heeded(tmp_path):
+    """So does mosquitto 2.0.11 with a batch above its message_size_limit."""
+
+    async def scenario() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connects.append(1)
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                while True:
+                    kind, _, rest = await mqtt.read_packet(reader, 1 << 20)
+                    topic = rest[2 : 2 + int.from_bytes(rest[:2], "big")]
+                    number = rest[len(topic) + 2 : len(topic) + 4]
+                    refused = b"/batch/" in topic
+                    writer.write(CONNACK if kind == 1 else puback(number, 0x95 * refused))
+                    if refused:
+                        break
+            writer.close()
+
+        connects: list[int] = []
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            box = Box(tmp_path, Broker(*server.sockets[0].getsockname(), tls=False))
+            await box.seal(3)
+            async with delivering(box):
+                await box.empty()
+            assert len(box.refused) == 3
+            assert len(connects) <= 4
+
+    run(scenario())
+
+
+def puback(identifier: bytes, code: int) -> bytes:
+    return b"\x40\3" + identifier + bytes([code])
 
 
 def test_a_broker_of_mqtt_5_is_told_how_little_is_taken():
