@@ -103,8 +103,10 @@ class Buffer:
         epoch: int | None = None,
         *,
         clock: Clock | None = None,
+        bound: Callable[[str], SizeBound] = SizeBound,
     ) -> None:
         """`clock` tells what is older than max_age; without one nothing is."""
+        self._bound = bound
         self._disk, self._refused_disk = disk, disk.below(DIRECTORY)
         self._refused = Refused(self._refused_disk)
         self._settings, self._gateway, self._boot = settings, gateway, boot
@@ -258,7 +260,7 @@ class Buffer:
             reading = self._fresh[0]
             if self._filling is None:
                 began = min(now, self._last_tick)  # it came after that
-                self._filling = Filling(reading.instant, began, SizeBound(self._gateway))
+                self._filling = Filling(reading.instant, began, self._bound(self._gateway))
             if not self._filling.takes(reading):
                 return True
             self._fresh.popleft()
@@ -437,7 +439,7 @@ class Buffer:
     def fits_aside(self, held: Held) -> bool:
         """Whether it can be set aside with no other one going for it; on the writer's thread."""
         allowed = min(REFUSED_BYTES, most(self._disk, self._settings) // 4)
-        return self.lies_aside(held) or self._refused.size + held.length <= allowed
+        return self.lies_aside(held) or self._refused.size + on_disk(held.length) <= allowed
 
     def set_aside(self, held: Held, reason: int) -> None:
         """Keep a batch that the broker refused, out of the way; on the writer's thread."""

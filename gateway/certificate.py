@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from gateway.credentials import LARGEST_PEM, read_file
+
 WRITTEN = datetime(2026, 11, 1, tzinfo=UTC)
 """No clock that is right shows less; raised with each release."""
 AHEAD = timedelta(days=30)
@@ -43,7 +45,7 @@ def outlook(cert: Path | None, now: datetime) -> Outlook:
     since = until = None
     if cert:
         try:
-            since, until = dates(cert.read_text(errors="replace"))
+            since, until = dates(read_file(cert, LARGEST_PEM).decode(errors="replace"))
         except (OSError, ValueError):
             return Outlook()  # connecting tells which file is at fault
     if now < WRITTEN:

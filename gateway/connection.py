@@ -7,18 +7,20 @@ broker's "not authorized" would look like success.
 import asyncio
 import logging
 import socket
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
+from typing import Self
 
 import aiomqtt
 import paho.mqtt.client as paho
+from paho.mqtt.enums import MessageType, MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from gateway.settings import LONGEST_TEXT, Broker, UplinkSettings
+from gateway.credentials import Credentials, CredentialsError
+from gateway.reasons import of_code, of_text
+from gateway.settings import Broker, UplinkSettings
 from gateway.traffic import arrived, carried
 
 WINDOW = 20
@@ -27,9 +29,26 @@ CONNECT_WITHIN = 10.0
 TCP_GIVES_UP_MS = 10_000
 """TCP_USER_TIMEOUT: a pulled cable is noticed after 10.7 s; with keepalive 60 alone, not in 60."""
 
-TAKEN_OVER, UNSPECIFIED = 0x8E, 0x80
-"""Reason codes of DISCONNECT; the second is also paho's for an end without one."""
+LARGEST_IN = 1 << 14
+"""Bytes of the largest packet that is taken: those that a broker owes us have some ten."""
+LAST_WORDS = 0.1
+"""Seconds for what a broker said before it closed, a batch that is set aside included."""
+CLOSED = "the other end closed it"
+SOON = 60.0
+"""Seconds within which an end without a word may be another client's doing, which has our id."""
 
+TAKEN_OVER = 0x8E
+_ENDS = {0x8D: "no answer to a ping: the link is dead", 0x82: "what came was not MQTT {}"}
+"""What paho means by reason codes that no broker sent; by all others, that it was closed."""
+
+# paho takes a code that MQTT 5 has for other packets for a broken one; mosquitto answers a publish
+# above its message_size_limit with PUBACK 0x95, and the batch would come for ever
+for _code, _packets_by_name in ReasonCode.names.items():
+    for _packets in _packets_by_name.values():
+        if _code >= 0x80:
+            _packets.extend({PacketTypes.CONNACK, PacketTypes.PUBACK, PacketTypes.DISCONNECT})
+
+_FOR_US = (MessageType.CONNACK, MessageType.PUBACK, MessageType.PINGRESP, MessageType.DISCONNECT)
 _VERSIONS = {"5": aiomqtt.ProtocolVersion.V5, "3.1.1": aiomqtt.ProtocolVersion.V311}
 
 _SILENT = logging.getLogger("gateway.paho")
@@ -51,21 +70,39 @@ class Connection(aiomqtt.Client):
     they change.
     """
 
-    def __init__(self, settings: UplinkSettings, gateway: str, broker: Broker, will: bytes) -> None:
+    @classmethod
+    async def to(
+        cls, broker: Broker, settings: UplinkSettings, gateway: str, *, will: bytes
+    ) -> Self:
+        """Return one that is not connected yet; password and certificates are read."""
+        try:
+            credentials = await Credentials.read(settings, tls=broker.tls)
+        except CredentialsError as error:
+            raise UplinkError(str(error)) from error
+        return cls(broker, settings, gateway, credentials, will)
+
+    def __init__(
+        self,
+        broker: Broker,
+        settings: UplinkSettings,
+        gateway: str,
+        credentials: Credentials,
+        will: bytes,
+    ) -> None:
         status = f"{settings.topic}/{gateway}/status"
-        secret = settings.password_file
         super().__init__(
             broker.host,
             broker.port,
             username=settings.username,
-            password=_text(secret) if secret else None,
+            password=credentials.password,
             identifier=settings.client_id or gateway,
             logger=_SILENT,  # what paho says of a malformed packet comes as an error, too
             protocol=_VERSIONS[settings.protocol],
             will=aiomqtt.Will(status, will, qos=1, retain=True),
             keepalive=round(settings.keepalive),
+            properties=_bounds() if settings.protocol == "5" else None,
             timeout=CONNECT_WITHIN,
-            tls_context=_tls(settings) if broker.tls else None,
+            tls_context=credentials.tls,
             max_inflight_messages=WINDOW + 1,  # one for the status
             socket_options=(
                 (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
@@ -73,10 +110,16 @@ class Connection(aiomqtt.Client):
             ),
         )
         self._client.connect_timeout = CONNECT_WITHIN
+        self._client._sock_recv = self._receive  # type: ignore[method-assign]  # it has no bounds
+        self._client._packet_handle = self._heed  # type: ignore[method-assign]
         self._acks: dict[int, asyncio.Future[int]] = {}
         self._connack: Properties | None = None
         self._carried = self._told = 0
         self._id = settings.client_id or gateway
+        self._settings, self._secure = settings, broker.tls
+        self._began = 0.0
+        self._last_word: Properties | None = None
+        self._said_so = False
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator["Connection"]:
@@ -84,13 +127,24 @@ class Connection(aiomqtt.Client):
         try:
             await self.__aenter__()
             heed_cancel()  # asyncio.wait_for prefers its result to it, before Python 3.12
+            self._began = asyncio.get_running_loop().time()
             if self._disconnected.done():  # by what came together with the CONNACK
                 raise self._loss()
+            self._check_abilities()
             yield self
+        except aiomqtt.MqttCodeError as error:
+            raise UplinkError(self._why(error)) from error
         except (aiomqtt.MqttError, UnicodeError) as error:  # a..b is no name that DNS could have
-            raise UplinkError(_remedy(error)) from error
+            said = of_text(str(error), self._settings, tls=self._secure)
+            raise UplinkError(said) from error
         finally:
             self._client._sock_close()
+
+    def _check_abilities(self) -> None:
+        for name, code in (("RetainAvailable", 0x9A), ("MaximumQoS", 0x9B)):
+            if not getattr(self._connack, name, 1):
+                lacking = ReasonCode(PacketTypes.CONNACK, identifier=code)
+                raise UplinkError(of_code(code, str(lacking)))
 
     @property
     def _disconnected(self) -> asyncio.Future[None]:
@@ -106,8 +160,10 @@ class Connection(aiomqtt.Client):
     def _ended(self, end: asyncio.Future[None]) -> None:
         error = None if end.cancelled() else end.exception()
         if not self._connected.done():  # else it would be waited for till the time is up
-            said = f"closed before the broker had answered: {_cause(error)}"
-            self._connected.set_exception(aiomqtt.MqttError(said))
+            said = f"closed before the broker had answered: {self._why(error)}"
+            self._connected.set_exception(
+                error if error and self._said_so else aiomqtt.MqttError(said)
+            )
             self._connected.exception()  # nobody may wait for it any more
 
     def more_carried(self) -> int:
@@ -127,18 +183,36 @@ class Connection(aiomqtt.Client):
             self._carried = carried(sock)
 
     async def lost(self) -> None:
-        """Wait until the connection is lost, and raise."""
+        """Wait until the connection is lost, and raise, when all that came before is heeded.
+
+        mosquitto closes the connection right behind the PUBACK that refuses a batch.
+        """
         await asyncio.wait({self._disconnected})
+        await asyncio.sleep(LAST_WORDS)
         raise self._loss()
 
     def _loss(self) -> UplinkError:
         error = self._disconnected.exception()
-        if isinstance(error, aiomqtt.MqttCodeError) and _code(error) == TAKEN_OVER:
+        if self._said_so and _reason(error) == TAKEN_OVER:
             return TakenOver(
                 f"another client connected with our id {self._id!r}, and the broker let go of us: "
                 "give each its own: set [uplink] client_id"
             )
-        return UplinkError(f"connection lost: {_cause(error)}")
+        why = self._why(error)
+        if why == CLOSED and asyncio.get_running_loop().time() < self._began + SOON:
+            why += (
+                " within a minute and gave no reason: does another client use our id "
+                f"{self._id!r}? Then set [uplink] client_id"
+            )
+        return UplinkError(f"connection lost: {why}")
+
+    def _why(self, error: BaseException | None) -> str:
+        """Return what a broker says by its CONNACK or DISCONNECT, or what else ended it."""
+        if (reason := _reason(error)) is None:
+            return _cause(error)
+        if self._said_so:
+            return of_code(reason.value, str(reason), self._last_word)
+        return _ENDS.get(reason.value, CLOSED).format(self._settings.protocol)
 
     def send(
         self, topic: str, payload: bytes, *, retain: bool = False, kind: str
@@ -152,8 +226,8 @@ class Connection(aiomqtt.Client):
         info = self._client.publish(topic, payload, 1, retain, properties)
         if info.rc != paho.MQTT_ERR_SUCCESS:
             if self._disconnected.done():
-                raise self._loss()
-            raise UplinkError(f"cannot publish: {aiomqtt.MqttCodeError(info.rc)}")
+                return asyncio.get_running_loop().create_future()  # `lost` tells, in its time
+            raise UplinkError(f"cannot publish: {paho.error_string(info.rc)}")
         ack = self._acks[info.mid] = asyncio.get_running_loop().create_future()
         return ack
 
@@ -177,6 +251,27 @@ class Connection(aiomqtt.Client):
         """Bytes of the largest packet that the broker takes."""
         return getattr(self._connack, "MaximumPacketSize", 1 << 28)
 
+    def _receive(self, bufsize: int) -> bytes:
+        """Read from the socket; paho asks for the rest of a packet, which it would all take."""
+        if bufsize > LARGEST_IN:
+            raise aiomqtt.MqttError(
+                f"a packet of {bufsize} bytes came, and a broker's to us has at most {LARGEST_IN}"
+            )
+        return paho.Client._sock_recv(self._client, bufsize)
+
+    def _heed(self) -> MQTTErrorCode:
+        """Heed a packet, unless it is of those that a client that subscribes to nothing gets not.
+
+        What is published is dropped, and not acknowledged: so a broker that has subscribed us of
+        its own accord sends no more than one.
+        """
+        kind = self._client._in_packet["command"] & 0xF0
+        if kind == MessageType.PUBLISH:
+            return MQTTErrorCode.MQTT_ERR_SUCCESS
+        if kind not in _FOR_US:
+            raise aiomqtt.MqttError(f"a packet of type {kind >> 4} came, which is for a broker")
+        return paho.Client._packet_handle(self._client)
+
     def _on_connect(
         self,
         client: paho.Client,
@@ -185,7 +280,8 @@ class Connection(aiomqtt.Client):
         reason_code: ReasonCode,
         properties: Properties | None = None,
     ) -> None:
-        self._connack = properties
+        self._connack = self._last_word = properties
+        self._said_so = reason_code.is_failure
         super()._on_connect(client, userdata, flags, reason_code, properties)
 
     def _on_disconnect(
@@ -196,6 +292,9 @@ class Connection(aiomqtt.Client):
         reason_code: ReasonCode,
         properties: Properties | None = None,
     ) -> None:
+        if not (self._said_so or self._disconnected.done()):
+            self._said_so = flags.is_disconnect_packet_from_server
+            self._last_word = properties
         if not (self._connected.done() or self._disconnected.done()):
             self._disconnected.set_exception(aiomqtt.MqttCodeError(reason_code))
         super()._on_disconnect(client, userdata, flags, reason_code, properties)
@@ -224,98 +323,21 @@ def heed_cancel() -> None:
         raise asyncio.CancelledError
 
 
-def _code(error: aiomqtt.MqttCodeError) -> int | None:
-    return error.rc.value if isinstance(error.rc, ReasonCode) else error.rc
+def _bounds() -> Properties:
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho's own
+    properties.MaximumPacketSize, properties.ReceiveMaximum = LARGEST_IN, 1
+    return properties
+
+
+def _reason(error: BaseException | None) -> ReasonCode | None:
+    rc = error.rc if isinstance(error, aiomqtt.MqttCodeError) else None
+    return rc if isinstance(rc, ReasonCode) else None
 
 
 def _cause(error: BaseException | None) -> str:
-    """Return why a connection ended, on one line."""
-    if error is None or (isinstance(error, aiomqtt.MqttCodeError) and _code(error) == UNSPECIFIED):
-        return "the other end closed it"
+    """Return why a connection ended without a reason code, on one line."""
+    if error is None:
+        return CLOSED
     if isinstance(error, aiomqtt.MqttError | OSError):
         return str(error)
     return f"what came was no MQTT: {type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def _tls(settings: UplinkSettings) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=settings.ca_file)
-    except OSError as error:
-        raise UplinkError(_bad_file("ca_file", settings.ca_file, error)) from error
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if settings.cert_file:
-        _show_certificate(context, settings.cert_file, settings.key_file)
-    return context
-
-
-def _show_certificate(context: ssl.SSLContext, cert: Path, key: Path | None) -> None:
-    at_fault = ("cert_file", cert)
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cert)
-        if key:
-            at_fault = ("key_file", key)
-            key.read_bytes()
-        context.load_cert_chain(cert, key, password="")  # else it asks for one at the terminal
-    except (OSError, ValueError) as error:
-        raise UplinkError(_bad_file(*at_fault, error)) from error
-
-
-def _text(file: Path) -> str:
-    try:
-        text = file.read_text(errors="replace").strip()
-    except OSError as error:
-        raise UplinkError(_bad_file("password_file", file, error)) from error
-    if (size := len(text.encode())) > LONGEST_TEXT:
-        raise UplinkError(
-            f"password_file {file}: {size} bytes, MQTT takes at most {LONGEST_TEXT}: "
-            "is it the right file?"
-        )
-    return text
-
-
-def _bad_file(name: str, file: Path | None, error: Exception) -> str:
-    """Return which file is at fault, what is wrong with it, and what mends it."""
-    match error:
-        case FileNotFoundError():
-            remedy = f"there is no such file: put it there, or set [uplink] {name}"
-        case PermissionError():
-            remedy = f"no permission: sudo chgrp bygate {file} && sudo chmod g+r {file}"
-        case ssl.SSLError() | ValueError():
-            remedy = _PEM[name]
-        case _:
-            remedy = f"{error}: set [uplink] {name} to a file"
-    return f"{name} {file}: {remedy}"
-
-
-_PEM = {
-    "ca_file": "no PEM certificate in it: copy it anew",
-    "cert_file": "no PEM certificate with its private key in it: copy it anew, or set key_file",
-    "key_file": "not the PEM key of cert_file, or locked by a passphrase: copy the one without",
-}
-
-
-def _remedy(error: Exception) -> str:
-    said = str(error)
-    remedies = {
-        "Connection refused": "nothing listens there: check [uplink] url, and that the broker runs",
-        "Name or service not known": "check the name in [uplink] url, and DNS",
-        "idna": "check the name in [uplink] url",
-        "Temporary failure in name resolution": "no DNS: is there a network?",
-        "Bad user name or password": "check [uplink] username and password_file",
-        "Not authorized": "check [uplink] username and password_file, and the broker's ACL",
-        "Network is unreachable": "no route: is there a network?",
-        "No route to host": "no route: is there a network?",
-        "Retain not supported": "the broker must take retained messages: change its settings",
-        "QoS not supported": "the broker must take QoS 1: change its settings",
-        "Unsupported protocol version": 'set [uplink] protocol = "3.1.1"',
-        "closed before": "does it speak MQTT 5 there (else set [uplink] protocol), TLS or plain as "
-        "url says, or want cert_file?",
-        "certificate has expired": "renew the broker's, or set this box's clock (timedatectl)",
-        "certificate is not yet valid": "is this box's clock right (timedatectl)?",
-        "certificate is not valid for": "write the name in url as it stands in the certificate",
-        "CERTIFICATE_VERIFY_FAILED": "give the authority that signed the broker's as ca_file",
-        "[SSL:": "no TLS is spoken there, or none of today: mqtt:// for plain TCP, or another port",
-        "timed out": "no answer: check [uplink] url, firewall and network",
-    }
-    cause = next((remedy for seen, remedy in remedies.items() if seen in said), "")
-    return f"{said}: {cause}" if cause else said

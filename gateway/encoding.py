@@ -6,9 +6,10 @@ are made when it is sent.
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 from gateway.reading import Reading, Value
-from gateway.wire import Batch, content_type, decode
+from gateway.wire import Batch, SizeBound, content_type, decode, plain
 
 JSON_LINES = "application/x-ndjson"
 
@@ -37,7 +38,22 @@ def row(batch: Batch, reading: Reading) -> dict[str, Value]:
 def json_lines(batch: Batch) -> Iterator[str]:
     """Yield one JSON object a reading; numbers read back exactly."""
     for reading in batch.readings:
-        yield f"{json.dumps(row(batch, reading))}\n"
+        yield f"{json.dumps(row(batch, reading), separators=(',', ':'))}\n"
+
+
+class LinesBound(SizeBound):
+    """How large a batch and its JSON lines can be at most: the lines, which are the larger."""
+
+    def __init__(self, gateway: str) -> None:
+        super().__init__(gateway)
+        self._lines = 0
+        self._longest = Batch(gateway, 2**32 - 1, 2**63, 2**32 - 1, 3, 0, ())
+
+    def add(self, reading: Reading) -> int:
+        """Take the reading into account and return the new size."""
+        sent = replace(reading, value=plain(reading.value))
+        self._lines += len(next(json_lines(replace(self._longest, readings=[sent]))))
+        return max(super().add(reading), self._lines)
 
 
 def _as_it_is(payload: bytes) -> tuple[bytes, str]:
@@ -53,3 +69,6 @@ ENCODINGS: Mapping[str, Callable[[bytes], tuple[bytes, str]]] = {
     "json": _as_json,
 }
 """Makes of a batch's bytes what is sent, and its content type; by the name in the settings."""
+
+BOUNDS: Mapping[str, Callable[[str], SizeBound]] = {"msgpack": SizeBound, "json": LinesBound}
+"""What a batch is filled by, so that it has at most 64 KiB when it is sent."""

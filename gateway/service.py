@@ -25,6 +25,7 @@ from gateway.driver import (
     SerialDriver,
     place_of,
 )
+from gateway.encoding import BOUNDS
 from gateway.health import Health
 from gateway.listener import AdvertisementListener, Listener, SerialListener
 from gateway.poller import GattPoller, LocalPoller, Poller, SerialPoller
@@ -73,7 +74,9 @@ class Service:
         self._threads = ThreadPoolExecutor(max(len(config.sensors), 1), "sensor")
         disk = _own(config.gateway.state_dir)
         self._buffer = Buffer(
-            *(disk, config.buffer, config.gateway.id, self._clock.boot), clock=self._clock
+            *(disk, config.buffer, config.gateway.id, self._clock.boot),
+            clock=self._clock,
+            bound=BOUNDS[config.uplink.encoding],
         )
         self._urgent = asyncio.Event()
         self._radio = _radio(config)

@@ -151,7 +151,7 @@ class UplinkSettings:
     )
     protocol: Literal["5", "3.1.1"] = setting(
         "5",
-        "MQTT version; 3.1.1 for brokers that know no newer: a batch that is refused looks lost.",
+        "MQTT version; 3.1.1 for brokers that know no newer: what is refused looks lost, or taken.",
     )
     topic: str = setting("bygate/v1", "Root of all topics.", read=_topic)
     encoding: Literal["msgpack", "json"] = setting(

@@ -16,6 +16,7 @@ from tenacity.wait import wait_base
 from gateway.buffer import Buffer
 from gateway.certificate import outlook
 from gateway.connection import WINDOW, Connection, TakenOver, UplinkError, heed_cancel
+from gateway.credentials import off_the_loop
 from gateway.encoding import ENCODINGS
 from gateway.ration import Outages
 from gateway.retained import Status
@@ -67,18 +68,19 @@ class Uplink:
     async def watch(self) -> None:
         """Look at our certificate and the clock once an hour, for ever."""
         while True:
-            self._look()
+            await self._look()
             await asyncio.sleep(LOOK_EVERY)
 
-    def _look(self) -> None:
+    async def _look(self) -> None:
         """Note what is to be expected of TLS, and log it when it changes, which is once a day."""
         if not self._settings.url[0].tls:  # they are alike
             return
-        before, seen = (
-            self.state.outlook,
-            outlook(self._settings.cert_file, datetime.fromtimestamp(self._now(), UTC)),
-        )
-        self.state.outlook = seen
+        now = datetime.fromtimestamp(self._now(), UTC)
+        try:
+            seen = await off_the_loop(lambda: outlook(self._settings.cert_file, now))
+        except TimeoutError:
+            return  # connecting tells which file is at fault
+        before, self.state.outlook = self.state.outlook, seen
         # A fault is told with the connection that fails, unless none does
         if seen != before and (said := seen.fault if self.state.connected else seen.notice):
             log.warning("uplink: %s", said)
@@ -121,11 +123,11 @@ class Uplink:
     async def _hold_session(self, broker: Broker, status: Status) -> None:
         """Raise UplinkError, unless the session got on well before it was lost."""
         self.state.broker = broker.url
-        self._look()
+        await self._look()
         session: Session | None = None
         failure: BaseException | None = None
         try:
-            client = Connection(self._settings, self._gateway, broker, status.will())
+            client = await Connection.to(broker, self._settings, self._gateway, will=status.will())
             async with client.session():
                 session = self._session = Session(
                     *(client, self._root, self._buffer, self._writer),

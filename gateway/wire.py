@@ -40,6 +40,7 @@ __all__ = [
     "decode",
     "decode_all",
     "encode",
+    "plain",
 ]
 
 VERSION = 1
@@ -180,7 +181,7 @@ def _pack_values(readings: list[Reading]) -> tuple[int | None, Sequence[Value]]:
     values = [reading.value for reading in readings]
     # One NaN or infinity makes a sum that is neither finite
     if set(map(type, values)) != {float} or not isfinite(sum(cast(list[float], values))):
-        values = [_plain(value) for value in values]
+        values = [plain(value) for value in values]
     quantity = readings[0].quantity
     k = _exponent(values, min(quantity.decimals, MAX_DECIMALS))
     # Only the qualities of a quantity may stand under such a name with k = −1
@@ -192,7 +193,7 @@ def _pack_values(readings: list[Reading]) -> tuple[int | None, Sequence[Value]]:
     return k, xs
 
 
-def _plain(value: Value) -> Value:
+def plain(value: Value) -> Value:
     """Return the value in a type of msgpack's own.
 
     NaN, ±inf and integers beyond 64 bit become nil, strings are cut to MAX_TEXT bytes.

@@ -127,7 +127,7 @@ async def live(count: int, directory: Path, broker: Mosquitto) -> Iterator[Figur
 async def one_by_one(some: Sequence[Reading], broker: Mosquitto) -> float:
     """Return readings a second, each a JSON message of its own, with the same window."""
     address = Broker(broker.host, broker.port, tls=False)
-    client = Connection(UplinkSettings(url=(address,)), GATEWAY, address, b"{}")
+    client = await Connection.to(address, UplinkSettings(url=(address,)), GATEWAY, will=b"{}")
     async with client.session():
         window = asyncio.Semaphore(WINDOW)
         began = time.perf_counter()

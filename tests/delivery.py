@@ -13,6 +13,7 @@ from tenacity import wait_fixed
 
 from gateway.buffer import Buffer
 from gateway.disk import Disk
+from gateway.encoding import BOUNDS
 from gateway.reading import COUNT, Instant, Reading
 from gateway.settings import Broker as Address
 from gateway.settings import BufferSettings, UplinkSettings
@@ -46,7 +47,8 @@ class Box:
     ) -> None:
         self.directory = directory
         settings = BufferSettings(flush_interval=0, seal_interval=0, keep_free=0)
-        self.buffer = Buffer(disk(directory), settings, "trd-0042", 1)
+        bound = BOUNDS[arguments.get("settings", {}).get("encoding", "msgpack")]
+        self.buffer = Buffer(disk(directory), settings, "trd-0042", 1, bound=bound)
         self.writer = ThreadPoolExecutor(1)
         self.status = Status()
         options = {"wait": wait_fixed(0.02), **arguments}

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import looptime
@@ -43,7 +43,7 @@ async def for_seconds(seconds: float, *work: Coroutine[Any, Any, None]) -> None:
                 tasks.create_task(one)
 
 
-class Inline(Executor):
+class Inline(ThreadPoolExecutor):
     """Does work where it is submitted, so that no thread races the clock."""
 
     def submit(self, work: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:

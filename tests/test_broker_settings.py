@@ -1,6 +1,7 @@
 """The settings of mosquitto that gateway/WIRE.md recommends, with a real one."""
 
 import asyncio
+import math
 import re
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 from delivery import Box, delivering, run, until
 from trials import times
 
+from gateway.reading import TEMPERATURE, Instant, Reading
 from gateway.settings import Broker as Address
 from gateway.wire import decode
 from hil.mosquitto import Mosquitto
@@ -88,3 +90,39 @@ def test_one_line_gives_each_gateway_its_own_topics_and_no_others(tmp_path):
                         assert not box.delivered
 
     run(scenario())
+
+
+async def seal_one_of_3_kb(box: Box) -> None:
+    for n in range(300):
+        at = Instant(1_763_900_000_000 + n, n, 2)
+        box.buffer.append(Reading("it", TEMPERATURE, at, math.sin(n)))
+    await box.seal()
+
+
+def test_a_batch_above_message_size_limit_is_set_aside_and_the_rest_flows(tmp_path):
+    async def scenario() -> None:
+        async with Mosquitto(tmp_path, "allow_anonymous true\nmessage_size_limit 2000") as broker:
+            box = Box(tmp_path / "state", Address("127.0.0.1", broker.port, tls=False))
+            await seal_one_of_3_kb(box)
+            await box.seal()
+            async with delivering(box):
+                await box.empty()
+            assert box.refused == [f"1-{box.buffer.epoch}-0x95.batch"]
+
+    run(scenario())
+
+
+def test_with_mqtt_3_1_1_message_size_limit_costs_a_batch_and_max_packet_size_does_not(tmp_path):
+    """So says gateway/WIRE.md."""
+
+    async def scenario(line: str) -> bool:
+        async with Mosquitto(tmp_path, f"allow_anonymous true\n{line} 2000") as broker:
+            address = Address("127.0.0.1", broker.port, tls=False)
+            box = Box(tmp_path / line, address, settings={"protocol": "3.1.1"})
+            await seal_one_of_3_kb(box)
+            async with delivering(box):
+                await until(lambda: box.delivered or list(box.state.suspects))
+            return box.delivered
+
+    assert asyncio.run(scenario("message_size_limit"))
+    assert not asyncio.run(scenario("max_packet_size"))

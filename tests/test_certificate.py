@@ -1,5 +1,6 @@
 """What a gateway says of its certificate and its clock before a broker could."""
 
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -73,3 +74,10 @@ def test_without_a_certificate_only_the_clock_is_looked_at(cert, tmp_path):
     assert outlook(None, SINCE) == Outlook()
     assert outlook(tmp_path / "none.pem", SINCE) == Outlook()
     assert "is NTP reached" in outlook(None, WRITTEN - SECOND).fault
+
+
+def test_neither_a_fifo_nor_a_huge_file_is_read(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(1 << 40)
+    assert outlook(tmp_path / "fifo", SINCE) == outlook(tmp_path / "huge", SINCE) == Outlook()

@@ -52,9 +52,9 @@ def test_the_worked_example_has_nine_readings(capsys: pytest.CaptureFixture[str]
 
 def test_a_line_has_these_keys_in_this_order():
     assert decode(EXAMPLE).stdout.splitlines()[0].decode() == (
-        '{"gateway": "trd-0042", "epoch": 2670477783, "sequence": 4711, "sensor": "air-torget", '
-        '"quantity": "pm2_5", "unit": "ug/m3", "time_ms": 1763900000000, '
-        '"boot": 487347626, "boot_ms": 86400123, "clock": 2, "value": 7.4, "quality": 0}'
+        '{"gateway":"trd-0042","epoch":2670477783,"sequence":4711,"sensor":"air-torget",'
+        '"quantity":"pm2_5","unit":"ug/m3","time_ms":1763900000000,'
+        '"boot":487347626,"boot_ms":86400123,"clock":2,"value":7.4,"quality":0}'
     )
 
 

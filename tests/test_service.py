@@ -7,6 +7,7 @@ from pathlib import Path
 from gateway_process import values
 
 from gateway.config import load
+from gateway.encoding import LinesBound
 from gateway.service import Service, stray
 from gateway.tally import Tally
 from hil.broker import Broker
@@ -29,6 +30,19 @@ def test_outcomes_are_told_while_it_runs(tmp_path: Path):
             await serving
 
     asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def test_batches_are_filled_by_what_is_sent_of_them(tmp_path: Path):
+    file = tmp_path / "config.toml"
+    file.write_text(
+        f'[gateway]\nid = "trd-0042"\nstate_dir = "{tmp_path}/state"\n'
+        '[uplink]\nurl = "mqtt://127.0.0.1"\nencoding = "json"\n'
+    )
+
+    async def scenario() -> None:
+        assert Service(load(file))._buffer._bound is LinesBound
+
+    asyncio.run(scenario())
 
 
 def test_connecting_has_threads_of_its_own_and_they_are_few(tmp_path: Path):

@@ -1,12 +1,10 @@
 import asyncio
-import contextlib
 import gc
 import json
 import random
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import aiomqtt
 import pytest
 from delivery import BATCHES, Box, Status, address, both, delivering, lane, run, until
 from mosquitto import Mosquitto
+from saying import CONNACK, saying
 from tenacity import wait_fixed
 from tenacity.wait import wait_base
 
@@ -662,7 +661,7 @@ def test_files_of_tls_that_will_do_lead_to_the_broker(pem, tmp_path):
     ("password", "says"),
     [
         (None, "there is no such file: put it there, or set [uplink] password_file"),
-        ("x" * 70_000, "70000 bytes, MQTT takes at most 65535: is it the right file?"),
+        ("x" * 70_000, "more than 65535 bytes: is it the right file?"),
     ],
 )
 def test_a_password_that_will_not_do_says_what_to_check(password, says, tmp_path):
@@ -768,30 +767,6 @@ def test_what_is_found_on_a_disk_that_came_late_is_backlog(tmp_path):
 # What a broker says, or what is none
 
 
-CONNACK = bytes.fromhex("2003000000")
-
-
-@contextlib.asynccontextmanager
-async def saying(answer: bytes, *, close: bool = False) -> AsyncIterator[Address]:
-    """Listen, and answer whatever comes first with these bytes."""
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        served.add(asyncio.current_task())
-        with contextlib.suppress(OSError):
-            await reader.read(4096)
-            writer.write(answer)
-            while not close and await reader.read(4096):
-                pass
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
-
-    served: set[Any] = set()
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        yield Address("127.0.0.1", server.sockets[0].getsockname()[1], tls=False)
-    await asyncio.wait(served)
-
-
 @pytest.mark.parametrize(
     ("answer", "close", "says"),
     [
@@ -800,9 +775,7 @@ async def saying(answer: bytes, *, close: bool = False) -> AsyncIterator[Address
         ("2003009a00", False, "Retain not supported: the broker must take retained messages"),
         ("2003009b00", False, "QoS not supported: the broker must take QoS 1"),
         ("2003000000 e0028e00", False, "another client connected with our id 'trd-0042'"),
-        ("2003000000 e0028b00", False, "connection lost: [code:139] Server shutting down"),
-        ("2003000000 3202ffff", False, "connection lost: "),
-        ("2003000000 30060002fffe0061", False, "connection lost: "),
+        ("2003000000 e0028b00", False, "connection lost: 0x8b Server shutting down: tried again"),
         ("2003000000 4004000177 00", False, "connection lost: "),
         ("2003000000 e0028e7fff", False, "connection lost: "),
         ("2005000002ff00", False, "closed before the broker had answered: "),

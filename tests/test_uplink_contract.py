@@ -10,7 +10,11 @@ from typing import Any
 import aiomqtt
 import paho.mqtt.client as paho
 import pytest
+from paho.mqtt._packet import decode_puback
+from paho.mqtt.enums import MQTTProtocolVersion
+from paho.mqtt.reasoncodes import ReasonCode
 
+import gateway.connection  # noqa: F401 - which teaches paho codes
 from hil.broker import Broker, Faults, Limits
 
 
@@ -49,6 +53,7 @@ def run(scenario: Coroutine[Any, Any, None]) -> None:
     [
         ("_on_connect", ["self", "client", "userdata", "flags", "reason_code", "properties"]),
         ("_on_publish", ["self", "client", "userdata", "mid", "reason_code", "properties"]),
+        ("_on_disconnect", ["self", "client", "userdata", "flags", "reason_code", "properties"]),
         ("_on_socket_close", ["self", "client", "userdata", "sock"]),
     ],
 )
@@ -63,6 +68,27 @@ def test_the_client_below_is_pahos_and_connects_within_a_bound():
             assert type(client._client) is paho.Client
             assert client._client.connect_timeout > 0
             client._client.connect_timeout = 10.0
+
+    run(scenario())
+
+
+def test_what_comes_goes_through_two_methods_of_paho():
+    class Heard(Told):
+        def hear(self) -> None:
+            below, self.asked = self._client, []
+            read, heed = below._sock_recv, below._packet_handle
+            below._sock_recv = lambda size: self.asked.append(size) or read(size)
+            below._packet_handle = lambda: self.asked.append(below._in_packet["command"]) or heed()
+
+    async def scenario() -> None:
+        async with Broker() as broker:
+            client = Heard(broker)
+            client.hear()
+            await client.__aenter__()
+            first, second, rest, kind, *_ = client.asked
+            assert (first, second, kind) == (1, 1, 0x20)
+            assert rest > 2
+            client._client._sock_close()
 
     run(scenario())
 
@@ -90,6 +116,14 @@ def test_on_publish_bears_the_reason_code_that_aiomqtt_drops(code: int):
             assert client.codes == [code]
 
     run(scenario())
+
+
+def test_a_puback_may_bear_any_refusal_that_paho_knows():
+    refusals = [code for code in ReasonCode.names if code >= 0x80]
+    assert 0x95 in refusals
+    for code in refusals:
+        packet = bytes([0, 7, code])
+        assert decode_puback(0x40, packet, MQTTProtocolVersion.MQTTv5).reason.value == code
 
 
 @pytest.mark.parametrize("how", ["rst", "fin"])

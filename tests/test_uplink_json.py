@@ -1,16 +1,19 @@
 """JSON lines, for receivers that read nothing else."""
 
 import json
+import math
 import random
 
 import pytest
 from delivery import Box, address, delivering, run, until
+from hypothesis import given
 from mosquitto import Mosquitto
+from wire_batches import batches
 
-from gateway.encoding import ENCODINGS
+from gateway.encoding import ENCODINGS, LinesBound
 from gateway.reading import TEMPERATURE, Instant, Reading
 from gateway.settings import Broker as Address
-from gateway.wire import decode
+from gateway.wire import DEFAULT_SIZE, Batch, decode, encode
 from hil.broker import Broker, Faults, Limits, Received
 
 JSON = {"encoding": "json"}
@@ -146,3 +149,40 @@ def test_a_real_mosquitto_hands_the_lines_on(tmp_path):
             assert json.loads(payload)["value"] == 20.25
 
     run(scenario())
+
+
+def test_a_batch_is_full_at_64_kib_of_lines(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker), settings=JSON)
+            for n in range(2000):
+                at = Instant(1_763_900_000_000 + n, n, 2)
+                box.buffer.append(Reading(f"sensor-{n % 10}", TEMPERATURE, at, math.sin(n)))
+            await box.seal()
+            async with delivering(box):
+                await box.empty()
+            sizes = [len(m.payload) for m in batch_messages(broker)]
+            assert sum(len(lines(m)) for m in batch_messages(broker)) == 2001
+            assert max(sizes) <= DEFAULT_SIZE
+            assert min(sizes[:-1]) > DEFAULT_SIZE * 0.8
+
+    run(scenario())
+
+
+@given(batches)
+def test_no_batch_has_longer_lines_than_its_bound(sent):
+    bound = LinesBound(sent.gateway)
+    size = max(map(bound.add, sent.readings), default=0)
+    payload, _ = ENCODINGS["json"](encode(sent))
+    assert len(payload) <= size
+
+
+HUGE = pytest.param(10**5000, id="more digits than Python writes")
+
+
+@pytest.mark.parametrize("value", ["\0" * 300, "\U0001f600" * 900, HUGE, math.nan, math.inf])
+def test_a_value_that_is_cut_or_left_out_is_within_the_bound(value):
+    bound = LinesBound("g")
+    size = bound.add(reading := Reading("it", TEMPERATURE, Instant(1, 1, 2), value))
+    payload, _ = ENCODINGS["json"](encode(Batch("g", 1, 1, 1, 2, 1, [reading])))
+    assert len(payload) <= size < 2000

@@ -10,6 +10,7 @@ from delivery import BATCHES, Box, address, both, delivering, run, until
 
 from gateway.disk import Disk
 from gateway.reading import COUNT, Instant, Reading
+from gateway.refused import on_disk
 from gateway.session import IN_A_ROW
 from gateway.settings import BufferSettings
 from gateway.suspects import LOSSES, Suspects
@@ -79,7 +80,7 @@ def test_refusals_in_a_row_take_the_place_of_no_batch_that_was_refused_before(tm
         async with Broker(faults=Faults(ack_code=0x99, ack_topics=BATCHES)) as broker:
             box = Box(tmp_path, address(broker))
             await seal_large(box, 4)
-            size = next(box.buffer.waiting()).length
+            size = on_disk(next(box.buffer.waiting()).length)
             box.buffer._settings = BufferSettings(max_size=10 * size, keep_free=0)
             box.buffer.set_aside(next(box.buffer.waiting()), 0x99)
             async with delivering(box):

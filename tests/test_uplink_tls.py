@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import gc
+import socket
+import ssl
 import subprocess
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -14,12 +16,15 @@ import pytest
 from certificates import DAY, NOW, Authority
 from delivery import Box, delivering, run, until
 from mosquitto import Mosquitto
+from tenacity import wait_fixed
 
 from gateway.settings import Broker as Address
 from hil.broker import Broker
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed")
 """paho leaves the socket of a handshake that failed to the garbage collector."""
+
+AT_ONCE = wait_fixed(0.02)
 
 
 class Site:
@@ -55,9 +60,10 @@ class Site:
             f"keyfile {self.server}\nrequire_certificate true\nuse_identity_as_username true"
         )
 
-    def box(self, port: int, host: str = "127.0.0.1", **options: Any) -> Box:
+    def box(self, port: int, host: str = "127.0.0.1", wait: Any = AT_ONCE, **options: Any) -> Box:
         settings = {"ca_file": self.ca, "cert_file": self.client, **options}
-        return Box(self.directory / "state", Address(host, port, tls=True), settings=settings)
+        address = Address(host, port, tls=True)
+        return Box(self.directory / "state", address, settings=settings, wait=wait)
 
 
 @contextlib.asynccontextmanager
@@ -118,6 +124,30 @@ def test_a_broker_whose_certificate_is_not_valid_now_is_not_trusted(since, until
     site = Site(tmp_path)
     site.city.issue(site.server, "broker", NOW + since * DAY, NOW + until * DAY)
     refusal(site, says)
+
+
+def test_a_broker_of_tls_1_1_is_refused(tmp_path):
+    site = Site(tmp_path)
+    old = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    old.load_cert_chain(site.server)
+    old.set_ciphers("ALL:@SECLEVEL=0")
+    with pytest.warns(DeprecationWarning, match="TLSv1_1"):
+        old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
+
+    def shake_hands(server: socket.socket) -> None:
+        with contextlib.suppress(ssl.SSLError), server.accept()[0] as link:
+            old.wrap_socket(link, server_side=True)
+
+    async def scenario() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            box = site.box(server.getsockname()[1], wait=wait_fixed(60))
+            async with delivering(box):
+                await asyncio.to_thread(shake_hands, server)
+                await until(lambda: box.state.why)
+                assert box.state.why.endswith(": the broker must speak TLS 1.2 or 1.3")
+        gc.collect()
+
+    run(scenario())
 
 
 def test_a_broker_that_speaks_no_tls_is_never_spoken_to_in_the_clear(tmp_path):
@@ -189,6 +219,7 @@ def password(users: Path, secret: str) -> None:
 
 def test_the_end_of_a_certificate_is_announced_once_a_day_for_thirty_days(tmp_path, caplog):
     async def main() -> None:
+        asyncio.get_running_loop().set_default_executor(jumping.Inline())
         city = Authority()
         city.issue(tmp_path / "cert.pem", "one", NOW, NOW + 60 * DAY)
         settings = {"cert_file": tmp_path / "cert.pem"}

@@ -1,0 +1,95 @@
+"""What a broker sends unasked costs neither memory nor the connection."""
+
+import asyncio
+import contextlib
+from typing import Any
+
+import pytest
+from delivery import Box, delivering, run
+from saying import CONNACK, saying
+
+from gateway.connection import LARGEST_IN, Connection, UplinkError
+from gateway.settings import Broker, UplinkSettings
+from hil import mqtt
+
+LAST = bytes.fromhex("e0029600")
+
+
+async def connection(broker: Broker, **settings: Any) -> Connection:
+    settings = UplinkSettings(url=(broker,), **settings)
+    return await Connection.to(broker, settings, "trd-0042", will=b"{}")
+
+
+def publish(qos: int, identifier: int) -> bytes:
+    number = identifier.to_bytes(2, "big") if qos else b""
+    body = b"\0\1a" + number + b"\0" + b"x" * 90
+    return bytes([0x30 | qos << 1, len(body)]) + body
+
+
+@pytest.mark.parametrize("qos", [0, 1, 2])
+def test_what_is_published_to_us_is_dropped(qos):
+    async def scenario() -> None:
+        flood = b"".join(publish(qos, n) for n in range(1, 1000)) + bytes.fromhex("3202ffff")
+        async with saying(CONNACK + flood + LAST) as broker:
+            client = await connection(broker)
+            async with client.session():
+                with pytest.raises(UplinkError, match="0x96 Message rate too high"):
+                    await client.lost()
+            assert client._queue.empty()
+            assert not client._client._in_messages
+            assert not client._client._out_packet
+
+    run(scenario())
+
+
+def test_a_refusal_right_before_the_end_is_heeded(tmp_path):
+    """So does mosquitto 2.0.11 with a batch above its message_size_limit."""
+
+    async def scenario() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connects.append(1)
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                while True:
+                    kind, _, rest = await mqtt.read_packet(reader, 1 << 20)
+                    topic = rest[2 : 2 + int.from_bytes(rest[:2], "big")]
+                    number = rest[len(topic) + 2 : len(topic) + 4]
+                    refused = b"/batch/" in topic
+                    writer.write(CONNACK if kind == 1 else puback(number, 0x95 * refused))
+                    if refused:
+                        break
+            writer.close()
+
+        connects: list[int] = []
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            box = Box(tmp_path, Broker(*server.sockets[0].getsockname(), tls=False))
+            await box.seal(3)
+            async with delivering(box):
+                await box.empty()
+            assert len(box.refused) == 3
+            assert len(connects) <= 4
+
+    run(scenario())
+
+
+def puback(identifier: bytes, code: int) -> bytes:
+    return b"\x40\3" + identifier + bytes([code])
+
+
+def test_a_broker_of_mqtt_5_is_told_how_little_is_taken():
+    async def scenario() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            _, _, rest = await mqtt.read_packet(reader, 1 << 20)
+            asked.set_result(mqtt.read_connect(mqtt.Cursor(rest)))
+            writer.write(CONNACK)
+            await reader.read()
+            writer.close()
+
+        asked = asyncio.get_running_loop().create_future()
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            address = Broker(*server.sockets[0].getsockname(), tls=False)
+            async with (await connection(address)).session():
+                connect = await asked
+        bounds = {"maximum_packet_size": LARGEST_IN, "receive_maximum": 1}
+        assert connect.properties == bounds
+
+    run(scenario())
