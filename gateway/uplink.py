@@ -100,7 +100,8 @@ class Uplink:
             ):
                 with attempt:
                     await self._hold_session(next(brokers), status)
-            await asyncio.sleep(random.uniform(0, 1))  # not all gateways of a city at once
+            if not self._left:
+                await asyncio.sleep(random.uniform(0, 1))  # not all gateways of a city at once
 
     def _failed(self, call: RetryCallState) -> None:
         self._say(str(call.outcome and call.outcome.exception()))
