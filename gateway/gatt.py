@@ -2,14 +2,15 @@
 
 Every call has a deadline of its own: bleak hangs for ever when a device is removed during a read,
 and retries for ever what BlueZ answers with InProgress (both seen with bleak 3.1). None outlasts
-the sensor's interval. A device that failed has one try a turn, and only one such is tried at a
-time: so the others wait for one of them at most, and never find all places taken by those that
-hang.
+the sensor's interval. What took time in vain is not tried again in the same turn; while others wait
+for the adapter, nor in the next ones, for a minute at most: a cured device is missed no longer than
+that, and where nobody waits it is tried in each turn.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from functools import partial
 from typing import TypeVar
 
 from bleak import BleakClient
@@ -22,9 +23,9 @@ from bleak.exc import (
 )
 from tenacity import (
     AsyncRetrying,
-    retry_if_exception_type,
+    retry_if_exception,
     stop_after_attempt,
-    stop_after_delay,
+    stop_before_delay,
     wait_random,
 )
 
@@ -33,6 +34,7 @@ from gateway.advertisement import full_uuid
 from gateway.ble import Radio
 from gateway.bluez import words
 from gateway.driver import DeviceRefused, NoAdapter, NoReply, SensorError
+from gateway.places import Turn, pause
 
 HEARING = (5.0, 30.0)
 """Seconds in which a device must be heard that is to be connected to, at least and at most."""
@@ -42,11 +44,11 @@ CALL = 5.0
 """Seconds in which a device reads or writes one value; it takes 10 to 100 ms."""
 SHORTEST = 1.0
 """Seconds that each of these calls has however short the sensor's interval."""
-PROBE = 4.0
-"""Seconds in which one is connected to that failed the last time."""
-PATIENT = 8
-"""Each so many of these tries has all of CONNECT, for a device at the limit of its range."""
 TRIES = 4
+"""How often a device is connected to that refuses at once, as BlueZ does when it is busy."""
+IN_VAIN = 2.0
+"""Seconds that a failure may take of the others' time; what refuses or errs takes less."""
+MOST_DOUBT = 6
 NEWS = 0.2
 """Seconds after a failure in which the bus tells that it was the adapter's."""
 LET_GO = 0.2
@@ -70,8 +72,13 @@ class GattDevice:
     def __init__(self, address: str, radio: Radio) -> None:
         self.address = address
         self._radio = radio
-        self._failed = 0
-        """How many turns in a row have failed since it was heard."""
+        self._doubt = 1
+        """None once it was read; more each time it took time in vain, half each time it is read."""
+        self._turn: Turn
+        """The last."""
+        self._failed = self._again = float("-inf")
+        """The loop's time when it failed last, and from which on it is tried again."""
+        self._failure: SensorError | None = None
 
     @property
     def why(self) -> str:
@@ -89,19 +96,44 @@ class GattDevice:
         Raises NoReply, DeviceRefused or NoAdapter.
         """
         async with self._radio.alone(self.address), AsyncExitStack() as held:
+            self._step_back()
             adapter, device = await self._heard(within)
             breaks = adapter.breaks
-            if self._failed:
-                await held.enter_async_context(adapter.probing)
             try:
                 yield await self._connected(adapter, device, within, held)
-            except SensorError:
-                self._failed += 1
+            except SensorError as error:
+                in_vain = self._in_vain(within)
                 await asyncio.sleep(NEWS)
-                if adapter.breaks != breaks:
-                    raise NoAdapter(self._radio.why or f"{adapter.name} was lost") from None
+                if adapter.breaks != breaks or adapter.why:
+                    raise NoAdapter(adapter.why or f"{adapter.name} was lost") from None
+                if in_vain:
+                    self._suspect(error)
                 raise
-            self._failed = 0
+            self._doubt //= 2
+
+    def _step_back(self) -> None:
+        """Raise the last failure again while its turns are left to the others."""
+        reception = self._radio.reception(self.address)
+        now = asyncio.get_running_loop().time()
+        lost = reception.why or reception.since > self._failed
+        if self._failure and now < self._again and not lost:
+            left = f"others wait: it is tried again after {pause(self._doubt)} s"
+            raise type(self._failure)(f"{self._failure}; {left}")
+
+    def _again_at_once(self, within: float, error: BaseException) -> bool:
+        """Whether it is tried again in the same turn."""
+        return isinstance(error, SensorError) and not self._in_vain(within)
+
+    def _in_vain(self, within: float) -> bool:
+        """Whether it has taken time in vain."""
+        return asyncio.get_running_loop().time() - self._turn.began > min(within, IN_VAIN)
+
+    def _suspect(self, failure: SensorError) -> None:
+        self._failure = type(failure)(str(failure))
+        self._failed = asyncio.get_running_loop().time()
+        self._doubt = min(self._doubt + 2, MOST_DOUBT)
+        if self._turn.wanted:
+            self._again = self._failed + pause(self._doubt)
 
     async def _heard(self, within: float) -> tuple[Adapter, BLEDevice]:
         within = min(max(within, HEARING[0]), HEARING[1])
@@ -119,20 +151,22 @@ class GattDevice:
         self, adapter: Adapter, device: BLEDevice, within: float, held: AsyncExitStack
     ) -> "Connection":
         """Return a connection that lasts as long as what is `held`."""
-        tries = 1 if self._failed else TRIES
-        patience = PROBE if self._failed % PATIENT else CONNECT
         async for attempt in AsyncRetrying(
-            stop=stop_after_attempt(tries) | stop_after_delay(within),
+            stop=stop_after_attempt(TRIES) | stop_before_delay(within),
             wait=wait_random(0.25, 1),
-            retry=retry_if_exception_type(SensorError),
+            retry=retry_if_exception(partial(self._again_at_once, within)),
             reraise=True,
         ):
             with attempt:
                 async with AsyncExitStack() as place:
-                    await place.enter_async_context(adapter.connections)
+                    self._turn = await place.enter_async_context(
+                        adapter.places.place(self._doubt, within)
+                    )
                     connection = Connection(device, max(within, SHORTEST))
-                    async with adapter.connecting:
-                        await connection.open(min(max(within, SHORTEST), patience))
+                    with _named("connected"):
+                        patience = min(max(within, SHORTEST), CONNECT)
+                        async with adapter.places.connecting(self._turn, patience):
+                            await connection.open()
                     place.push_async_callback(connection.close)
                     held.push_async_exit(place.pop_all())
         await held.enter_async_context(self._radio.bluez.removal(connection.path, connection.lost))
@@ -155,15 +189,14 @@ class Connection:
         self._lost = ""
         """Why no call is answered any more; empty while the device is connected."""
 
-    async def open(self, within: float) -> None:
-        """Connect within so many seconds."""
-        with _named("connected", within):
-            await bounded(self._client.connect(), within)
+    async def open(self) -> None:
+        """Connect."""
+        await bounded(self._client.connect(), CONNECT)
         self._lost = ""  # of a connection that was aborted bleak makes another
 
     def has(self, characteristic: str) -> bool:
         """Whether the device has the characteristic."""
-        with _named("read", self._within):  # bleak forgets the services when the connection is lost
+        with _named("read"):  # bleak forgets the services when the connection is lost
             return self._client.services.get_characteristic(full_uuid(characteristic)) is not None
 
     async def read(self, characteristic: str) -> bytes:
@@ -197,7 +230,7 @@ class Connection:
             await bounded(self._client.disconnect(), LET_GO if self._lost else self._within)
 
     async def _call(self, call: Awaitable[_T]) -> _T:
-        with _named("read", self._within):
+        with _named("read"):
             try:
                 async with asyncio.timeout(0 if self._lost else self._within) as self._deadline:
                     return await call
@@ -215,14 +248,15 @@ class Connection:
 
 
 @contextmanager
-def _named(done: str, within: float) -> Iterator[None]:
+def _named(done: str) -> Iterator[None]:
     """Turn what bleak raises into what the poller knows."""
-    failed = f"heard, but not {done}"
+    failed, began = f"heard, but not {done}", asyncio.get_running_loop().time()
     try:
         yield
     except TimeoutError:
         cause = "is it near its limit of range, or its interval too short?"
-        raise NoReply(f"{failed} within {within:g} s: {cause}") from None
+        took = round(asyncio.get_running_loop().time() - began, 1)
+        raise NoReply(f"{failed} within {took:g} s: {cause}") from None
     except BleakCharacteristicNotFoundError as error:
         raise DeviceRefused(f"the device has no such characteristic: {words(error)}") from error
     except BleakGATTProtocolError as error:

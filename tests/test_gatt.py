@@ -262,19 +262,19 @@ async def test_a_device_is_tried_four_times_a_turn(times, outcome):
 async def test_one_is_connected_to_at_a_time_and_three_are_connected_at_most():
     async with scene() as (bluez, radio), asyncio.TaskGroup() as tasks:
         meters = [
-            bluez.peripheral(f"C0:00:00:00:00:{n:02}", SERVICES, every=0.05) for n in range(6)
+            bluez.peripheral(f"C0:00:00:00:00:{n:02}", SERVICES, every=0.05) for n in range(5)
         ]
         for meter in meters:
             meter.resolve_after = 0.1
-        pollers = [poller_of(meter.address, radio, 60, Lingers()) for meter in meters]
+        pollers = [poller_of(meter.address, radio, 1.5, Lingers()) for meter in meters]
         running = [tasks.create_task(poller.run()) for poller in pollers]
         seen = set()
 
-        def all_read():
+        def all_read_twice():
             seen.add(connections(bluez))
-            return all(poller.state.outcomes["ok"] for poller in pollers)
+            return all(poller.state.outcomes["ok"] >= 2 for poller in pollers)
 
-        await until(all_read)
+        await until(all_read_twice)
         for each in running:
             each.cancel()
     assert max(connecting for connecting, _ in seen) == 1
@@ -335,6 +335,65 @@ async def test_a_fault_thirty_times_leaves_no_descriptor_and_no_task(name, monke
         after = resources()
     assert after[0] <= before[0] + 3  # the connection of a read that goes on
     assert after[1] <= before[1] + 3
+
+
+@on_air
+async def test_what_took_time_in_vain_is_not_tried_again_in_the_same_turn(monkeypatch):
+    monkeypatch.setattr(gatt, "CONNECT", 0.5)
+    monkeypatch.setattr(gatt, "IN_VAIN", 0.4)
+    async with polled(interval=60) as (bluez, poller, _):
+        await bluez.begin("services never resolve", times=1)
+        assert await counted(poller, "no reply") < 2
+        assert poller.state.outcomes == {"no reply": 1}
+
+
+@asynccontextmanager
+async def beside(ill, fault, interval, of_ill=None):
+    """Give a simulated BlueZ and a poller that reads a healthy device beside ill ones."""
+    async with scene() as (bluez, radio), asyncio.TaskGroup() as tasks:
+        addresses = [f"C0:00:00:00:01:{n:02}" for n in range(ill)]
+        for address in (METER, *addresses):
+            bluez.peripheral(address, SERVICES, every=0.05)
+        healthy = poller_of(METER, radio, interval)
+        others = [poller_of(each, radio, of_ill or interval) for each in addresses]
+        running = [tasks.create_task(healthy.run())]
+        await counted(healthy, "ok")
+        for address in addresses:
+            await bluez.begin(fault, at=address)
+        running += [tasks.create_task(poller.run()) for poller in others]
+        yield bluez, healthy, others
+        for each in running:
+            each.cancel()
+
+
+@on_air
+async def test_one_error_of_a_healthy_device_costs_one_turn_beside_one_that_is_silent():
+    async with beside(1, "silent", 0.5, of_ill=60) as (bluez, healthy, (ill,)):
+        await bluez.begin("ATT error", at=METER, times=1)
+        await counted(healthy, "refused")
+        assert await counted(healthy, "ok") < 1
+        assert not ill.state.outcomes
+
+
+@on_air
+async def test_turns_left_to_those_that_wait_are_counted_as_the_last():
+    async with beside(1, "services never resolve", 0.3) as (_, healthy, (ill,)):
+        await counted(ill, "no reply", 5)
+        assert "not connected within" in ill.state.why
+        assert ill.state.why.endswith("others wait: it is tried again after 8 s")
+        assert await counted(healthy, "ok", 5) < 3
+
+
+@pytest.mark.parametrize("lasts", [0, 1])
+@on_air
+async def test_a_new_scan_ends_the_wait_of_those_that_step_back(lasts, monkeypatch):
+    monkeypatch.setattr(gatt, "HEARING", (0.5, 0.5))
+    async with beside(1, "services never resolve", 0.3) as (bluez, _, (ill,)):
+        await until(lambda: "others wait" in (ill.state.why or ""))
+        await bluez.cure("services never resolve")
+        async with bluez.fault("powered off"):
+            assert not lasts or await counted(ill, "no adapter") < 2
+        assert await counted(ill, "ok") < 3
 
 
 @on_air
