@@ -15,12 +15,9 @@ from typing import TypeVar
 
 from bleak import BleakClient
 from bleak.backends.bluezdbus.version import BlueZFeatures
+from bleak.backends.characteristic import BleakGATTCharacteristic
 from bleak.backends.device import BLEDevice
-from bleak.exc import (
-    BleakCharacteristicNotFoundError,
-    BleakDBusError,
-    BleakGATTProtocolError,
-)
+from bleak.exc import BleakDBusError, BleakGATTProtocolError
 from tenacity import (
     AsyncRetrying,
     retry_if_exception,
@@ -196,29 +193,46 @@ class Connection:
 
     def has(self, characteristic: str) -> bool:
         """Whether the device has the characteristic."""
-        with _named("read"):  # bleak forgets the services when the connection is lost
-            return self._client.services.get_characteristic(full_uuid(characteristic)) is not None
+        return self._found(characteristic) is not None
 
     async def read(self, characteristic: str) -> bytes:
         """Return the value of the characteristic."""
-        return bytes(await self._call(self._client.read_gatt_char(full_uuid(characteristic))))
+        return bytes(await self._call(self._client.read_gatt_char(self._needed(characteristic))))
 
     async def write(self, characteristic: str, data: bytes) -> None:
         """Write the value of the characteristic, and wait till the device has taken it."""
-        await self._call(
-            self._client.write_gatt_char(full_uuid(characteristic), data, response=True)
-        )
+        needed = self._needed(characteristic)
+        await self._call(self._client.write_gatt_char(needed, data, response=True))
 
     async def request(self, characteristic: str, data: bytes, answer: str) -> bytes:
         """Write `data`, return the next value that `answer` notifies."""
-        uuid, said = full_uuid(answer), asyncio.Queue[bytes]()
+        needed, said = self._needed(answer), asyncio.Queue[bytes]()
         await self._call(
-            self._client.start_notify(uuid, lambda _, value: said.put_nowait(bytes(value)))
+            self._client.start_notify(needed, lambda _, value: said.put_nowait(bytes(value)))
         )
         await self.write(characteristic, data)
         value = await self._call(said.get())
-        await self._call(self._client.stop_notify(uuid))
+        await self._call(self._client.stop_notify(needed))
         return value
+
+    def _needed(self, characteristic: str) -> BleakGATTCharacteristic:
+        found = self._found(characteristic)
+        if found is None:
+            raise DeviceRefused(f"the device has no characteristic {characteristic}")
+        return found
+
+    def _found(self, characteristic: str) -> BleakGATTCharacteristic | None:
+        """Return the characteristic, the first of those that have the UUID."""
+        uuid = full_uuid(characteristic)
+        if self._lost:  # bleak has forgotten the services too
+            raise NoReply(f"heard, but not read: {self._lost}")
+        with _named("read"):
+            every = self._client.services.characteristics.values()
+            return min(
+                (each for each in every if each.uuid == uuid),
+                key=lambda each: each.handle,
+                default=None,
+            )
 
     def lost(self) -> None:
         """End the call that waits: BlueZ has forgotten the device, no answer will come."""
@@ -257,8 +271,6 @@ def _named(done: str) -> Iterator[None]:
         cause = "is it near its limit of range, or its interval too short?"
         took = round(asyncio.get_running_loop().time() - began, 1)
         raise NoReply(f"{failed} within {took:g} s: {cause}") from None
-    except BleakCharacteristicNotFoundError as error:
-        raise DeviceRefused(f"the device has no such characteristic: {words(error)}") from error
     except BleakGATTProtocolError as error:
         remedy = PAIR if error.code in PAIRING else UNFIT
         raise DeviceRefused(f"{failed}: it answers {error.args[-1]}: {remedy}") from error

@@ -121,6 +121,34 @@ async def test_a_device_that_has_not_all_characteristics_gives_those_it_has():
 
 
 @on_air
+async def test_of_characteristics_with_one_uuid_the_first_is_read():
+    twins = {
+        "181a": {"2a6e": b"\xd0\x07", "2a6f": b"\x88\x13"},
+        "181b": {"2a6e": b"\xd1\x07"},
+    }
+    async with polled(services=twins) as (_, poller, _):
+        await counted(poller, "ok")
+        assert poller.state.last[TEMPERATURE].value == 20.0
+
+
+@on_air
+async def test_of_twins_the_first_is_written_and_notifies():
+    answer = Characteristic(b"", flags=("notify",))
+    ask = Characteristic(b"", flags=("write",), on_write=lambda data: answer.notify(b"\xd0\x07"))
+    idle = {"2a6e": Characteristic(b"", flags=("write",)), "2a6f": Characteristic(b"")}
+    twins = {"181a": {"2a6e": ask, "2a6f": answer}, "181b": idle}
+    async with polled(Asked(), twins) as (_, poller, _):
+        await counted(poller, "ok")
+
+
+@on_air
+async def test_a_device_without_what_its_driver_asks_is_refused_with_the_name():
+    async with polled(Asked(), {"181a": {"2a19": b"\x64"}}) as (_, poller, _):
+        await counted(poller, "refused")
+        assert poller.state.why == "the device has no characteristic 2a6f"
+
+
+@on_air
 async def test_a_device_that_has_none_of_them_is_refused_with_their_names():
     async with polled(services={"181a": {"2a19": b"\x64"}}) as (_, poller, _):
         await counted(poller, "refused")
