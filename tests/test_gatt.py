@@ -217,6 +217,18 @@ async def test_pairing_is_no_remedy_for_other_errors(code):
 
 
 @on_air
+async def test_what_bluez_says_is_told_in_a_line_that_can_be_printed():
+    def refuse():
+        raise refused("Failed", "\x1b[31m evil\n\n" + "y" * 5000)
+
+    async with polled(services={"181a": {"2a6e": refuse}}) as (_, poller, _):
+        await counted(poller, "refused")
+        assert poller.state.why.isprintable()
+        assert "evil" in poller.state.why
+        assert poller.state.why.endswith("is it connected to a phone?")
+
+
+@on_air
 async def test_a_device_with_nothing_that_its_driver_reads_is_no_reply():
     class Other(Thermometer):
         def decode(self, values):
