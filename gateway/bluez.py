@@ -304,9 +304,9 @@ def time_left(seconds: float) -> float:
 
 
 def words(error: Exception) -> str:
-    """Return what an error says, in one line that can be printed.
+    r"""Return what an error says, in one line that can be printed.
 
-    >>> words(ValueError("\\x1b[31m a\\nb" + "!" * 1000))[:10]
+    >>> words(ValueError("\x1b[31m a\nb" + "!" * 1000))[:10]
     '[31m a b!!'
     """
     printable = "".join(each if each.isprintable() else " " for each in str(error))

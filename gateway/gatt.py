@@ -31,7 +31,7 @@ from gateway.advertisement import full_uuid
 from gateway.ble import Radio
 from gateway.bluez import words
 from gateway.driver import DeviceRefused, NoAdapter, NoReply, SensorError
-from gateway.places import Turn, pause
+from gateway.places import Places, Turn, pause
 
 HEARING = (5.0, 30.0)
 """Seconds in which a device must be heard that is to be connected to, at least and at most."""
@@ -72,7 +72,8 @@ class GattDevice:
         self._doubt = 1
         """None once it was read; more each time it took time in vain, half each time it is read."""
         self._turn: Turn
-        """The last."""
+        self._places: Places
+        """Those of the last turn."""
         self._failed = self._again = float("-inf")
         """The loop's time when it failed last, and from which on it is tried again."""
         self._failure: SensorError | None = None
@@ -106,14 +107,15 @@ class GattDevice:
                 if in_vain:
                     self._suspect(error)
                 raise
-            self._doubt //= 2
+            self._trust()
 
     def _step_back(self) -> None:
         """Raise the last failure again while its turns are left to the others."""
         reception = self._radio.reception(self.address)
         now = asyncio.get_running_loop().time()
-        lost = reception.why or reception.since > self._failed
-        if self._failure and now < self._again and not lost:
+        if self._failure is None or now >= self._again or reception.why:
+            return
+        if max(reception.since, self._places.recovered) < self._failed:
             left = f"others wait: it is tried again after {pause(self._doubt)} s"
             raise type(self._failure)(f"{self._failure}; {left}")
 
@@ -132,6 +134,11 @@ class GattDevice:
         if self._turn.wanted:
             self._again = self._failed + pause(self._doubt)
 
+    def _trust(self) -> None:
+        if self._doubt == MOST_DOUBT:  # what was wrong with the others may be over too
+            self._places.recovered = asyncio.get_running_loop().time()
+        self._doubt //= 2
+
     async def _heard(self, within: float) -> tuple[Adapter, BLEDevice]:
         within = min(max(within, HEARING[0]), HEARING[1])
         reception = self._radio.reception(self.address)
@@ -148,6 +155,7 @@ class GattDevice:
         self, adapter: Adapter, device: BLEDevice, within: float, held: AsyncExitStack
     ) -> "Connection":
         """Return a connection that lasts as long as what is `held`."""
+        self._places = adapter.places
         async for attempt in AsyncRetrying(
             stop=stop_after_attempt(TRIES) | stop_before_delay(within),
             wait=wait_random(0.25, 1),
@@ -157,12 +165,12 @@ class GattDevice:
             with attempt:
                 async with AsyncExitStack() as place:
                     self._turn = await place.enter_async_context(
-                        adapter.places.place(self._doubt, within)
+                        self._places.place(self._doubt, within)
                     )
                     connection = Connection(device, max(within, SHORTEST))
                     with _named("connected"):
                         patience = min(max(within, SHORTEST), CONNECT)
-                        async with adapter.places.connecting(self._turn, patience):
+                        async with self._places.connecting(self._turn, patience):
                             await connection.open()
                     place.push_async_callback(connection.close)
                     held.push_async_exit(place.pop_all())

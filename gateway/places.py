@@ -18,8 +18,6 @@ PLACES = 3
 """Connections that an adapter holds at once."""
 PROBE = 2.5
 """Seconds that a device has at least to be connected to; it takes 0.6 to 2.1 s."""
-PASSED = 60
-"""Seconds for which one in doubt is passed by those that are not, where there are too many."""
 SHARE = 0.5
 """Part of its interval that a device waits at most for one that is more in doubt."""
 
@@ -27,13 +25,14 @@ SHARE = 0.5
 class Turn:
     """What one device wants of an adapter: to be connected to, and a place until it is let go of.
 
-    Those least in doubt are next, then those that have waited longest; none is passed for ever.
+    Who loses a turn first is next, and one in doubt may lose some: none is passed for ever.
     """
 
     def __init__(self, doubt: int, interval: float) -> None:
         now = asyncio.get_running_loop().time()
         self.doubt = doubt
-        self.rank = now + (PASSED + pause(doubt) if doubt else 0)
+        self.rank = now + interval * (1 + 2 * min(doubt, 3))
+        """When it would lose its turn; in doubt, when it would lose some more."""
         self.patience = now + SHARE * interval
         """Until when it can wait for one that is connected to."""
         self.began = now
@@ -60,6 +59,8 @@ class Places:
         self._connecting: Turn | None = None
         self._deadline: asyncio.Timeout | None = None
         self._changed = asyncio.Event()
+        self.recovered = float("-inf")
+        """The loop's time when one that had failed for long was read again."""
 
     @asynccontextmanager
     async def place(self, doubt: int, interval: float) -> AsyncIterator[Turn]:

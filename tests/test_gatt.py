@@ -3,6 +3,7 @@
 import asyncio
 import time
 from contextlib import asynccontextmanager
+from itertools import chain, repeat
 
 import pytest
 from bleak.backends.bluezdbus.version import BlueZFeatures
@@ -422,6 +423,17 @@ async def test_turns_left_to_those_that_wait_are_counted_as_the_last():
         assert "not connected within" in ill.state.why
         assert ill.state.why.endswith("others wait: it is tried again after 8 s")
         assert await counted(healthy, "ok", 5) < 3
+
+
+@on_air
+async def test_one_that_recovers_ends_the_wait_of_the_others(monkeypatch):
+    pauses = chain([3], repeat(60))
+    monkeypatch.setattr(gatt, "pause", lambda doubt: next(pauses))
+    monkeypatch.setattr(gatt, "MOST_DOUBT", 3)
+    async with beside(2, "services never resolve", 0.3) as (bluez, _, ill):
+        await until(lambda: all("others wait" in (each.state.why or "") for each in ill))
+        await bluez.cure("services never resolve")
+        await until(lambda: all(each.state.outcomes["ok"] for each in ill))
 
 
 @pytest.mark.parametrize("lasts", [0, 1])

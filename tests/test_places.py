@@ -68,7 +68,7 @@ def test_one_has_time_to_be_connected_to_however_short_the_interval_of_another()
 def test_one_that_others_wait_for_from_the_start_has_no_longer():
     first, ill, healthy = come(
         Device(takes=1),
-        Device(at=0.1, takes=HANGS, doubt=1),
+        Device(at=0.1, takes=HANGS, doubt=1, interval=1),
         Device(at=0.5, interval=2, doubt=1),
     )
     assert (first.connected, ill.over, healthy.connected) == (1, 1 + PROBE, 2 + PROBE)
@@ -102,9 +102,14 @@ def test_those_least_in_doubt_go_first():
     assert [healthy.connected, hiccup.connected, ill.connected] == [3, 4, 5]
 
 
+def test_one_with_a_short_interval_goes_before_one_with_a_long():
+    _, slow, fast = come(Device(), Device(at=0.1), Device(at=0.5, interval=5))
+    assert (fast.connected, slow.connected) == (2, 3)
+
+
 def test_those_in_doubt_are_passed_by_all_others_but_not_for_ever():
-    healthy = [Device(at=n * 0.9) for n in range(100)]
-    new, *_ = come(Device(at=0.1, doubt=1), *healthy)
+    healthy = [Device(at=n * 0.9, interval=30) for n in range(100)]
+    new, *_ = come(Device(at=0.1, doubt=1, interval=30), *healthy)
     assert 60 < new.connected < 75
 
 
