@@ -29,7 +29,7 @@ from tenacity import (
 from gateway.adapter import BLEAK_FAULTS, Adapter, bounded
 from gateway.advertisement import full_uuid
 from gateway.ble import Radio
-from gateway.bluez import words
+from gateway.bluez import NO_BLUEZ, words
 from gateway.driver import DeviceRefused, NoAdapter, NoReply, SensorError
 from gateway.places import Places, Turn, pause
 
@@ -55,6 +55,8 @@ PAIRING = (0x05, 0x08, 0x0C, 0x0F)
 """ATT errors of a device that wants to be paired with (Core Specification, vol. 3, F, 3.4.1.1)."""
 UNFIT = "is `driver` right for its firmware? If it is, take its battery out for a moment"
 HUNG_UP = "it has hung up: is it near its limit of range, or its battery low?"
+GONE = ("org.freedesktop.DBus.Error.ServiceUnknown", "org.freedesktop.DBus.Error.NameHasNoOwner")
+"""What the bus answers for BlueZ when it has ended."""
 FORGOTTEN = "BlueZ has forgotten it meanwhile: is it in range, or does another program remove it?"
 
 # bleak would ask bluetoothctl, and wait for ever for an answer once the first wait was cut short.
@@ -283,6 +285,8 @@ def _named(done: str) -> Iterator[None]:
         remedy = PAIR if error.code in PAIRING else UNFIT
         raise DeviceRefused(f"{failed}: it answers {error.args[-1]}: {remedy}") from error
     except BleakDBusError as error:
+        if error.dbus_error in GONE:
+            raise NoAdapter(NO_BLUEZ) from error
         remedy = PAIR if "NotPermitted" in error.dbus_error else "is it connected to a phone?"
         raise DeviceRefused(f"{failed}: BlueZ says {words(error)}: {remedy}") from error
     except BLEAK_FAULTS as error:

@@ -15,6 +15,7 @@ from gateway.gatt import GattDevice
 from gateway.poller import GattPoller
 from gateway.reading import HUMIDITY, TEMPERATURE, Values
 from hil.bluezstack import refused
+from hil.dbusobjects import Refused
 from hil.radio import Characteristic
 from tests.radio_scene import METER, NEEDS_DBUS, on_air, resources, scene, until
 
@@ -360,6 +361,33 @@ async def test_a_read_that_the_adapter_broke_off_is_made_up_for_long_before_the_
         assert await counted(poller, "ok") < 2
         assert poller.state.outcomes == {"no adapter": 1, "ok": 1}
         assert poller.state.why is None
+
+
+@pytest.mark.parametrize("error", gatt.GONE)
+@on_air
+async def test_the_end_of_bluez_is_not_told_as_the_sensors_fault(error):
+    def refuse():
+        raise Refused(error, "The name org.bluez was not provided by any .service files")
+
+    async with polled(services={"181a": {"2a6e": refuse}}, interval=60) as (_, poller, _):
+        await counted(poller, "no adapter")
+        assert "BlueZ does not run" in poller.state.why
+
+
+@on_air
+async def test_what_fails_while_the_adapter_does_not_scan_is_not_the_sensors_fault():
+    def refuse():
+        meter.stop()
+        radio.reached_by(METER)[0]._trouble.begins("hci0 is off")
+        raise refused("Failed", "Not connected")
+
+    async with scene() as (bluez, radio), asyncio.TaskGroup() as tasks:
+        meter = bluez.peripheral(METER, {"181a": {"2a6e": refuse}}, every=0.05)
+        poller = poller_of(METER, radio, 60)
+        running = tasks.create_task(poller.run())
+        await counted(poller, "no adapter")
+        running.cancel()
+    assert poller.state.why == "hci0 is off"
 
 
 @pytest.mark.parametrize("name", ["vanishes mid-read", "connect refused", "silent"])
