@@ -212,7 +212,7 @@ class Connection:
     async def write(self, characteristic: str, data: bytes) -> None:
         """Write the value of the characteristic, and wait till the device has taken it."""
         needed = self._needed(characteristic)
-        await self._call(self._client.write_gatt_char(needed, data, response=True))
+        await self._call(self._client.write_gatt_char(needed, bytes(data), response=True))
 
     async def request(self, characteristic: str, data: bytes, answer: str) -> bytes:
         """Write `data`, return the next value that `answer` notifies."""
@@ -250,7 +250,7 @@ class Connection:
 
     async def close(self) -> None:
         """Disconnect, as far as that can be done; nothing of it is kept."""
-        with suppress(*BLEAK_FAULTS):
+        with suppress(SensorError, NoAdapter), _named("let go of"):
             await bounded(self._client.disconnect(), LET_GO if self._lost else self._within)
 
     async def _call(self, call: Awaitable[_T]) -> _T:
@@ -273,7 +273,7 @@ class Connection:
 
 @contextmanager
 def _named(done: str) -> Iterator[None]:
-    """Turn what bleak raises into what the poller knows."""
+    """Turn what is raised into what the poller knows; only calls of bleak are within."""
     failed, began = f"heard, but not {done}", asyncio.get_running_loop().time()
     try:
         yield
@@ -291,3 +291,8 @@ def _named(done: str) -> Iterator[None]:
         raise DeviceRefused(f"{failed}: BlueZ says {words(error)}: {remedy}") from error
     except BLEAK_FAULTS as error:
         raise NoReply(f"{failed}: {words(error)}: is it in range and on?") from error
+    except (SensorError, NoAdapter):
+        raise
+    except Exception as error:  # whatever it is: bleak takes what BlueZ says as it comes
+        wrong = f"BlueZ or bleak went wrong ({type(error).__name__})"
+        raise NoReply(f"{failed}: {wrong}: sudo systemctl restart bluetooth") from error

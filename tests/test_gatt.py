@@ -363,6 +363,28 @@ async def test_a_read_that_the_adapter_broke_off_is_made_up_for_long_before_the_
         assert poller.state.why is None
 
 
+@on_air
+async def test_what_bleak_makes_of_a_malformed_object_is_no_error_of_the_driver():
+    async with polled() as (bluez, poller, _):
+        await counted(poller, "ok")
+        service = f"{bluez.adapters['hci0'].devices[METER].path}/service0001"
+        nameless = {"org.bluez.GattCharacteristic1": {"Service": service}}
+        bluez._objects.add(f"{service}/char0099", nameless, {})
+        await counted(poller, "no reply")
+        wrong = "heard, but not connected: BlueZ or bleak went wrong (KeyError)"
+        assert poller.state.why == f"{wrong}: sudo systemctl restart bluetooth"
+
+
+@on_air
+async def test_what_a_driver_writes_in_the_wrong_type_is_its_own_error():
+    class Writes(Thermometer):
+        async def poll(self, client):
+            await client.write("2a6e", "text")
+
+    async with polled(Writes(), READABLE) as (_, poller, _):
+        await counted(poller, "driver error")
+
+
 @pytest.mark.parametrize("error", gatt.GONE)
 @on_air
 async def test_the_end_of_bluez_is_not_told_as_the_sensors_fault(error):
