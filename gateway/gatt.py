@@ -137,7 +137,7 @@ class GattDevice:
             self._again = self._failed + pause(self._doubt)
 
     def _trust(self) -> None:
-        if self._doubt == MOST_DOUBT:  # what was wrong with the others may be over too
+        if self._doubt > MOST_DOUBT // 2:  # what was wrong with the others may be over too
             self._places.recovered = asyncio.get_running_loop().time()
         self._doubt //= 2
 
