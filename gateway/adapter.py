@@ -21,6 +21,7 @@ from bleak.exc import BleakBluetoothNotAvailableError, BleakDBusError, BleakErro
 from dbus_fast import DBusError
 
 from gateway.bluez import CALL, NO_ANSWER, RETRY, STOP, Bluez, time_left, words
+from gateway.places import Places
 from gateway.trouble import Trouble
 
 SILENCE = 90.0
@@ -67,10 +68,7 @@ class Adapter:
         ask: Path | None,
     ) -> None:
         self.name = name
-        self.connections = asyncio.Semaphore(3)
-        self.connecting = asyncio.Lock()
-        self.probing = asyncio.Lock()
-        """Held throughout its turn by a device that failed the last time."""
+        self.places = Places()
         self._bluez, self._tell_heard, self._before = bluez, heard, before
         self._passive, self._silence, self._ask = passive, silence, ask
         self._trouble = Trouble(name)

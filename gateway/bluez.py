@@ -32,6 +32,8 @@ PING = 2.0
 BEGINS = 2.0
 """Seconds after its name is owned in which BlueZ may not have found its adapters yet."""
 RETRY = 1.0
+LONGEST_WORDS = 300
+"""Characters of an error's text that are told: what mends it comes after it."""
 
 BLUEZ = "org.bluez"
 ADAPTER = "org.bluez.Adapter1"
@@ -302,5 +304,10 @@ def time_left(seconds: float) -> float:
 
 
 def words(error: Exception) -> str:
-    """Return what an error says, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    r"""Return what an error says, in one line that can be printed.
+
+    >>> words(ValueError("\x1b[31m a\nb" + "!" * 1000))[:10]
+    '[31m a b!!'
+    """
+    printable = "".join(each if each.isprintable() else " " for each in str(error))
+    return " ".join(printable.split())[:LONGEST_WORDS] or type(error).__name__

@@ -2,37 +2,36 @@
 
 Every call has a deadline of its own: bleak hangs for ever when a device is removed during a read,
 and retries for ever what BlueZ answers with InProgress (both seen with bleak 3.1). None outlasts
-the sensor's interval. A device that failed has one try a turn, and only one such is tried at a
-time: so the others wait for one of them at most, and never find all places taken by those that
-hang.
+the sensor's interval. What took time in vain is not tried again in the same turn; while others wait
+for the adapter, nor in the next ones, for a minute at most: a cured device is missed no longer than
+that, and where nobody waits it is tried in each turn.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from functools import partial
 from typing import TypeVar
 
 from bleak import BleakClient
 from bleak.backends.bluezdbus.version import BlueZFeatures
+from bleak.backends.characteristic import BleakGATTCharacteristic
 from bleak.backends.device import BLEDevice
-from bleak.exc import (
-    BleakCharacteristicNotFoundError,
-    BleakDBusError,
-    BleakGATTProtocolError,
-)
+from bleak.exc import BleakDBusError, BleakGATTProtocolError
 from tenacity import (
     AsyncRetrying,
-    retry_if_exception_type,
+    retry_if_exception,
     stop_after_attempt,
-    stop_after_delay,
+    stop_before_delay,
     wait_random,
 )
 
 from gateway.adapter import BLEAK_FAULTS, Adapter, bounded
 from gateway.advertisement import full_uuid
 from gateway.ble import Radio
-from gateway.bluez import words
+from gateway.bluez import NO_BLUEZ, words
 from gateway.driver import DeviceRefused, NoAdapter, NoReply, SensorError
+from gateway.places import Places, Turn, pause
 
 HEARING = (5.0, 30.0)
 """Seconds in which a device must be heard that is to be connected to, at least and at most."""
@@ -42,11 +41,11 @@ CALL = 5.0
 """Seconds in which a device reads or writes one value; it takes 10 to 100 ms."""
 SHORTEST = 1.0
 """Seconds that each of these calls has however short the sensor's interval."""
-PROBE = 4.0
-"""Seconds in which one is connected to that failed the last time."""
-PATIENT = 8
-"""Each so many of these tries has all of CONNECT, for a device at the limit of its range."""
 TRIES = 4
+"""How often a device is connected to that refuses at once, as BlueZ does when it is busy."""
+IN_VAIN = 2.0
+"""Seconds that a failure may take of the others' time; what refuses or errs takes less."""
+MOST_DOUBT = 6
 NEWS = 0.2
 """Seconds after a failure in which the bus tells that it was the adapter's."""
 LET_GO = 0.2
@@ -56,6 +55,8 @@ PAIRING = (0x05, 0x08, 0x0C, 0x0F)
 """ATT errors of a device that wants to be paired with (Core Specification, vol. 3, F, 3.4.1.1)."""
 UNFIT = "is `driver` right for its firmware? If it is, take its battery out for a moment"
 HUNG_UP = "it has hung up: is it near its limit of range, or its battery low?"
+GONE = ("org.freedesktop.DBus.Error.ServiceUnknown", "org.freedesktop.DBus.Error.NameHasNoOwner")
+"""What the bus answers for BlueZ when it has ended."""
 FORGOTTEN = "BlueZ has forgotten it meanwhile: is it in range, or does another program remove it?"
 
 # bleak would ask bluetoothctl, and wait for ever for an answer once the first wait was cut short.
@@ -70,8 +71,14 @@ class GattDevice:
     def __init__(self, address: str, radio: Radio) -> None:
         self.address = address
         self._radio = radio
-        self._failed = 0
-        """How many turns in a row have failed since it was heard."""
+        self._doubt = 1
+        """None once it was read; more each time it took time in vain, half each time it is read."""
+        self._turn: Turn
+        self._places: Places
+        """Those of the last turn."""
+        self._failed = self._again = float("-inf")
+        """The loop's time when it failed last, and from which on it is tried again."""
+        self._failure: SensorError | None = None
 
     @property
     def why(self) -> str:
@@ -89,19 +96,50 @@ class GattDevice:
         Raises NoReply, DeviceRefused or NoAdapter.
         """
         async with self._radio.alone(self.address), AsyncExitStack() as held:
+            self._step_back()
             adapter, device = await self._heard(within)
             breaks = adapter.breaks
-            if self._failed:
-                await held.enter_async_context(adapter.probing)
             try:
                 yield await self._connected(adapter, device, within, held)
-            except SensorError:
-                self._failed += 1
+            except SensorError as error:
+                in_vain = self._in_vain(within)
                 await asyncio.sleep(NEWS)
-                if adapter.breaks != breaks:
-                    raise NoAdapter(self._radio.why or f"{adapter.name} was lost") from None
+                if adapter.breaks != breaks or adapter.why:
+                    raise NoAdapter(adapter.why or f"{adapter.name} was lost") from None
+                if in_vain:
+                    self._suspect(error)
                 raise
-            self._failed = 0
+            self._trust()
+
+    def _step_back(self) -> None:
+        """Raise the last failure again while its turns are left to the others."""
+        reception = self._radio.reception(self.address)
+        now = asyncio.get_running_loop().time()
+        if self._failure is None or now >= self._again or reception.why:
+            return
+        if max(reception.since, self._places.recovered) < self._failed:
+            left = f"others wait: it is tried again after {pause(self._doubt)} s"
+            raise type(self._failure)(f"{self._failure}; {left}")
+
+    def _again_at_once(self, within: float, error: BaseException) -> bool:
+        """Whether it is tried again in the same turn."""
+        return isinstance(error, SensorError) and not self._in_vain(within)
+
+    def _in_vain(self, within: float) -> bool:
+        """Whether it has taken time in vain."""
+        return asyncio.get_running_loop().time() - self._turn.began > min(within, IN_VAIN)
+
+    def _suspect(self, failure: SensorError) -> None:
+        self._failure = type(failure)(str(failure))
+        self._failed = asyncio.get_running_loop().time()
+        self._doubt = min(self._doubt + 2, MOST_DOUBT)
+        if self._turn.wanted:
+            self._again = self._failed + pause(self._doubt)
+
+    def _trust(self) -> None:
+        if self._doubt > MOST_DOUBT // 2:  # what was wrong with the others may be over too
+            self._places.recovered = asyncio.get_running_loop().time()
+        self._doubt //= 2
 
     async def _heard(self, within: float) -> tuple[Adapter, BLEDevice]:
         within = min(max(within, HEARING[0]), HEARING[1])
@@ -119,20 +157,23 @@ class GattDevice:
         self, adapter: Adapter, device: BLEDevice, within: float, held: AsyncExitStack
     ) -> "Connection":
         """Return a connection that lasts as long as what is `held`."""
-        tries = 1 if self._failed else TRIES
-        patience = PROBE if self._failed % PATIENT else CONNECT
+        self._places = adapter.places
         async for attempt in AsyncRetrying(
-            stop=stop_after_attempt(tries) | stop_after_delay(within),
+            stop=stop_after_attempt(TRIES) | stop_before_delay(within),
             wait=wait_random(0.25, 1),
-            retry=retry_if_exception_type(SensorError),
+            retry=retry_if_exception(partial(self._again_at_once, within)),
             reraise=True,
         ):
             with attempt:
                 async with AsyncExitStack() as place:
-                    await place.enter_async_context(adapter.connections)
+                    self._turn = await place.enter_async_context(
+                        self._places.place(self._doubt, within)
+                    )
                     connection = Connection(device, max(within, SHORTEST))
-                    async with adapter.connecting:
-                        await connection.open(min(max(within, SHORTEST), patience))
+                    with _named("connected"):
+                        patience = min(max(within, SHORTEST), CONNECT)
+                        async with self._places.connecting(self._turn, patience):
+                            await connection.open()
                     place.push_async_callback(connection.close)
                     held.push_async_exit(place.pop_all())
         await held.enter_async_context(self._radio.bluez.removal(connection.path, connection.lost))
@@ -155,37 +196,53 @@ class Connection:
         self._lost = ""
         """Why no call is answered any more; empty while the device is connected."""
 
-    async def open(self, within: float) -> None:
-        """Connect within so many seconds."""
-        with _named("connected", within):
-            await bounded(self._client.connect(), within)
+    async def open(self) -> None:
+        """Connect."""
+        await bounded(self._client.connect(), CONNECT)
         self._lost = ""  # of a connection that was aborted bleak makes another
 
     def has(self, characteristic: str) -> bool:
         """Whether the device has the characteristic."""
-        with _named("read", self._within):  # bleak forgets the services when the connection is lost
-            return self._client.services.get_characteristic(full_uuid(characteristic)) is not None
+        return self._found(characteristic) is not None
 
     async def read(self, characteristic: str) -> bytes:
         """Return the value of the characteristic."""
-        return bytes(await self._call(self._client.read_gatt_char(full_uuid(characteristic))))
+        return bytes(await self._call(self._client.read_gatt_char(self._needed(characteristic))))
 
     async def write(self, characteristic: str, data: bytes) -> None:
         """Write the value of the characteristic, and wait till the device has taken it."""
-        await self._call(
-            self._client.write_gatt_char(full_uuid(characteristic), data, response=True)
-        )
+        needed = self._needed(characteristic)
+        await self._call(self._client.write_gatt_char(needed, bytes(data), response=True))
 
     async def request(self, characteristic: str, data: bytes, answer: str) -> bytes:
         """Write `data`, return the next value that `answer` notifies."""
-        uuid, said = full_uuid(answer), asyncio.Queue[bytes]()
+        needed, said = self._needed(answer), asyncio.Queue[bytes]()
         await self._call(
-            self._client.start_notify(uuid, lambda _, value: said.put_nowait(bytes(value)))
+            self._client.start_notify(needed, lambda _, value: said.put_nowait(bytes(value)))
         )
         await self.write(characteristic, data)
         value = await self._call(said.get())
-        await self._call(self._client.stop_notify(uuid))
+        await self._call(self._client.stop_notify(needed))
         return value
+
+    def _needed(self, characteristic: str) -> BleakGATTCharacteristic:
+        found = self._found(characteristic)
+        if found is None:
+            raise DeviceRefused(f"the device has no characteristic {characteristic}")
+        return found
+
+    def _found(self, characteristic: str) -> BleakGATTCharacteristic | None:
+        """Return the characteristic, the first of those that have the UUID."""
+        uuid = full_uuid(characteristic)
+        if self._lost:  # bleak has forgotten the services too
+            raise NoReply(f"heard, but not read: {self._lost}")
+        with _named("read"):
+            every = self._client.services.characteristics.values()
+            return min(
+                (each for each in every if each.uuid == uuid),
+                key=lambda each: each.handle,
+                default=None,
+            )
 
     def lost(self) -> None:
         """End the call that waits: BlueZ has forgotten the device, no answer will come."""
@@ -193,11 +250,11 @@ class Connection:
 
     async def close(self) -> None:
         """Disconnect, as far as that can be done; nothing of it is kept."""
-        with suppress(*BLEAK_FAULTS):
+        with suppress(SensorError, NoAdapter), _named("let go of"):
             await bounded(self._client.disconnect(), LET_GO if self._lost else self._within)
 
     async def _call(self, call: Awaitable[_T]) -> _T:
-        with _named("read", self._within):
+        with _named("read"):
             try:
                 async with asyncio.timeout(0 if self._lost else self._within) as self._deadline:
                     return await call
@@ -215,21 +272,27 @@ class Connection:
 
 
 @contextmanager
-def _named(done: str, within: float) -> Iterator[None]:
-    """Turn what bleak raises into what the poller knows."""
-    failed = f"heard, but not {done}"
+def _named(done: str) -> Iterator[None]:
+    """Turn what is raised into what the poller knows; only calls of bleak are within."""
+    failed, began = f"heard, but not {done}", asyncio.get_running_loop().time()
     try:
         yield
     except TimeoutError:
         cause = "is it near its limit of range, or its interval too short?"
-        raise NoReply(f"{failed} within {within:g} s: {cause}") from None
-    except BleakCharacteristicNotFoundError as error:
-        raise DeviceRefused(f"the device has no such characteristic: {words(error)}") from error
+        took = round(asyncio.get_running_loop().time() - began, 1)
+        raise NoReply(f"{failed} within {took:g} s: {cause}") from None
     except BleakGATTProtocolError as error:
         remedy = PAIR if error.code in PAIRING else UNFIT
         raise DeviceRefused(f"{failed}: it answers {error.args[-1]}: {remedy}") from error
     except BleakDBusError as error:
+        if error.dbus_error in GONE:
+            raise NoAdapter(NO_BLUEZ) from error
         remedy = PAIR if "NotPermitted" in error.dbus_error else "is it connected to a phone?"
         raise DeviceRefused(f"{failed}: BlueZ says {words(error)}: {remedy}") from error
     except BLEAK_FAULTS as error:
         raise NoReply(f"{failed}: {words(error)}: is it in range and on?") from error
+    except (SensorError, NoAdapter):
+        raise
+    except Exception as error:  # whatever it is: bleak takes what BlueZ says as it comes
+        wrong = f"BlueZ or bleak went wrong ({type(error).__name__})"
+        raise NoReply(f"{failed}: {wrong}: sudo systemctl restart bluetooth") from error

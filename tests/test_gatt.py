@@ -3,6 +3,7 @@
 import asyncio
 import time
 from contextlib import asynccontextmanager
+from itertools import chain, repeat
 
 import pytest
 from bleak.backends.bluezdbus.version import BlueZFeatures
@@ -14,6 +15,7 @@ from gateway.gatt import GattDevice
 from gateway.poller import GattPoller
 from gateway.reading import HUMIDITY, TEMPERATURE, Values
 from hil.bluezstack import refused
+from hil.dbusobjects import Refused
 from hil.radio import Characteristic
 from tests.radio_scene import METER, NEEDS_DBUS, on_air, resources, scene, until
 
@@ -121,6 +123,34 @@ async def test_a_device_that_has_not_all_characteristics_gives_those_it_has():
 
 
 @on_air
+async def test_of_characteristics_with_one_uuid_the_first_is_read():
+    twins = {
+        "181a": {"2a6e": b"\xd0\x07", "2a6f": b"\x88\x13"},
+        "181b": {"2a6e": b"\xd1\x07"},
+    }
+    async with polled(services=twins) as (_, poller, _):
+        await counted(poller, "ok")
+        assert poller.state.last[TEMPERATURE].value == 20.0
+
+
+@on_air
+async def test_of_twins_the_first_is_written_and_notifies():
+    answer = Characteristic(b"", flags=("notify",))
+    ask = Characteristic(b"", flags=("write",), on_write=lambda data: answer.notify(b"\xd0\x07"))
+    idle = {"2a6e": Characteristic(b"", flags=("write",)), "2a6f": Characteristic(b"")}
+    twins = {"181a": {"2a6e": ask, "2a6f": answer}, "181b": idle}
+    async with polled(Asked(), twins) as (_, poller, _):
+        await counted(poller, "ok")
+
+
+@on_air
+async def test_a_device_without_what_its_driver_asks_is_refused_with_the_name():
+    async with polled(Asked(), {"181a": {"2a19": b"\x64"}}) as (_, poller, _):
+        await counted(poller, "refused")
+        assert poller.state.why == "the device has no characteristic 2a6f"
+
+
+@on_air
 async def test_a_device_that_has_none_of_them_is_refused_with_their_names():
     async with polled(services={"181a": {"2a19": b"\x64"}}) as (_, poller, _):
         await counted(poller, "refused")
@@ -186,6 +216,18 @@ async def test_pairing_is_no_remedy_for_other_errors(code):
     async with polled(services=unlikely(code)) as (_, poller, _):
         await counted(poller, "refused")
         assert poller.state.why.endswith(gatt.UNFIT)
+
+
+@on_air
+async def test_what_bluez_says_is_told_in_a_line_that_can_be_printed():
+    def refuse():
+        raise refused("Failed", "\x1b[31m evil\n\n" + "y" * 5000)
+
+    async with polled(services={"181a": {"2a6e": refuse}}) as (_, poller, _):
+        await counted(poller, "refused")
+        assert poller.state.why.isprintable()
+        assert "evil" in poller.state.why
+        assert poller.state.why.endswith("is it connected to a phone?")
 
 
 @on_air
@@ -262,19 +304,19 @@ async def test_a_device_is_tried_four_times_a_turn(times, outcome):
 async def test_one_is_connected_to_at_a_time_and_three_are_connected_at_most():
     async with scene() as (bluez, radio), asyncio.TaskGroup() as tasks:
         meters = [
-            bluez.peripheral(f"C0:00:00:00:00:{n:02}", SERVICES, every=0.05) for n in range(6)
+            bluez.peripheral(f"C0:00:00:00:00:{n:02}", SERVICES, every=0.05) for n in range(5)
         ]
         for meter in meters:
             meter.resolve_after = 0.1
-        pollers = [poller_of(meter.address, radio, 60, Lingers()) for meter in meters]
+        pollers = [poller_of(meter.address, radio, 1.5, Lingers()) for meter in meters]
         running = [tasks.create_task(poller.run()) for poller in pollers]
         seen = set()
 
-        def all_read():
+        def all_read_twice():
             seen.add(connections(bluez))
-            return all(poller.state.outcomes["ok"] for poller in pollers)
+            return all(poller.state.outcomes["ok"] >= 2 for poller in pollers)
 
-        await until(all_read)
+        await until(all_read_twice)
         for each in running:
             each.cancel()
     assert max(connecting for connecting, _ in seen) == 1
@@ -321,6 +363,55 @@ async def test_a_read_that_the_adapter_broke_off_is_made_up_for_long_before_the_
         assert poller.state.why is None
 
 
+@on_air
+async def test_what_bleak_makes_of_a_malformed_object_is_no_error_of_the_driver():
+    async with polled() as (bluez, poller, _):
+        await counted(poller, "ok")
+        service = f"{bluez.adapters['hci0'].devices[METER].path}/service0001"
+        nameless = {"org.bluez.GattCharacteristic1": {"Service": service}}
+        bluez._objects.add(f"{service}/char0099", nameless, {})
+        await counted(poller, "no reply")
+        wrong = "heard, but not connected: BlueZ or bleak went wrong (KeyError)"
+        assert poller.state.why == f"{wrong}: sudo systemctl restart bluetooth"
+
+
+@on_air
+async def test_what_a_driver_writes_in_the_wrong_type_is_its_own_error():
+    class Writes(Thermometer):
+        async def poll(self, client):
+            await client.write("2a6e", "text")
+
+    async with polled(Writes(), READABLE) as (_, poller, _):
+        await counted(poller, "driver error")
+
+
+@pytest.mark.parametrize("error", gatt.GONE)
+@on_air
+async def test_the_end_of_bluez_is_not_told_as_the_sensors_fault(error):
+    def refuse():
+        raise Refused(error, "The name org.bluez was not provided by any .service files")
+
+    async with polled(services={"181a": {"2a6e": refuse}}, interval=60) as (_, poller, _):
+        await counted(poller, "no adapter")
+        assert "BlueZ does not run" in poller.state.why
+
+
+@on_air
+async def test_what_fails_while_the_adapter_does_not_scan_is_not_the_sensors_fault():
+    def refuse():
+        meter.stop()
+        radio.reached_by(METER)[0]._trouble.begins("hci0 is off")
+        raise refused("Failed", "Not connected")
+
+    async with scene() as (bluez, radio), asyncio.TaskGroup() as tasks:
+        meter = bluez.peripheral(METER, {"181a": {"2a6e": refuse}}, every=0.05)
+        poller = poller_of(METER, radio, 60)
+        running = tasks.create_task(poller.run())
+        await counted(poller, "no adapter")
+        running.cancel()
+    assert poller.state.why == "hci0 is off"
+
+
 @pytest.mark.parametrize("name", ["vanishes mid-read", "connect refused", "silent"])
 @on_air
 async def test_a_fault_thirty_times_leaves_no_descriptor_and_no_task(name, monkeypatch):
@@ -335,6 +426,76 @@ async def test_a_fault_thirty_times_leaves_no_descriptor_and_no_task(name, monke
         after = resources()
     assert after[0] <= before[0] + 3  # the connection of a read that goes on
     assert after[1] <= before[1] + 3
+
+
+@on_air
+async def test_what_took_time_in_vain_is_not_tried_again_in_the_same_turn(monkeypatch):
+    monkeypatch.setattr(gatt, "CONNECT", 0.5)
+    monkeypatch.setattr(gatt, "IN_VAIN", 0.4)
+    async with polled(interval=60) as (bluez, poller, _):
+        await bluez.begin("services never resolve", times=1)
+        assert await counted(poller, "no reply") < 2
+        assert poller.state.outcomes == {"no reply": 1}
+
+
+@asynccontextmanager
+async def beside(ill, fault, interval, of_ill=None):
+    """Give a simulated BlueZ and a poller that reads a healthy device beside ill ones."""
+    async with scene() as (bluez, radio), asyncio.TaskGroup() as tasks:
+        addresses = [f"C0:00:00:00:01:{n:02}" for n in range(ill)]
+        for address in (METER, *addresses):
+            bluez.peripheral(address, SERVICES, every=0.05)
+        healthy = poller_of(METER, radio, interval)
+        others = [poller_of(each, radio, of_ill or interval) for each in addresses]
+        running = [tasks.create_task(healthy.run())]
+        await counted(healthy, "ok")
+        for address in addresses:
+            await bluez.begin(fault, at=address)
+        running += [tasks.create_task(poller.run()) for poller in others]
+        yield bluez, healthy, others
+        for each in running:
+            each.cancel()
+
+
+@on_air
+async def test_one_error_of_a_healthy_device_costs_one_turn_beside_one_that_is_silent():
+    async with beside(1, "silent", 0.5, of_ill=60) as (bluez, healthy, (ill,)):
+        await bluez.begin("ATT error", at=METER, times=1)
+        await counted(healthy, "refused")
+        assert await counted(healthy, "ok") < 1
+        assert not ill.state.outcomes
+
+
+@on_air
+async def test_turns_left_to_those_that_wait_are_counted_as_the_last():
+    async with beside(1, "services never resolve", 0.3) as (_, healthy, (ill,)):
+        await counted(ill, "no reply", 5)
+        assert "not connected within" in ill.state.why
+        assert ill.state.why.endswith("others wait: it is tried again after 8 s")
+        assert await counted(healthy, "ok", 5) < 3
+
+
+@on_air
+async def test_one_that_recovers_ends_the_wait_of_the_others(monkeypatch):
+    pauses = chain([3], repeat(60))
+    monkeypatch.setattr(gatt, "pause", lambda doubt: next(pauses))
+    monkeypatch.setattr(gatt, "MOST_DOUBT", 3)
+    async with beside(2, "services never resolve", 0.3) as (bluez, _, ill):
+        await until(lambda: all("others wait" in (each.state.why or "") for each in ill))
+        await bluez.cure("services never resolve")
+        await until(lambda: all(each.state.outcomes["ok"] for each in ill))
+
+
+@pytest.mark.parametrize("lasts", [0, 1])
+@on_air
+async def test_a_new_scan_ends_the_wait_of_those_that_step_back(lasts, monkeypatch):
+    monkeypatch.setattr(gatt, "HEARING", (0.5, 0.5))
+    async with beside(1, "services never resolve", 0.3) as (bluez, _, (ill,)):
+        await until(lambda: "others wait" in (ill.state.why or ""))
+        await bluez.cure("services never resolve")
+        async with bluez.fault("powered off"):
+            assert not lasts or await counted(ill, "no adapter") < 2
+        assert await counted(ill, "ok") < 3
 
 
 @on_air
