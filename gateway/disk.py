@@ -39,6 +39,11 @@ class Disk:
         self._alone = False
         self._failed: dict[str, list[int]] = {}
 
+    def __del__(self) -> None:
+        """Close what is open: descriptors are no objects that would do so themselves."""
+        for fd in self._open.values():
+            os.close(fd)
+
     def lock(self) -> bool:
         """Return whether the directory is ours alone, from now until this process ends.
 

@@ -43,6 +43,9 @@ class PowerCuts(RuleBasedStateMachine):
         self.bounded = max_size is not None
         self.on_disk: dict[tuple[int, int], set[object]] = {}  # values by batch
         self.evicted: set[object] = set()
+        self.acked: set[object] = set()
+        self.unnoted: set[object] = set()  # acknowledged, which is in RAM alone
+        self.doubtful: set[object] = set()  # delivered, and waits again: it may be evicted, too
         self.refused: set[object] = set()  # of what lies aside the oldest may go, too
         # Such a one comes back with a power cut that takes `acked` away, and may go a second time
         self.twice = 0
@@ -56,6 +59,8 @@ class PowerCuts(RuleBasedStateMachine):
 
     def tick(self) -> None:
         self.buffer.tick(self.now)
+        if not self.buffer.fault:
+            self.unnoted.clear()
         self.see_what_went()
         if self.buffer.unsaved == 0:
             self.kept |= self.pending.keys()
@@ -116,6 +121,8 @@ class PowerCuts(RuleBasedStateMachine):
             if self.random.random() < share:
                 self.receive(held)
                 if ack:
+                    self.acked |= self.on_disk[held.epoch, held.sequence]
+                    self.unnoted |= self.on_disk[held.epoch, held.sequence]
                     self.buffer.acknowledge(held.sequence)
                     self.let_go(held)
 
@@ -171,8 +178,7 @@ class PowerCuts(RuleBasedStateMachine):
     def power_cut(self, reboot: bool) -> None:
         self.boot += reboot
         self.disk.failing = 0
-        self.disk.crash(self.random)
-        self.start()
+        self.crash()
 
     @rule(changes=st.integers(0, 12), starting=st.booleans())
     def power_cut_while_it_writes(self, changes: int, starting: bool) -> None:
@@ -182,6 +188,10 @@ class PowerCuts(RuleBasedStateMachine):
             if starting:
                 self.start()
             self.take(3, True, SEAL)
+        self.crash()
+
+    def crash(self) -> None:
+        self.doubtful |= self.acked
         self.disk.crash(self.random)
         self.start()
 
@@ -195,12 +205,14 @@ class PowerCuts(RuleBasedStateMachine):
                 self.start()
             self.take(3, True, SEAL)
         self.disk.fuse = None
+        self.doubtful |= self.unnoted
         self.start()
 
     @rule()
     def kill_and_start(self) -> None:
         """What was written is still shown by the system, but need not be on the device."""
         self.disk.failing = 0
+        self.doubtful |= self.unnoted
         self.start()
 
     @rule()
@@ -225,7 +237,7 @@ class PowerCuts(RuleBasedStateMachine):
         # What a start seals, it may evict in the same tick, before anybody can see it
         unseen = self.kept - self.named.keys() - self.evicted
         assert self.bounded or not (unseen or self.evicted)
-        arrived = self.named.keys() - self.evicted - self.refused
+        arrived = self.named.keys() - self.evicted - self.refused - self.doubtful
         lost = len(self.evicted) + len(unseen)
         assert lost <= self.buffer.stats().dropped <= self.taken - len(arrived) + self.twice
 

@@ -677,7 +677,10 @@ async def test_it_runs_as_a_process_and_does_as_it_is_told():
         ("dance", "what is 'dance'"),
         ('put {"phones": 3}', "advertiser, peripheral, or crowd"),
         ("put {", "Expecting"),
-        ('put {"advertiser": [{"addres": "CC:B8"}]}', "missing 1 required positional"),
+        (
+            'put {"advertiser": [{"addres": "CC:B8"}]}',
+            "no .addres. of a device; did you mean address",
+        ),
     ],
 )
 @on_bus

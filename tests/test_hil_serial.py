@@ -567,13 +567,16 @@ def test_a_device_runs_till_it_is_interrupted_and_takes_its_path_along(tmp_path:
     with subprocess.Popen(
         [sys.executable, "-m", "hil", *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as child:
-        assert child.stdout
-        for printed in child.stdout:
-            if "Ctrl-C" in printed:
-                break
-        with serial.Serial(str(tmp_path / "sds011"), timeout=5) as port:
-            assert len(asked(port)) == 10
-        assert "pm2_5" in child.stdout.readline()
-        child.send_signal(signal.SIGINT)
-        assert child.wait(5) == 0
+        try:
+            assert child.stdout
+            for printed in child.stdout:
+                if "Ctrl-C" in printed:
+                    break
+            with serial.Serial(str(tmp_path / "sds011"), timeout=5) as port:
+                assert len(asked(port)) == 10
+            assert "pm2_5" in child.stdout.readline()
+            child.send_signal(signal.SIGINT)
+            assert child.wait(5) == 0
+        finally:
+            child.kill()
     assert not (tmp_path / "sds011").is_symlink()
