@@ -17,10 +17,10 @@ from bleak.args.bluez import BlueZScannerArgs, OrPattern
 from bleak.assigned_numbers import AdvertisementDataType
 from bleak.backends.device import BLEDevice
 from bleak.backends.scanner import AdvertisementData
-from bleak.exc import BleakBluetoothNotAvailableError, BleakDBusError, BleakError
+from bleak.exc import BleakBluetoothNotAvailableError, BleakError
 from dbus_fast import DBusError
 
-from gateway.bluez import CALL, NO_ANSWER, RETRY, STOP, Bluez, time_left, words
+from gateway.bluez import CALL, DENIED, NO_ANSWER, RETRY, STOP, Bluez, refusal, time_left, words
 from gateway.trouble import Trouble
 
 SILENCE = 90.0
@@ -282,11 +282,10 @@ def reason(adapter: str, error: Exception) -> str:
     """Return what one of BLEAK_FAULTS means for an adapter, with what mends it."""
     if isinstance(error, TimeoutError):
         return str(error) or NO_ANSWER
-    if isinstance(error, BleakDBusError | DBusError) and "AccessDenied" in str(error):
-        return f"BlueZ refuses: {words(error)}: sudo usermod -aG bluetooth bygate"
     if isinstance(error, OSError | EOFError):
         return f"the connection to BlueZ was lost: {words(error)}: sudo systemctl restart bluetooth"
     if isinstance(error, BleakBluetoothNotAvailableError):
         remedy = "sudo rfkill unblock bluetooth; bluetoothctl power on"
         return f"{adapter}: {error.args[0]}: {remedy}"
-    return f"{adapter} cannot scan: BlueZ says {words(error)}: sudo systemctl restart bluetooth"
+    why = refusal(error)
+    return why if why == DENIED else f"{adapter} cannot scan: {why}"

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from gateway.bluez import BEGINS, RETRY
+from gateway.bluez import BEGINS, DENIED, RETRY
 from gateway.buffer import Buffer
 from gateway.clock import Clock
 from gateway.disk import Disk
@@ -105,6 +105,16 @@ async def test_a_fault_at_the_start_is_said_once_and_waited_out(name, caplog):
         _, after = await ears.next()
     assert after < CURED
     assert len(warnings(caplog)) == 1
+
+
+@on_air
+async def test_a_user_whom_the_bus_keeps_from_bluez_is_told_the_group_not_to_plug_it_in(caplog):
+    async with scene(denied="org.bluez") as (_, radio):
+        await until(lambda: radio.why == DENIED)
+        await asyncio.sleep(1.5 * RETRY)
+        assert radio.why == DENIED
+    assert warnings(caplog) == [DENIED]
+    assert "sudo usermod -aG bluetooth bygate" in DENIED
 
 
 @on_air
