@@ -30,7 +30,7 @@ QUIET = 2.0
 IDLE = 1.0
 """Seconds that BlueZ may say it does not scan: it pauses for moments by itself."""
 NO_SIGNAL = -127
-"""What bleak gives for the signal when it tells old data anew because a scan has ended."""
+"""What bleak gives for the signal where BlueZ has none: as of old data, when a scan has ended."""
 OFF = 1.0
 """Seconds that an adapter stays off before it is switched on again."""
 
@@ -76,6 +76,8 @@ class Adapter:
         self._trouble = Trouble(name)
         self._dark = False
         self._heard = float("-inf")
+        self._doubtful: tuple[BLEDevice, AdvertisementData] | None = None
+        """What came last, without a signal: heard, or old; the next call of `advertised` tells."""
         self.since = float("inf")
         """The loop's time from which on it has listened without a break."""
         self._breaks = 0
@@ -164,8 +166,19 @@ class Adapter:
             await bounded(scanner.stop(), CALL)
 
     def _detected(self, device: BLEDevice, data: AdvertisementData) -> None:
+        self._doubtful = None
         if data.rssi == NO_SIGNAL:
-            return
+            self._doubtful = device, data
+        else:
+            self._hears(device, data)
+
+    def advertised(self, path: str) -> None:
+        """Take what came last from the device at `path` for heard, though without a signal."""
+        doubtful, self._doubtful = self._doubtful, None
+        if doubtful and doubtful[0].details["path"] == path:
+            self._hears(*doubtful)
+
+    def _hears(self, device: BLEDevice, data: AdvertisementData) -> None:
         self._heard = asyncio.get_running_loop().time()
         if self.why:
             self._trouble.hears()

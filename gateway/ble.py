@@ -14,7 +14,7 @@ from bleak.backends.bluezdbus.manager import _global_instances
 from bleak.backends.device import BLEDevice
 from bleak.backends.scanner import AdvertisementData
 
-from gateway.adapter import SILENCE, Adapter
+from gateway.adapter import NO_SIGNAL, SILENCE, Adapter
 from gateway.bluez import RETRY, Bluez
 from gateway.driver import Advertisement, place_of
 from gateway.reports import Reports
@@ -76,7 +76,7 @@ class Radio:
     ) -> None:
         self.bluez = Bluez(adapters, _forget)
         self._addresses: dict[str, _Address] = {}
-        self._reports = Reports(self._told)
+        self._reports = Reports(self._told, self._advertised)
         self._adapters = [
             Adapter(
                 name,
@@ -156,6 +156,10 @@ class Radio:
                 known.next.set_result(known.device)
                 known.next = None
 
+    def _advertised(self, path: str) -> None:
+        for adapter in self._adapters:
+            adapter.advertised(path)
+
     def _told(self, adapter: Adapter, advertisement: Advertisement) -> None:
         for hear in self._addresses[advertisement.address].hear:
             hear(adapter.name, advertisement)
@@ -177,12 +181,18 @@ async def survey(
                 manufacturer_data=data.manufacturer_data,
                 service_data=data.service_data,
                 service_uuids=tuple(data.service_uuids),
-                rssi=data.rssi,
+                rssi=None if data.rssi == NO_SIGNAL else data.rssi,
             )
         )
 
+    def advertised(path: str) -> None:
+        for adapter in scanning:
+            adapter.advertised(path)
+
+    before = Reports(lambda *_: None, advertised).open
     scanning = [
-        Adapter(name, bluez, heard, passive=False, silence=SILENCE, ask=None) for name in adapters
+        Adapter(name, bluez, heard, before=before, passive=False, silence=SILENCE, ask=None)
+        for name in adapters
     ]
     async with asyncio.TaskGroup() as tasks:
         running = [

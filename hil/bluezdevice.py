@@ -42,7 +42,7 @@ class Device:
             "Alias": dashed,
             "Adapter": adapter,
             "UUIDs": [],
-            "RSSI": advert.rssi,
+            **({} if advert.rssi is None else {"RSSI": advert.rssi}),
             **dict.fromkeys(("Paired", "Bonded", "Trusted", "Blocked"), False),
             **dict.fromkeys(("Connected", "ServicesResolved"), False),
         }
@@ -74,9 +74,10 @@ class Device:
             self._steady += 1
             if self._steady % STEADY:
                 return
-        step = abs(advert.rssi - self.shown.get("RSSI", -127))
-        if filtered or step >= RSSI_STEP:
-            changed["RSSI"] = advert.rssi
+        if advert.rssi is not None:
+            step = abs(advert.rssi - self.shown.get("RSSI", -127))
+            if filtered or step >= RSSI_STEP:
+                changed["RSSI"] = advert.rssi
         self._change(changed)
 
     def _news(

@@ -253,6 +253,31 @@ async def test_what_bleak_tells_when_a_scan_ends_is_not_heard_as_an_advert():
 
 
 @on_air
+async def test_adverts_whose_signal_the_controller_does_not_know_are_heard(caplog):
+    async with scene(silence=0.3) as (bluez, radio):
+        device = bluez.advertise(TAG, manufacturer={RUUVI: counter}, every=0.02, rssi=None)
+        await radio.opened()
+        await asyncio.sleep(0.7)
+        found = await asyncio.gather(*(radio.next(TAG) for _ in range(3)))
+        assert {each.address for _, each in found} == {device.address}
+    assert not warnings(caplog)
+
+
+@on_air
+async def test_what_bleak_tells_when_a_scan_ends_is_nobody_to_connect_to():
+    async with scene() as (bluez, radio):
+        old = tag(bluez)
+        await radio.next(TAG)
+        old.stop()
+        waiting = asyncio.create_task(radio.next(TAG))
+        await asyncio.sleep(0.1)
+        await bluez.begin("powered off")
+        await asyncio.sleep(0.3)
+        assert not waiting.done()
+        waiting.cancel()
+
+
+@on_air
 async def test_all_who_wait_for_a_device_are_given_it_though_one_of_them_gives_up():
     async with scene() as (bluez, radio), asyncio.TaskGroup() as tasks:
         waiting = [tasks.create_task(radio.next(TAG)) for _ in range(3)]

@@ -114,6 +114,13 @@ async def test_as_json_all_values_are_there():
 
 
 @on_air
+async def test_a_sensor_whose_signal_the_controller_does_not_know_is_listed():
+    silent = SCENE["advertiser"][0] | {"rssi": None}
+    _, out, _ = await scan({"advertiser": [silent]})
+    assert out.splitlines()[1].split()[:3] == [TAG, "-", "ruuvi"]
+
+
+@on_air
 async def test_phones_are_counted_together_and_never_listed():
     code, out, err = await scan(CROWD)
     assert code == 0
