@@ -88,6 +88,11 @@ class Adapter:
         return self._trouble.why
 
     @property
+    def known(self) -> bool:
+        """Whether it has begun to scan, or why not is known."""
+        return self._trouble.known
+
+    @property
     def state(self) -> str:
         """The same in short, for the status: "ok", "silent" or "power cut needed"."""
         return self._trouble.state

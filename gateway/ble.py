@@ -15,12 +15,14 @@ from bleak.backends.device import BLEDevice
 from bleak.backends.scanner import AdvertisementData
 
 from gateway.adapter import NO_SIGNAL, SILENCE, Adapter
-from gateway.bluez import RETRY, Bluez
+from gateway.bluez import CALL, RETRY, Bluez
 from gateway.driver import Advertisement, place_of
 from gateway.reports import Reports
 
 STARTED = 2.0
 """Seconds in which an adapter begins to scan that can."""
+KNOWN = 2 * CALL
+"""Seconds after which at the latest it is known why one does not."""
 
 Hear = Callable[[str, Advertisement], None]
 """Is told the name of the adapter, and what it has heard."""
@@ -199,13 +201,24 @@ async def survey(
             tasks.create_task(_unending(run))
             for run in (bluez.run, *(each.run for each in scanning))
         ]
-        await asyncio.sleep(min(STARTED, seconds))
+        await _begun(scanning)
         if not _why(scanning):
-            await asyncio.sleep(seconds - min(STARTED, seconds))
-        why = {adapter.name: adapter.why for adapter in scanning if adapter.why}
+            await asyncio.sleep(seconds)
+        stuck = await bluez.stuck()
+        why = {each.name: each.why or stuck for each in scanning if each.why or stuck}
         for each in running:
             each.cancel()
     return why
+
+
+async def _begun(adapters: Sequence[Adapter]) -> None:
+    """Return when one scans, or it is known why none does."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    while _why(adapters) and loop.time() < began + KNOWN:
+        if loop.time() > began + STARTED and all(each.known for each in adapters):
+            return
+        await asyncio.sleep(0.05)
 
 
 def _why(adapters: Sequence[Adapter]) -> str:
