@@ -76,6 +76,8 @@ class Adapter:
         self._trouble = Trouble(name)
         self._dark = False
         self._heard = float("-inf")
+        self._asked = float("-inf")
+        """The loop's time when it was last known whether BlueZ answers."""
         self._doubtful: tuple[BLEDevice, AdvertisementData] | None = None
         """What came last, without a signal: heard, or old; the next call of `advertised` tells."""
         self.since = float("inf")
@@ -96,6 +98,11 @@ class Adapter:
     def state(self) -> str:
         """The same in short, for the status: "ok", "silent" or "power cut needed"."""
         return self._trouble.state
+
+    def unsure(self, within: float) -> bool:
+        """Whether it has heard nothing at all for so long, and BlueZ was not asked since."""
+        silent = self._heard < asyncio.get_running_loop().time() - within
+        return silent and self._asked < self._heard
 
     @property
     def breaks(self) -> int:
@@ -200,16 +207,15 @@ class Adapter:
     async def _over(self) -> bool:
         """Return when the scan is dead; whether it was silence that showed it."""
         loop = asyncio.get_running_loop()
-        asked, idle = float("-inf"), float("inf")
+        idle = float("inf")
         while self.breaks == self._breaks:
             now = loop.time()
             idle = min(now, idle) if self._idle else float("inf")
             silent = self._heard + self._silence
             if now >= (dead := min(idle + IDLE, silent)):
                 return dead == silent
-            if now >= (ask := max(self._heard, asked) + QUIET):
+            if now >= (ask := max(self._heard, self._asked) + QUIET):
                 await self._ping()
-                asked = loop.time()
             else:
                 await self._pause(min(dead, ask) - now)
         return False
@@ -218,10 +224,12 @@ class Adapter:
         """Say so while BlueZ is stuck; its scan is kept, for it may go on where it was."""
         heard = self._heard
         why = await self._bluez.stuck()
+        self._asked = asyncio.get_running_loop().time()
         if self._heard > heard:
             return
         if why:
             self._trouble.begins(why)
+            self._heard = self._asked  # the silence is not the adapter's
         elif self.why:
             self._scans()
 

@@ -60,6 +60,10 @@ class Reception:
         """The loop's time from which on it could be heard."""
         return max(adapter.since for adapter in self._adapters)
 
+    def unsure(self, within: float) -> bool:
+        """Whether nothing at all was heard for so long, and it is not known yet why."""
+        return any(adapter.unsure(within) for adapter in self._adapters)
+
     @property
     def _adapters(self) -> Sequence[Adapter]:
         return self._radio.reached_by(self._address)

@@ -112,6 +112,9 @@ class Air(Protocol):
     def since(self) -> float:
         """The loop's time from which on something could be heard."""
 
+    def unsure(self, within: float) -> bool:
+        """Whether nothing at all was heard for so long, and it is not known yet why."""
+
 
 @dataclass(kw_only=True, eq=False)
 class AdvertisementListener(Listener):
@@ -182,11 +185,8 @@ class AdvertisementListener(Listener):
     def _missed(self) -> SensorError | PortError:
         others, self._others = self._others, 0
         within = f"within {self.interval:g} s"
-        if self.air.why:
-            return NoAdapter(self.air.why)
-        listened = asyncio.get_running_loop().time() - self.air.since
-        if listened < self.interval:  # the sensor cannot be blamed yet
-            return NoAdapter(f"the adapter listens only since {listened:.1f} s")
+        if unheard := self._unheard():
+            return NoAdapter(unheard)
         if others and self._unread:
             return self._unread
         if others and self._readings:
@@ -194,6 +194,17 @@ class AdvertisementListener(Listener):
         if others:
             return NoReply(f"{others} advertisements {within}, none that its driver reads")
         return NoReply(f"no advertisement {within}: check address, battery and distance")
+
+    def _unheard(self) -> str:
+        """Return why the sensor cannot be blamed for silence; empty where it can."""
+        if self.air.why:
+            return self.air.why
+        listened = asyncio.get_running_loop().time() - self.air.since
+        if listened < self.interval:
+            return f"the adapter listens only since {listened:.1f} s"
+        if self.air.unsure(self.interval):
+            return "the adapter hears nothing at all: BlueZ is asked whether it answers"
+        return ""
 
 
 def _holds(advertisement: Advertisement, earlier: Advertisement | None) -> bool:

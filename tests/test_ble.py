@@ -141,7 +141,8 @@ def hall(radio):
 
 @on_air
 async def test_a_sensor_is_not_blamed_for_what_was_said_before_the_adapter_listened():
-    async with scene() as (_, radio), asyncio.TaskGroup() as tasks:
+    async with scene() as (bluez, radio), asyncio.TaskGroup() as tasks:
+        bluez.crowd(10, every=0.5)
         listener = hall(radio)
         listening = tasks.create_task(listener.run())
         await until(lambda: NoReply.outcome in listener.state.outcomes)

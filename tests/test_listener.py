@@ -6,7 +6,7 @@ import pytest
 
 from gateway.advertisement import Advertisement
 from gateway.clock import Clock
-from gateway.driver import find
+from gateway.driver import NoAdapter, find
 from gateway.listener import AdvertisementListener
 
 ADDRESS = "CC:B8:33:4C:88:4F"
@@ -19,15 +19,18 @@ class Open:
     why = ""
     since = float("-inf")
 
+    def __init__(self, *, silent=False):
+        self.unsure = lambda within: silent
 
-def after(turns, *data):
+
+def after(turns, *data, **air):
     """Return a listener after so many turns, in each of which all of this is heard."""
 
     async def scenario():
         readings = []
         listener = AdvertisementListener(
             **{"name": "hall", "driver": find("ruuvi")(), "interval": 0.05, "clock": Clock()},
-            **{"sink": readings.append, "air": Open()},
+            **{"sink": readings.append, "air": Open(**air)},
         )
         task = asyncio.create_task(listener.run())
         outcomes = listener.state.outcomes
@@ -56,3 +59,7 @@ def test_a_bad_frame_that_is_repeated_stays_the_reason_and_is_counted_each_turn(
 
 def test_silence_is_said_to_be_silence():
     assert "no advertisement within" in after(2).why
+
+
+def test_a_sensor_is_not_blamed_while_it_is_not_known_why_nothing_at_all_is_heard():
+    assert set(after(2, silent=True).outcomes) == {NoAdapter.outcome}
