@@ -99,6 +99,15 @@ class Adapter:
         """The same in short, for the status: "ok", "silent" or "power cut needed"."""
         return self._trouble.state
 
+    @property
+    def repeats(self) -> bool:
+        """Whether each advertisement is reported, even one that changes nothing, and it alone.
+
+        With DuplicateData BlueZ begins with each anew (5.66, device_set_manufacturer_data);
+        without, as for a passive scan, it keeps all entries for ever.
+        """
+        return not self._passive
+
     def unsure(self, within: float) -> bool:
         """Whether it has heard nothing at all for so long, and BlueZ was not asked since."""
         silent = self._heard < asyncio.get_running_loop().time() - within

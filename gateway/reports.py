@@ -86,9 +86,9 @@ class Reports:
         manufacturer = _entries(changed, "ManufacturerData", "a{qv}")
         service = _entries(changed, "ServiceData", "a{sv}")
         new = _changed(device.manufacturer, manufacturer), _changed(device.service, service)
+        again = _rest(device, manufacturer, new[0]), _rest(device, service, new[1])
         device.manufacturer = manufacturer or device.manufacturer
         device.service = service or device.service
-        again = {} if new[0] else manufacturer, {} if new[1] else service
         for each in (new, again):
             if any(each):
                 self._tell(device.adapter, _said(device, *each))
@@ -107,12 +107,13 @@ def _said(
 
 
 def _changed(before: Mapping[_K, bytes], now: Mapping[_K, bytes]) -> dict[_K, bytes]:
-    """Return what has changed. What has not, beside what has, may be left from earlier.
-
-    With DuplicateData BlueZ reports each advertisement, even one that changes nothing, and begins
-    with it anew (5.66, device_set_manufacturer_data); without, it keeps all entries for ever.
-    """
     return {key: data for key, data in now.items() if before.get(key) != data}
+
+
+def _rest(device: _Device, now: Mapping[_K, bytes], new: Mapping[_K, bytes]) -> dict[_K, bytes]:
+    """Return what was sent again; beside what is new it may be left from earlier."""
+    left = bool(new) and not device.adapter.repeats
+    return {} if left else {key: data for key, data in now.items() if key not in new}
 
 
 def _entries(changed: Mapping[str, Variant], name: str, signature: str) -> dict[Any, bytes]:

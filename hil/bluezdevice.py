@@ -83,13 +83,16 @@ class Device:
     def _news(
         self, shown: dict[str, Any], advert: Advert, *, again: bool = False
     ) -> dict[str, Any]:
-        """Return the properties to which an advertisement adds; with `again` all that it has."""
+        """Return the properties to which an advertisement adds; with `again` all that it has.
+
+        With that BlueZ begins with the entries anew, without it keeps them for ever.
+        """
         news: dict[str, Any] = {}
         for name, said in (
             ("ManufacturerData", advert.manufacturer),
             ("ServiceData", advert.service_data),
         ):
-            held = shown.get(name, {})
+            held: Any = {} if again else shown.get(name, {})
             if said and (again or held | said != held):
                 news[name] = held | said
         if not set(advert.uuids) <= set(shown["UUIDs"]):

@@ -204,6 +204,23 @@ async def test_what_is_sent_again_is_told_though_something_beside_it_changes():
 
 
 @on_air
+async def test_what_is_steady_is_told_beside_what_changes_in_the_same_data_until_it_is_gone():
+    async with scene() as (bluez, radio):
+        ears, both = Ears(radio), {RUUVI: b"steady", 0x0001: counter}
+        device = bluez.advertise(TAG, manufacturer=both, every=0)
+        await until(device.send)
+        device.send()
+        device.manufacturer = {0x0001: counter}
+        device.send()
+        await until(lambda: len(ears.heard) == 4)
+        assert [sorted(each.manufacturer_data) for each in ears.heard] == [
+            [0x0001, RUUVI],
+            *([0x0001], [RUUVI]),
+            [0x0001],
+        ]
+
+
+@on_air
 async def test_a_device_that_bluez_forgot_does_not_come_back_with_what_it_said():
     async with scene(bluez={"forget_after": 0.3}) as (bluez, radio):
         ears = Ears(radio)
@@ -371,10 +388,15 @@ async def test_passive_scanning_does_not_retell_what_a_device_no_longer_sends():
         device.manufacturer = {}
         for device.rssi in (-40, -80, -40):
             device.send()
-        device.manufacturer = {RUUVI: b"new"}
+        device.manufacturer = {0x0001: b"new"}
         device.send()
-        await until(lambda: len(ears.heard) > 1)
-        assert ears.heard[1].manufacturer_data == device.manufacturer
+        device.manufacturer = {0x0001: b"last"}
+        device.send()
+        await until(lambda: len(ears.heard) > 2)
+        assert [each.manufacturer_data for each in ears.heard[1:]] == [
+            {0x0001: b"new"},
+            {0x0001: b"last"},
+        ]
 
 
 @on_air
