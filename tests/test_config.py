@@ -346,6 +346,20 @@ def test_two_sensors_that_are_the_same_device_are_named_however_the_address_is_w
     assert set(read(two_tags(one, f'driver = "bthome"\n{same}')).sensors) == {"a", "b"}
 
 
+@pytest.mark.parametrize("address", ["00:00:00:00:00:00", "ffffffffffff"])
+def test_an_address_that_no_device_has_is_refused(address: str):
+    found = mistake(BASE + f'[sensors.a]\ndriver = "ruuvi"\naddress = "{address}"\n')
+    assert found == f"7: sensors.a.address: '{address}' is no device's address: " + (
+        "`bygate scan` shows them"
+    )
+
+
+@pytest.mark.parametrize("name", ["hci00", "hci01", "hci1000", "HCI0"])
+def test_a_name_that_no_adapter_has_is_refused(name: str):
+    found = mistake(BASE + f'[bluetooth]\nadapter = "{name}"\n')
+    assert found == f"6: bluetooth.adapter: expected an adapter such as 'hci0', got '{name}'"
+
+
 def test_names_of_sensors_and_ports_follow_the_rule_of_the_gateways_name():
     text = BASE + '[sensors."a/b"]\ndriver = "attic"\n[ports."µ"]\npath = "/dev/x"\n'
     found = [line.split(", got ")[0] for line in mistakes(text)]
