@@ -230,6 +230,17 @@ async def test_it_listens_for_as_long_as_told_from_when_it_hears():
     assert (code, err.splitlines()[1:]) == (0, [])
 
 
+@pytest.mark.parametrize("package", ["bleak", "dbus_fast"])
+def test_a_package_that_is_missing_is_told_with_what_mends_it(package):
+    program = f"import sys; sys.modules['{package}'] = None; from gateway.cli import main; "
+    command = [sys.executable, "-c", f"{program} sys.exit(main(['scan', '--seconds', '1']))"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert package in line
+    assert line.endswith(": pip install 'bleak>=3.1,<4'")
+
+
 @pytest.mark.parametrize("wrong", [["--seconds", "0"], ["--adapter", "usb0"]])
 def test_wrong_usage_is_told(wrong):
     command = [sys.executable, "-m", "gateway", "scan", *wrong]

@@ -10,11 +10,12 @@ import logging
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.cli.columns import columns
+from gateway.config import BLEAK
 from gateway.driver import (
     DRIVER_FAULTS,
     Advertisement,
@@ -84,6 +85,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what was heard; 1 when no adapter could be used to the end."""
+    try:
+        from gateway.ble import survey
+    except ImportError as error:
+        print(f"bygate scan: {error}: pip install {BLEAK}", file=sys.stderr)
+        return 2
     faults = logging.StreamHandler()  # our own; what is wrong with the adapters is said below
     faults.setLevel(logging.ERROR)
     logging.getLogger("gateway").addHandler(faults)
@@ -91,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     adapters = list(dict.fromkeys(args.adapter or BluetoothSettings().adapter))
     if not args.json:
         print(f"listening with {', '.join(adapters)} for {args.seconds:g} s", file=sys.stderr)
-    why = asyncio.run(_listen(adapters, args.seconds, survey_of))
+    why = asyncio.run(_listen(survey(adapters, args.seconds, survey_of.hear)))
     failed = len(why) == len(adapters)
     found = sorted(survey_of.sensors, key=lambda each: -(each.rssi or -128))
     tables = _tables(found)
@@ -109,11 +115,9 @@ def run(args: argparse.Namespace) -> int:
     return int(failed)
 
 
-async def _listen(adapters: Sequence[str], seconds: float, survey_of: "Survey") -> dict[str, str]:
-    from gateway.ble import survey
-
+async def _listen(surveying: Awaitable[dict[str, str]]) -> dict[str, str]:
     asyncio.get_running_loop().set_exception_handler(stray)
-    return await survey(adapters, seconds, survey_of.hear)
+    return await surveying
 
 
 class Survey:
