@@ -113,6 +113,7 @@ async def test_as_json_all_values_are_there():
     _, out, _ = await scan(SCENE | CROWD, "--json")
     found = {each["driver"]: each for each in json.loads(out)}
     assert found["ruuvi"]["values"]["humidity"] == {"value": 53.49, "unit": "%RH"}
+    assert found["ruuvi"]["values"]["acceleration_x"]["value"] == 0.039  # as it would be kept
     assert found["ruuvi"]["rssi"] == -61
     assert found["environmental_sensing"]["link"] == "gatt"
 

@@ -191,7 +191,7 @@ def _as_json(found: Found) -> dict[str, Any]:
         "driver": found.driver,
         "link": found.kind.link,
         "model": found.kind.model,
-        "values": {q.name: {"value": v, "unit": q.unit} for q, v in found.values.items()},
+        "values": {q.name: {"value": v, "unit": q.unit} for q, v in _judged(found)},
         "why": found.why or None,
     }
 
@@ -211,9 +211,13 @@ def _signal(rssi: int | None) -> str:
 def _says(found: Found) -> str:
     if found.why:
         return found.why
-    judged = [(q, judge(q, said)[0]) for q, said in found.values.items()]
-    shown = [f"{q.name} {value} {q.unit}".strip() for q, value in judged if value is not None]
+    judged = [(q, value) for q, value in _judged(found) if value is not None]
+    shown = [f"{q.name} {value} {q.unit}".strip() for q, value in judged]
     return ", ".join(shown[:4]) + (", …" if len(shown) > 4 else "")
+
+
+def _judged(found: Found) -> list[tuple[Quantity, Value]]:
+    return [(quantity, judge(quantity, value)[0]) for quantity, value in found.values.items()]
 
 
 def _nothing(heard: int) -> str:
