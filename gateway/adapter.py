@@ -34,10 +34,7 @@ NO_SIGNAL = -127
 OFF = 1.0
 """Seconds that an adapter stays off before it is switched on again."""
 
-POWER_CUT = (
-    "a new scan, off and on, and a restart of BlueZ did not help: the adapter needs a power cut, "
-    "or there is nothing near"
-)
+POWER_CUT = "the adapter needs a power cut, or there is nothing near"
 
 FLAGS = (b"\x02", b"\x04", b"\x05", b"\x06", b"\x1a")
 """The usual flags of an advertisement: what a passive scan asks BlueZ for (CSS, part A, 1.3)."""
@@ -75,6 +72,7 @@ class Adapter:
         self._passive, self._silence, self._ask = passive, silence, ask
         self._trouble = Trouble(name)
         self._dark = False
+        self._restarted = False
         self._heard = float("-inf")
         self._asked = float("-inf")
         """The loop's time when it was last known whether BlueZ answers."""
@@ -265,9 +263,11 @@ class Adapter:
                 await self._power_cycle()
             case 3:
                 self._trouble.climbs(f"{silent}: bluetooth.service is to be restarted")
-                self._restart()
+                self._restarted = self._restart()
             case 4:
-                self._trouble.climbs(f"{silent}: {POWER_CUT}")
+                restart = ", and a restart of BlueZ" * self._restarted
+                tried = f"a new scan, off and on{restart} did not help"
+                self._trouble.climbs(f"{silent}: {tried}: {POWER_CUT}")
 
     async def _power_cycle(self) -> None:
         self._dark = True
@@ -281,14 +281,17 @@ class Adapter:
         await self._bluez.power(self.name, on=True)
         self._dark = False
 
-    def _restart(self) -> None:
+    def _restart(self) -> bool:
+        """Ask for a restart of BlueZ; False where nobody can be asked."""
         if self._ask is None:
             log.warning("nobody here restarts bluetooth.service: see systemd/README.md")
-            return
+            return False
         try:
             self._ask.touch()
         except OSError as error:
             log.warning("bluetooth.service cannot be restarted by %s: %s", self._ask, error)
+            return False
+        return True
 
 
 async def bounded(call: Coroutine[object, object, _T], seconds: float) -> _T:

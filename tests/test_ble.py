@@ -460,6 +460,7 @@ async def test_an_adapter_that_nothing_helps_is_said_to_need_a_power_cut(caplog,
         await bluez.begin("deaf until power cut")
         while "power cut" not in radio.why:
             await radio.bluez.change()
+        assert "and a restart of BlueZ did not help" in radio.why
         told = len(warnings(caplog))
         await asyncio.sleep(1)
         assert len(warnings(caplog)) == told == 4
@@ -484,6 +485,7 @@ async def test_of_a_deaf_adapter_the_status_says_so_and_does_not_blame_its_senso
             seen |= {(adapter["state"], adapter["why"]), ("silent", listener.state.why)}
             await asyncio.sleep(0.01)
         assert "the adapter needs a power cut" in adapter["why"]
+        assert "a restart of BlueZ did" not in adapter["why"]  # there was nobody to ask for one
         said = {(state, why.rpartition(": ")[2]) for state, why in seen if why}
         assert said == {("silent", step) for step in LADDER}
         assert NoReply.outcome not in listener.state.outcomes
