@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from socket import gaierror
 from typing import Any
 
 from dbus_fast import (
@@ -101,7 +102,7 @@ class Bluez:
                 self._lost = NO_BUS
             except TimeoutError as error:
                 self._lost = str(error) or STUCK_BUS
-            except InvalidAddressError as error:
+            except (InvalidAddressError, gaierror) as error:
                 self._lost = f"{WRONG_BUS} ({words(error)}): unset it, or see dbus-daemon(1)"
             except (OSError, AuthError, DBusError) as error:
                 self._lost = f"the system bus refuses ({words(error)}): see systemd/README.md"

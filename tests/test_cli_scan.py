@@ -174,7 +174,10 @@ async def test_a_bus_that_is_lost_meanwhile_is_said_without_a_traceback():
     assert len(err.splitlines()) <= 2
 
 
-@pytest.mark.parametrize("address", ["garbage", "unix:dir=/tmp", "tcp:host=127.0.0.1,port=x"])
+@pytest.mark.parametrize(
+    "address",
+    ["garbage", "unix:dir=/tmp", "tcp:host=127.0.0.1,port=x", "tcp:host=no.invalid,port=1"],
+)
 def test_an_address_of_the_bus_that_is_none_is_said(address):
     command = [sys.executable, "-m", "gateway", "scan", "--seconds", "1"]
     env = os.environ | {"DBUS_SYSTEM_BUS_ADDRESS": address}
