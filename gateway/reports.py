@@ -19,7 +19,7 @@ from gateway.driver import Advertisement
 
 Tell = Callable[[Adapter, Advertisement], None]
 
-SENT = {"ManufacturerData", "ServiceData"}
+SENT = {"RSSI", "ManufacturerData", "ServiceData"}
 """What BlueZ tells of a device only when it has heard it."""
 
 _K = TypeVar("_K")
