@@ -17,10 +17,10 @@ from bleak.args.bluez import BlueZScannerArgs, OrPattern
 from bleak.assigned_numbers import AdvertisementDataType
 from bleak.backends.device import BLEDevice
 from bleak.backends.scanner import AdvertisementData
-from bleak.exc import BleakBluetoothNotAvailableError, BleakDBusError, BleakError
+from bleak.exc import BleakBluetoothNotAvailableError, BleakError
 from dbus_fast import DBusError
 
-from gateway.bluez import CALL, NO_ANSWER, RETRY, STOP, Bluez, time_left, words
+from gateway.bluez import CALL, DENIED, NO_ANSWER, RETRY, STOP, Bluez, refusal, time_left, words
 from gateway.places import Places
 from gateway.trouble import Trouble
 
@@ -31,14 +31,11 @@ QUIET = 2.0
 IDLE = 1.0
 """Seconds that BlueZ may say it does not scan: it pauses for moments by itself."""
 NO_SIGNAL = -127
-"""What bleak gives for the signal when it tells old data anew because a scan has ended."""
+"""What bleak gives for the signal where BlueZ has none: as of old data, when a scan has ended."""
 OFF = 1.0
 """Seconds that an adapter stays off before it is switched on again."""
 
-POWER_CUT = (
-    "a new scan, off and on, and a restart of BlueZ did not help: the adapter needs a power cut, "
-    "or there is nothing near"
-)
+POWER_CUT = "the adapter needs a power cut, or there is nothing near"
 
 FLAGS = (b"\x02", b"\x04", b"\x05", b"\x06", b"\x1a")
 """The usual flags of an advertisement: what a passive scan asks BlueZ for (CSS, part A, 1.3)."""
@@ -73,7 +70,12 @@ class Adapter:
         self._passive, self._silence, self._ask = passive, silence, ask
         self._trouble = Trouble(name)
         self._dark = False
+        self._restarted = False
         self._heard = float("-inf")
+        self._asked = float("-inf")
+        """The loop's time when it was last known whether BlueZ answers."""
+        self._doubtful: tuple[BLEDevice, AdvertisementData] | None = None
+        """What came last, without a signal: heard, or old; the next call of `advertised` tells."""
         self.since = float("inf")
         """The loop's time from which on it has listened without a break."""
         self._breaks = 0
@@ -84,9 +86,28 @@ class Adapter:
         return self._trouble.why
 
     @property
+    def known(self) -> bool:
+        """Whether it has begun to scan, or why not is known."""
+        return self._trouble.known
+
+    @property
     def state(self) -> str:
         """The same in short, for the status: "ok", "silent" or "power cut needed"."""
         return self._trouble.state
+
+    @property
+    def repeats(self) -> bool:
+        """Whether each advertisement is reported, even one that changes nothing, and it alone.
+
+        With DuplicateData BlueZ begins with each anew (5.66, device_set_manufacturer_data);
+        without, as for a passive scan, it keeps all entries for ever.
+        """
+        return not self._passive
+
+    def unsure(self, within: float) -> bool:
+        """Whether it has heard nothing at all for so long, and BlueZ was not asked since."""
+        silent = self._heard < asyncio.get_running_loop().time() - within
+        return silent and self._asked < self._heard
 
     @property
     def breaks(self) -> int:
@@ -162,8 +183,19 @@ class Adapter:
             await bounded(scanner.stop(), CALL)
 
     def _detected(self, device: BLEDevice, data: AdvertisementData) -> None:
+        self._doubtful = None
         if data.rssi == NO_SIGNAL:
-            return
+            self._doubtful = device, data
+        else:
+            self._hears(device, data)
+
+    def advertised(self, path: str) -> None:
+        """Take what came last from the device at `path` for heard, though without a signal."""
+        doubtful, self._doubtful = self._doubtful, None
+        if doubtful and doubtful[0].details["path"] == path:
+            self._hears(*doubtful)
+
+    def _hears(self, device: BLEDevice, data: AdvertisementData) -> None:
         self._heard = asyncio.get_running_loop().time()
         if self.why:
             self._trouble.hears()
@@ -180,16 +212,15 @@ class Adapter:
     async def _over(self) -> bool:
         """Return when the scan is dead; whether it was silence that showed it."""
         loop = asyncio.get_running_loop()
-        asked, idle = float("-inf"), float("inf")
+        idle = float("inf")
         while self.breaks == self._breaks:
             now = loop.time()
             idle = min(now, idle) if self._idle else float("inf")
             silent = self._heard + self._silence
             if now >= (dead := min(idle + IDLE, silent)):
                 return dead == silent
-            if now >= (ask := max(self._heard, asked) + QUIET):
+            if now >= (ask := max(self._heard, self._asked) + QUIET):
                 await self._ping()
-                asked = loop.time()
             else:
                 await self._pause(min(dead, ask) - now)
         return False
@@ -198,10 +229,12 @@ class Adapter:
         """Say so while BlueZ is stuck; its scan is kept, for it may go on where it was."""
         heard = self._heard
         why = await self._bluez.stuck()
+        self._asked = asyncio.get_running_loop().time()
         if self._heard > heard:
             return
         if why:
             self._trouble.begins(why)
+            self._heard = self._asked  # the silence is not the adapter's
         elif self.why:
             self._scans()
 
@@ -228,9 +261,11 @@ class Adapter:
                 await self._power_cycle()
             case 3:
                 self._trouble.climbs(f"{silent}: bluetooth.service is to be restarted")
-                self._restart()
+                self._restarted = self._restart()
             case 4:
-                self._trouble.climbs(f"{silent}: {POWER_CUT}")
+                restart = ", and a restart of BlueZ" * self._restarted
+                tried = f"a new scan, off and on{restart} did not help"
+                self._trouble.climbs(f"{silent}: {tried}: {POWER_CUT}")
 
     async def _power_cycle(self) -> None:
         self._dark = True
@@ -244,14 +279,17 @@ class Adapter:
         await self._bluez.power(self.name, on=True)
         self._dark = False
 
-    def _restart(self) -> None:
+    def _restart(self) -> bool:
+        """Ask for a restart of BlueZ; False where nobody can be asked."""
         if self._ask is None:
             log.warning("nobody here restarts bluetooth.service: see systemd/README.md")
-            return
+            return False
         try:
             self._ask.touch()
         except OSError as error:
             log.warning("bluetooth.service cannot be restarted by %s: %s", self._ask, error)
+            return False
+        return True
 
 
 async def bounded(call: Coroutine[object, object, _T], seconds: float) -> _T:
@@ -280,11 +318,10 @@ def reason(adapter: str, error: Exception) -> str:
     """Return what one of BLEAK_FAULTS means for an adapter, with what mends it."""
     if isinstance(error, TimeoutError):
         return str(error) or NO_ANSWER
-    if isinstance(error, BleakDBusError | DBusError) and "AccessDenied" in str(error):
-        return f"BlueZ refuses: {words(error)}: sudo usermod -aG bluetooth bygate"
     if isinstance(error, OSError | EOFError):
         return f"the connection to BlueZ was lost: {words(error)}: sudo systemctl restart bluetooth"
     if isinstance(error, BleakBluetoothNotAvailableError):
         remedy = "sudo rfkill unblock bluetooth; bluetoothctl power on"
         return f"{adapter}: {error.args[0]}: {remedy}"
-    return f"{adapter} cannot scan: BlueZ says {words(error)}: sudo systemctl restart bluetooth"
+    why = refusal(error)
+    return why if why == DENIED else f"{adapter} cannot scan: {why}"

@@ -14,13 +14,15 @@ from bleak.backends.bluezdbus.manager import _global_instances
 from bleak.backends.device import BLEDevice
 from bleak.backends.scanner import AdvertisementData
 
-from gateway.adapter import SILENCE, Adapter
-from gateway.bluez import RETRY, Bluez
+from gateway.adapter import NO_SIGNAL, SILENCE, Adapter
+from gateway.bluez import CALL, RETRY, Bluez
 from gateway.driver import Advertisement, place_of
 from gateway.reports import Reports
 
 STARTED = 2.0
 """Seconds in which an adapter begins to scan that can."""
+KNOWN = 2 * CALL
+"""Seconds after which at the latest it is known why one does not."""
 
 Hear = Callable[[str, Advertisement], None]
 """Is told the name of the adapter, and what it has heard."""
@@ -58,6 +60,10 @@ class Reception:
         """The loop's time from which on it could be heard."""
         return max(adapter.since for adapter in self._adapters)
 
+    def unsure(self, within: float) -> bool:
+        """Whether nothing at all was heard for so long, and it is not known yet why."""
+        return any(adapter.unsure(within) for adapter in self._adapters)
+
     @property
     def _adapters(self) -> Sequence[Adapter]:
         return self._radio.reached_by(self._address)
@@ -76,7 +82,7 @@ class Radio:
     ) -> None:
         self.bluez = Bluez(adapters, _forget)
         self._addresses: dict[str, _Address] = {}
-        self._reports = Reports(self._told)
+        self._reports = Reports(self._told, self._advertised)
         self._adapters = [
             Adapter(
                 name,
@@ -156,6 +162,10 @@ class Radio:
                 known.next.set_result(known.device)
                 known.next = None
 
+    def _advertised(self, path: str) -> None:
+        for adapter in self._adapters:
+            adapter.advertised(path)
+
     def _told(self, adapter: Adapter, advertisement: Advertisement) -> None:
         for hear in self._addresses[advertisement.address].hear:
             hear(adapter.name, advertisement)
@@ -177,25 +187,42 @@ async def survey(
                 manufacturer_data=data.manufacturer_data,
                 service_data=data.service_data,
                 service_uuids=tuple(data.service_uuids),
-                rssi=data.rssi,
+                rssi=None if data.rssi == NO_SIGNAL else data.rssi,
             )
         )
 
+    def advertised(path: str) -> None:
+        for adapter in scanning:
+            adapter.advertised(path)
+
+    before = Reports(lambda *_: None, advertised).open
     scanning = [
-        Adapter(name, bluez, heard, passive=False, silence=SILENCE, ask=None) for name in adapters
+        Adapter(name, bluez, heard, before=before, passive=False, silence=SILENCE, ask=None)
+        for name in adapters
     ]
     async with asyncio.TaskGroup() as tasks:
         running = [
             tasks.create_task(_unending(run))
             for run in (bluez.run, *(each.run for each in scanning))
         ]
-        await asyncio.sleep(min(STARTED, seconds))
+        await _begun(scanning)
         if not _why(scanning):
-            await asyncio.sleep(seconds - min(STARTED, seconds))
-        why = {adapter.name: adapter.why for adapter in scanning if adapter.why}
+            await asyncio.sleep(seconds)
+        stuck = await bluez.stuck()
+        why = {each.name: each.why or stuck for each in scanning if each.why or stuck}
         for each in running:
             each.cancel()
     return why
+
+
+async def _begun(adapters: Sequence[Adapter]) -> None:
+    """Return when one scans, or it is known why none does."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    while _why(adapters) and loop.time() < began + KNOWN:
+        if loop.time() > began + STARTED and all(each.known for each in adapters):
+            return
+        await asyncio.sleep(0.05)
 
 
 def _why(adapters: Sequence[Adapter]) -> str:

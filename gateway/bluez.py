@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from socket import gaierror
 from typing import Any
 
 from dbus_fast import (
@@ -48,7 +49,13 @@ NO_BUS = "there is no system bus: sudo systemctl start dbus"
 STUCK_BUS = "the system bus does not answer: sudo reboot"
 WRONG_BUS = "DBUS_SYSTEM_BUS_ADDRESS is no address of a bus"
 NO_ANSWER = "BlueZ does not answer: sudo systemctl restart bluetooth"
+DENIED = (
+    "BlueZ may not be asked by this user: sudo usermod -aG bluetooth bygate, then restart bygate"
+)
 NO_BLUEZ = "BlueZ does not run: sudo systemctl start bluetooth; where it is missing, install bluez"
+
+NONE_THERE = ("UnknownObject", "UnknownMethod", "UnknownInterface", "InvalidArgs")
+"""Errors of D-Bus with which an object is answered for that there is not."""
 
 for chatty in ("bleak", "dbus_fast"):  # what is wrong is said here, once; and strangers never
     logging.getLogger(chatty).setLevel(logging.CRITICAL)
@@ -78,6 +85,8 @@ class Bluez:
         self._runs = False
         self._begun = float("-inf")
         self._powered: dict[str, bool] = {}
+        self._refused: dict[str, str] = {}
+        """Why it could not be asked whether an adapter is there; empty where it could."""
         self._idle: set[str] = set()
         self._breaks: Counter[str] = Counter()
         self._changed = asyncio.Event()
@@ -95,7 +104,7 @@ class Bluez:
                 self._lost = NO_BUS
             except TimeoutError as error:
                 self._lost = str(error) or STUCK_BUS
-            except InvalidAddressError as error:
+            except (InvalidAddressError, gaierror) as error:
                 self._lost = f"{WRONG_BUS} ({words(error)}): unset it, or see dbus-daemon(1)"
             except (OSError, AuthError, DBusError) as error:
                 self._lost = f"the system bus refuses ({words(error)}): see systemd/README.md"
@@ -125,12 +134,15 @@ class Bluez:
         if not self._runs:
             return NO_BLUEZ
         if adapter not in self._powered:
-            if asyncio.get_running_loop().time() < self._begun + BEGINS:
-                return f"BlueZ has only just begun: it has not found {adapter} yet"
-            return f"there is no Bluetooth adapter {adapter}: plug it in, or set [bluetooth]"
+            return self._refused.get(adapter) or self._missing(adapter)
         if not self._powered[adapter]:
             return f"{adapter} is off: sudo rfkill unblock bluetooth; bluetoothctl power on"
         return ""
+
+    def _missing(self, adapter: str) -> str:
+        if asyncio.get_running_loop().time() < self._begun + BEGINS:
+            return f"BlueZ has only just begun: it has not found {adapter} yet"
+        return f"there is no Bluetooth adapter {adapter}: plug it in, or set [bluetooth]"
 
     async def stuck(self) -> str:
         """Return which does not answer, BlueZ or the bus, with the remedy; empty if both do."""
@@ -187,12 +199,15 @@ class Bluez:
                 self._powered[name] = powered
 
     async def _is_powered(self, path: str) -> bool | None:
-        """Return whether an adapter is powered, None where there is none."""
+        """Return whether an adapter is powered, None where there is none or that is not told."""
+        refused, powered = "", None
         try:
             said = await self._ask(BLUEZ, path, f"{PROPERTIES}.Get", "ss", ADAPTER, "Powered")
-        except DBusError:
-            return None
-        return bool(said.value)
+            powered = bool(said.value)
+        except DBusError as error:
+            refused = "" if error.type.endswith(NONE_THERE) else refusal(error)
+        self._refused[self._adapters[path]] = refused
+        return powered
 
     @asynccontextmanager
     async def removal(self, path: str, tell: Callable[[], None]) -> AsyncIterator[None]:
@@ -264,7 +279,7 @@ class Bluez:
             return
         match message.member, message.body:
             case "NameOwnerChanged", [name, _, owner] if name == BLUEZ:
-                self._runs, self._powered = bool(owner), {}
+                self._runs, self._powered, self._refused = bool(owner), {}, {}
                 self._begun = asyncio.get_running_loop().time()
                 if not owner:
                     self._gone()
@@ -301,6 +316,13 @@ def time_left(seconds: float) -> float:
     """Return how many of its seconds a call has: at most STOP where its task is to end."""
     task = asyncio.current_task()
     return min(seconds, STOP) if task and task.cancelling() else seconds
+
+
+def refusal(error: Exception) -> str:
+    """Return what it means that BlueZ, or the bus, answers with an error."""
+    if "AccessDenied" in f"{getattr(error, 'type', '')} {error}":
+        return DENIED
+    return f"BlueZ says {words(error)}: sudo systemctl restart bluetooth"
 
 
 def words(error: Exception) -> str:

@@ -9,6 +9,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -265,7 +266,16 @@ def _misfit(kind: type[Driver], table: Mapping[str, Any]) -> dict[str, str]:
     if needed and needed not in table:
         instance = _OF_SENSORS[needed].instance
         wrong[needed] = f"missing, but required by a {kind.link} driver{instance}"
+    if issubclass(kind, BleDriver) and (lacks := [each for each in _BLE if not find_spec(each)]):
+        wrong["driver"] = f"needs the package {lacks[0]}: pip install {BLEAK}"
     return wrong
+
+
+BLEAK = "'bleak>=3.1,<4'"
+"""What pip is to install where Bluetooth lacks a package."""
+
+_BLE = ("bleak", "dbus_fast")
+"""Packages that are imported for BLE sensors only, the second brought by the first."""
 
 
 _PLACES: Mapping[type[Driver], str] = {SerialDriver: "port", BleDriver: "address", LocalDriver: ""}

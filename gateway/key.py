@@ -45,6 +45,8 @@ def _cipher(key: bytes) -> "AESCCM":
 
 def _kind(text: object) -> str:
     if not isinstance(text, str):
-        return "something else"
+        return "a number without quotes" if type(text) in (int, float) else "something else"
+    if re.search(r"[\s:-]", text):
+        return "spaces, ':' or '-' among them"
     wrong = re.search("[^0-9a-fA-F]", text)
     return "other characters among them" if wrong else f"{len(text)}"

@@ -112,6 +112,9 @@ class Air(Protocol):
     def since(self) -> float:
         """The loop's time from which on something could be heard."""
 
+    def unsure(self, within: float) -> bool:
+        """Whether nothing at all was heard for so long, and it is not known yet why."""
+
 
 @dataclass(kw_only=True, eq=False)
 class AdvertisementListener(Listener):
@@ -129,6 +132,7 @@ class AdvertisementListener(Listener):
     _counter: int | None = None
     _counters: dict[str, int] = field(default_factory=dict)
     _unread: SensorError | None = None
+    _repeats: int = 0
     _others: int = 0
 
     def hear(self, adapter: str, advertisement: Advertisement) -> None:
@@ -141,7 +145,9 @@ class AdvertisementListener(Listener):
             if _holds(advertisement, self._read) and self._counter is None:
                 instant = self.clock.now()
                 self._hear([replace(reading, instant=instant) for reading in self._readings])
-            elif _holds(advertisement, self._read) or advertisement == self._last:
+            elif _holds(advertisement, self._read):
+                self._repeats += 1
+            elif advertisement == self._last:
                 self._others += 1
             else:
                 self._last = advertisement
@@ -155,8 +161,10 @@ class AdvertisementListener(Listener):
             self._bad = self._unread = error
             self._count(outcome_of(error))
             return
-        if values is None or not new:
+        if values is None:
             self._others += 1
+        elif not new:
+            self._repeats += 1
         else:
             self._read, self._unread = advertisement, None
             self._readings = self._judged(values)
@@ -181,19 +189,33 @@ class AdvertisementListener(Listener):
 
     def _missed(self) -> SensorError | PortError:
         others, self._others = self._others, 0
+        repeats, self._repeats = self._repeats, 0
+        if unheard := self._unheard():
+            return NoAdapter(unheard)
         within = f"within {self.interval:g} s"
-        if self.air.why:
-            return NoAdapter(self.air.why)
-        listened = asyncio.get_running_loop().time() - self.air.since
-        if listened < self.interval:  # the sensor cannot be blamed yet
-            return NoAdapter(f"the adapter listens only since {listened:.1f} s")
-        if others and self._unread:
+        if not (count := others + repeats):
+            return NoReply(f"no advertisement {within}: check address, battery and distance")
+        if self._unread:
             return self._unread
-        if others and self._readings:
-            return NoReply(f"{others} advertisements {within}, all repeat what it said before")
-        if others:
-            return NoReply(f"{others} advertisements {within}, none that its driver reads")
-        return NoReply(f"no advertisement {within}: check address, battery and distance")
+        return NoReply(f"{count} advertisements {within}, {_nothing(others, repeats)}")
+
+    def _unheard(self) -> str:
+        """Return why the sensor cannot be blamed for silence; empty where it can."""
+        if self.air.why:
+            return self.air.why
+        listened = asyncio.get_running_loop().time() - self.air.since
+        if listened < self.interval:
+            return f"the adapter listens only since {listened:.1f} s"
+        if self.air.unsure(self.interval):
+            return "the adapter hears nothing at all: BlueZ is asked whether it answers"
+        return ""
+
+
+def _nothing(others: int, repeats: int) -> str:
+    """Return what advertisements are that tell nothing: none is read, or they repeat."""
+    if not repeats:
+        return "none that its driver reads"
+    return "none says anything new" if others else "all repeat what it said before"
 
 
 def _holds(advertisement: Advertisement, earlier: Advertisement | None) -> bool:

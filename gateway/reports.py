@@ -19,6 +19,9 @@ from gateway.driver import Advertisement
 
 Tell = Callable[[Adapter, Advertisement], None]
 
+SENT = {"RSSI", "ManufacturerData", "ServiceData"}
+"""What BlueZ tells of a device only when it has heard it."""
+
 _K = TypeVar("_K")
 
 
@@ -35,10 +38,13 @@ class _Device:
 
 
 class Reports:
-    """What BlueZ reports of the devices that are watched; `tell` must not raise."""
+    """What BlueZ reports of the devices that are watched; `tell` must not raise.
 
-    def __init__(self, tell: Tell) -> None:
-        self._tell = tell
+    `advertised` is called with the path of any device that has sent data, after bleak has told it.
+    """
+
+    def __init__(self, tell: Tell, advertised: Callable[[str], None]) -> None:
+        self._tell, self._advertised = tell, advertised
         self._devices: dict[str, _Device] = {}
         self._bus: MessageBus | None = None
 
@@ -62,13 +68,17 @@ class Reports:
             return
         match message.member, message.body:
             case "PropertiesChanged", [interface, changed, _] if interface == DEVICE:
-                if device := self._devices.get(message.path or ""):
-                    self._report(device, changed)
-            case "InterfacesAdded", [path, interfaces] if path in self._devices:
-                if DEVICE in interfaces:  # BlueZ knew nothing of it: all has just been sent
-                    device = self._devices[path]
+                self._take(message.path or "", changed)
+            case "InterfacesAdded", [path, interfaces] if DEVICE in interfaces:
+                if device := self._devices.get(path):  # BlueZ knew nothing of it
                     device.manufacturer, device.service = {}, {}
-                    self._report(device, interfaces[DEVICE])
+                self._take(path, interfaces[DEVICE])
+
+    def _take(self, path: str, changed: Mapping[str, Variant]) -> None:
+        if not SENT.isdisjoint(changed):
+            self._advertised(path)
+        if device := self._devices.get(path):
+            self._report(device, changed)
 
     def _report(self, device: _Device, changed: Mapping[str, Variant]) -> None:
         device.rssi = _value(changed, "RSSI", "n", device.rssi)
@@ -76,9 +86,9 @@ class Reports:
         manufacturer = _entries(changed, "ManufacturerData", "a{qv}")
         service = _entries(changed, "ServiceData", "a{sv}")
         new = _changed(device.manufacturer, manufacturer), _changed(device.service, service)
+        again = _rest(device, manufacturer, new[0]), _rest(device, service, new[1])
         device.manufacturer = manufacturer or device.manufacturer
         device.service = service or device.service
-        again = {} if new[0] else manufacturer, {} if new[1] else service
         for each in (new, again):
             if any(each):
                 self._tell(device.adapter, _said(device, *each))
@@ -97,12 +107,13 @@ def _said(
 
 
 def _changed(before: Mapping[_K, bytes], now: Mapping[_K, bytes]) -> dict[_K, bytes]:
-    """Return what has changed. What has not, beside what has, may be left from earlier.
-
-    With DuplicateData BlueZ reports each advertisement, even one that changes nothing, and begins
-    with it anew (5.66, device_set_manufacturer_data); without, it keeps all entries for ever.
-    """
     return {key: data for key, data in now.items() if before.get(key) != data}
+
+
+def _rest(device: _Device, now: Mapping[_K, bytes], new: Mapping[_K, bytes]) -> dict[_K, bytes]:
+    """Return what was sent again; beside what is new it may be left from earlier."""
+    left = bool(new) and not device.adapter.repeats
+    return {} if left else {key: data for key, data in now.items() if key not in new}
 
 
 def _entries(changed: Mapping[str, Variant], name: str, signature: str) -> dict[Any, bytes]:

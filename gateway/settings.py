@@ -71,6 +71,8 @@ def _degrees(value: object, bound: int) -> float:
 def _address(value: object) -> str:
     if isinstance(value, str) and re.fullmatch(r"[0-9A-Fa-f]{2}([:-]?[0-9A-Fa-f]{2}){5}", value):
         digits = re.sub("[:-]", "", value.upper())
+        if digits in ("0" * 12, "F" * 12):
+            raise ValueError(f"{seen(value)} is no device's address: `bygate scan` shows them")
         return ":".join(digits[at : at + 2] for at in range(0, 12, 2))
     expected = "a Bluetooth address such as 'CC:B8:33:4C:88:4F'"
     raise ValueError(f"expected {expected}, got {seen(value)}")
@@ -79,7 +81,7 @@ def _address(value: object) -> str:
 def _adapters(value: object) -> tuple[str, ...]:
     names = value if isinstance(value, list) and value else [value]
     for name in names:
-        if not (isinstance(name, str) and re.fullmatch(r"hci[0-9]{1,3}", name)):
+        if not (isinstance(name, str) and re.fullmatch(r"hci(0|[1-9][0-9]{0,2})", name)):
             raise ValueError(f"expected an adapter such as 'hci0', got {seen(name)}")
     return tuple(dict.fromkeys(names))
 

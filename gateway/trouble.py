@@ -18,7 +18,7 @@ class Trouble:
     """What is wrong with one adapter now, and what was told of it since it began."""
 
     def __init__(self, name: str, now: Callable[[], float] = time.monotonic) -> None:
-        self.why = f"{name} does not scan yet"
+        self.why = self._new = f"{name} does not scan yet"
         """Empty while nothing is wrong."""
         self.rung = 0
         """How many things were done against its hearing nothing; 0 while it hears."""
@@ -27,6 +27,11 @@ class Trouble:
         self._deaf = ""
         self._told = ""
         self._outages = Outages(now)
+
+    @property
+    def known(self) -> bool:
+        """Whether it has begun to scan, or why not is known."""
+        return self.why != self._new
 
     @property
     def state(self) -> str:

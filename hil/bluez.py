@@ -8,9 +8,10 @@
         assert received == tag.heard
 
 It keeps to BlueZ's own ways where a client could notice: a scan belongs to a client and ends with
-it, adverts reach nobody while nobody scans, entries of ManufacturerData stay, RSSI is told with
-each advert if the scan has a filter, who is not heard for 30 s is removed. What it does not know:
-pairing with keys, descriptors, AcquireNotify and AcquireWrite, bonds on disk, classic Bluetooth.
+it, adverts reach nobody while nobody scans, entries of ManufacturerData stay unless a scan has
+DuplicateData, RSSI is told with each advert if the scan has a filter, who is not heard for 30 s is
+removed. What it does not know: pairing with keys, descriptors, AcquireNotify and AcquireWrite,
+bonds on disk, classic Bluetooth.
 """
 
 from collections.abc import AsyncIterator, Collection, Mapping

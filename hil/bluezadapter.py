@@ -180,7 +180,7 @@ def _passes(scan: dict[str, Any], advert: Advert) -> bool:
     uuids: Iterable[str] = scan.get("UUIDs", ())
     pattern = scan.get("Pattern", "")
     return (
-        advert.rssi >= scan.get("RSSI", -127)
+        (advert.rssi is None or advert.rssi >= scan.get("RSSI", -127))
         and (not uuids or not {uuid.lower() for uuid in uuids}.isdisjoint(advert.uuids))
         and (advert.address.startswith(pattern) or advert.name.startswith(pattern))
     )

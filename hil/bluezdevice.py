@@ -42,7 +42,7 @@ class Device:
             "Alias": dashed,
             "Adapter": adapter,
             "UUIDs": [],
-            "RSSI": advert.rssi,
+            **({} if advert.rssi is None else {"RSSI": advert.rssi}),
             **dict.fromkeys(("Paired", "Bonded", "Trusted", "Blocked"), False),
             **dict.fromkeys(("Connected", "ServicesResolved"), False),
         }
@@ -74,21 +74,25 @@ class Device:
             self._steady += 1
             if self._steady % STEADY:
                 return
-        step = abs(advert.rssi - self.shown.get("RSSI", -127))
-        if filtered or step >= RSSI_STEP:
-            changed["RSSI"] = advert.rssi
+        if advert.rssi is not None:
+            step = abs(advert.rssi - self.shown.get("RSSI", -127))
+            if filtered or step >= RSSI_STEP:
+                changed["RSSI"] = advert.rssi
         self._change(changed)
 
     def _news(
         self, shown: dict[str, Any], advert: Advert, *, again: bool = False
     ) -> dict[str, Any]:
-        """Return the properties to which an advertisement adds; with `again` all that it has."""
+        """Return the properties to which an advertisement adds; with `again` all that it has.
+
+        With that BlueZ begins with the entries anew, without it keeps them for ever.
+        """
         news: dict[str, Any] = {}
         for name, said in (
             ("ManufacturerData", advert.manufacturer),
             ("ServiceData", advert.service_data),
         ):
-            held = shown.get(name, {})
+            held: Any = {} if again else shown.get(name, {})
             if said and (again or held | said != held):
                 news[name] = held | said
         if not set(advert.uuids) <= set(shown["UUIDs"]):

@@ -28,6 +28,7 @@ _CONFIG = """\
     <allow user="*"/>
     <allow send_destination="*" eavesdrop="true"/>
     <allow receive_sender="*" eavesdrop="true"/>
+    {denied}
   </policy>
 </busconfig>
 """
@@ -37,10 +38,12 @@ class PrivateBus:
     """A dbus-daemon while the context lasts; it dies with this process, however that ends.
 
     Clients find it by `DBUS_SYSTEM_BUS_ADDRESS`, which is to hold `address`. The address stays the
-    same over `kill` and `start`. Raises OSError where dbus-daemon is not installed.
+    same over `kill` and `start`. No call gets to the name that is `denied`, as BlueZ's policy has
+    it for users outside its group. Raises OSError where dbus-daemon is not installed.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str] | None = None, *, denied: str = "") -> None:
+        self._denied = f'<deny send_destination="{denied}" send_type="method_call"/>' * bool(denied)
         self._own = None if path else f"{tempfile.gettempdir()}/bygate-hil-{secrets.token_hex(4)}"
         self.path = Path(path or f"{self._own}/bus")
         self._process: asyncio.subprocess.Process | None = None
@@ -82,7 +85,7 @@ class PrivateBus:
         if not program:
             raise FileNotFoundError("dbus-daemon is missing; type: sudo apt-get install dbus")
         config, parent = self.path.with_suffix(".conf"), os.getpid()
-        config.write_text(_CONFIG.format(path=self.path))
+        config.write_text(_CONFIG.format(path=self.path, denied=self._denied))
         with self.path.with_suffix(".log").open("wb") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *(program, f"--config-file={config}", "--nofork", "--nopidfile", "--nosyslog"),

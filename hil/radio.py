@@ -26,7 +26,8 @@ class Advert:
     service_data: Mapping[str, bytes] = field(default_factory=dict)
     uuids: tuple[str, ...] = ()
     name: str = ""
-    rssi: int = -60
+    rssi: int | None = -60
+    """None: the controller does not know it."""
     random: bool = False
 
 
@@ -64,7 +65,7 @@ class Advertiser:
         service_data: Mapping[str, Payload] | None = None,
         uuids: Collection[str] = (),
         name: str = "",
-        rssi: int = -60,
+        rssi: int | None = -60,
         random: bool = False,
         every: float = 1.0,
         adapters: Collection[str] = (),

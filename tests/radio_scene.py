@@ -101,9 +101,12 @@ async def apart(scene, **settings):
 
 
 @asynccontextmanager
-async def scene(adapters=("hci0",), *, bluez=None, **settings):
+async def scene(adapters=("hci0",), *, bluez=None, denied="", **settings):
     """Give a simulated BlueZ and a radio that runs on it."""
-    async with PrivateBus() as bus, FakeBlueZ(bus, adapters=adapters, **(bluez or {})) as fake:
+    async with (
+        PrivateBus(denied=denied) as bus,
+        FakeBlueZ(bus, adapters=adapters, **(bluez or {})) as fake,
+    ):
         os.environ |= bus.environment
         radio = Radio(adapters, **settings)
         async with asyncio.TaskGroup() as tasks:

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from gateway.bluez import BEGINS, RETRY
+from gateway.bluez import BEGINS, DENIED, RETRY
 from gateway.buffer import Buffer
 from gateway.clock import Clock
 from gateway.disk import Disk
@@ -108,6 +108,16 @@ async def test_a_fault_at_the_start_is_said_once_and_waited_out(name, caplog):
 
 
 @on_air
+async def test_a_user_whom_the_bus_keeps_from_bluez_is_told_the_group_not_to_plug_it_in(caplog):
+    async with scene(denied="org.bluez") as (_, radio):
+        await until(lambda: radio.why == DENIED)
+        await asyncio.sleep(1.5 * RETRY)
+        assert radio.why == DENIED
+    assert warnings(caplog) == [DENIED]
+    assert "sudo usermod -aG bluetooth bygate" in DENIED
+
+
+@on_air
 async def test_what_is_not_configured_is_never_seen_by_anyone(caplog):
     caplog.set_level(logging.DEBUG)
     async with scene() as (bluez, radio):
@@ -131,7 +141,8 @@ def hall(radio):
 
 @on_air
 async def test_a_sensor_is_not_blamed_for_what_was_said_before_the_adapter_listened():
-    async with scene() as (_, radio), asyncio.TaskGroup() as tasks:
+    async with scene() as (bluez, radio), asyncio.TaskGroup() as tasks:
+        bluez.crowd(10, every=0.5)
         listener = hall(radio)
         listening = tasks.create_task(listener.run())
         await until(lambda: NoReply.outcome in listener.state.outcomes)
@@ -193,6 +204,23 @@ async def test_what_is_sent_again_is_told_though_something_beside_it_changes():
 
 
 @on_air
+async def test_what_is_steady_is_told_beside_what_changes_in_the_same_data_until_it_is_gone():
+    async with scene() as (bluez, radio):
+        ears, both = Ears(radio), {RUUVI: b"steady", 0x0001: counter}
+        device = bluez.advertise(TAG, manufacturer=both, every=0)
+        await until(device.send)
+        device.send()
+        device.manufacturer = {0x0001: counter}
+        device.send()
+        await until(lambda: len(ears.heard) == 4)
+        assert [sorted(each.manufacturer_data) for each in ears.heard] == [
+            [0x0001, RUUVI],
+            *([0x0001], [RUUVI]),
+            [0x0001],
+        ]
+
+
+@on_air
 async def test_a_device_that_bluez_forgot_does_not_come_back_with_what_it_said():
     async with scene(bluez={"forget_after": 0.3}) as (bluez, radio):
         ears = Ears(radio)
@@ -240,6 +268,31 @@ async def test_what_bleak_tells_when_a_scan_ends_is_not_heard_as_an_advert():
         await bluez.begin("powered off")
         await asyncio.sleep(0.3)
         assert not ears.heard
+
+
+@on_air
+async def test_adverts_whose_signal_the_controller_does_not_know_are_heard(caplog):
+    async with scene(silence=0.3) as (bluez, radio):
+        device = bluez.advertise(TAG, manufacturer={RUUVI: counter}, every=0.02, rssi=None)
+        await radio.opened()
+        await asyncio.sleep(0.7)
+        found = await asyncio.gather(*(radio.next(TAG) for _ in range(3)))
+        assert {each.address for _, each in found} == {device.address}
+    assert not warnings(caplog)
+
+
+@on_air
+async def test_what_bleak_tells_when_a_scan_ends_is_nobody_to_connect_to():
+    async with scene() as (bluez, radio):
+        old = tag(bluez)
+        await radio.next(TAG)
+        old.stop()
+        waiting = asyncio.create_task(radio.next(TAG))
+        await asyncio.sleep(0.1)
+        await bluez.begin("powered off")
+        await asyncio.sleep(0.3)
+        assert not waiting.done()
+        waiting.cancel()
 
 
 @on_air
@@ -335,10 +388,15 @@ async def test_passive_scanning_does_not_retell_what_a_device_no_longer_sends():
         device.manufacturer = {}
         for device.rssi in (-40, -80, -40):
             device.send()
-        device.manufacturer = {RUUVI: b"new"}
+        device.manufacturer = {0x0001: b"new"}
         device.send()
-        await until(lambda: len(ears.heard) > 1)
-        assert ears.heard[1].manufacturer_data == device.manufacturer
+        device.manufacturer = {0x0001: b"last"}
+        device.send()
+        await until(lambda: len(ears.heard) > 2)
+        assert [each.manufacturer_data for each in ears.heard[1:]] == [
+            {0x0001: b"new"},
+            {0x0001: b"last"},
+        ]
 
 
 @on_air
@@ -402,6 +460,7 @@ async def test_an_adapter_that_nothing_helps_is_said_to_need_a_power_cut(caplog,
         await bluez.begin("deaf until power cut")
         while "power cut" not in radio.why:
             await radio.bluez.change()
+        assert "and a restart of BlueZ did not help" in radio.why
         told = len(warnings(caplog))
         await asyncio.sleep(1)
         assert len(warnings(caplog)) == told == 4
@@ -426,6 +485,7 @@ async def test_of_a_deaf_adapter_the_status_says_so_and_does_not_blame_its_senso
             seen |= {(adapter["state"], adapter["why"]), ("silent", listener.state.why)}
             await asyncio.sleep(0.01)
         assert "the adapter needs a power cut" in adapter["why"]
+        assert "a restart of BlueZ did" not in adapter["why"]  # there was nobody to ask for one
         said = {(state, why.rpartition(": ")[2]) for state, why in seen if why}
         assert said == {("silent", step) for step in LADDER}
         assert NoReply.outcome not in listener.state.outcomes

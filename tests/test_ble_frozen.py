@@ -12,10 +12,11 @@ import pytest
 from ble_box import SENSORS, flow, log_of, now_ms
 from gateway_process import gateway
 
-from gateway.bluez import NO_ANSWER, STUCK_BUS
+from gateway.adapter import QUIET
+from gateway.bluez import NO_ANSWER, PING, STUCK_BUS
 from hil.bluezprocess import BlueZProcess
 from hil.broker import Broker
-from tests.radio_scene import METER, NEEDS_DBUS, TAG, on_air
+from tests.radio_scene import METER, NEEDS_DBUS, TAG, apart, on_air
 
 pytestmark = NEEDS_DBUS
 
@@ -71,11 +72,24 @@ async def test_who_does_not_answer_is_named_and_the_scan_goes_on(which, tmp_path
         await flow(broker, 0, "hall", "attic", "box")
         with frozen(which, bluez):
             await daemon.says(FROZEN[which], within=SAYS_WITHIN)
+            assert not [line for line in daemon.log if "hall" in line]  # its turn is each second
             await broker.wait_for(lambda _: why(broker, "hall") == FROZEN[which])
             cured = now_ms()
         assert await flow(broker, cured, "hall", "attic") < 2
         log = await log_of(daemon)
-    assert log.count(f"WARNING {FROZEN[which]}") == log.count("INFO hci0: scans again") == 1
+    assert log == [f"WARNING {FROZEN[which]}", "INFO hci0: scans again"]
+
+
+@pytest.mark.parametrize("which", FROZEN)
+@on_air
+async def test_nothing_is_done_against_a_silence_whose_cause_is_who_does_not_answer(which, caplog):
+    async with apart(SCENE, silence=QUIET + PING + 1) as (bluez, radio):
+        await radio.opened()
+        with frozen(which, bluez):
+            await asyncio.sleep(2 * (QUIET + PING + 1))
+            assert radio.why == FROZEN[which]
+        await radio.opened()
+    assert [record.getMessage() for record in caplog.records] == [FROZEN[which]]
 
 
 @pytest.mark.parametrize("which", FROZEN)

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,16 @@ def bygate(
         check=False,
         cwd=site,
     )
+
+
+def test_of_a_sensor_with_very_many_quantities_the_first_are_shown(site: Path):
+    tag = '[sensors.shed]\ndriver = "bthome"\naddress = "54:48:E6:8F:80:A5"\n'
+    (site / "many.toml").write_text(GOOD + tag)
+    done = bygate(site, "check", "-c", "many.toml")
+    line = done.stdout.splitlines()[3]
+    assert "temperature (to _4), humidity (to _4), " in line
+    assert re.search(r", … and \d+ more$", line)
+    assert len(line) < 300
 
 
 def test_a_good_file_shows_what_will_run(site: Path):

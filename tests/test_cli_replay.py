@@ -227,6 +227,7 @@ def test_settings_are_the_drivers_own(replay: Replay):
         (("maxbotix", "--set", "publish", "00"), "--set publish: expected KEY=VALUE"),
         (("maxbotix", "--set", "pub=x", "00"), "--set pub: there is no such setting; did you"),
         (("maxbotix", "--set", "no_echo=x", "00"), "--set no_echo: expected a whole number"),
+        (("maxbotix", "--set=no_echo=1", "--set=no_echo=2", "00"), "--set no_echo: given twice"),
     ],
 )
 def test_wrong_usage_is_told_in_one_line(arguments: tuple[str, ...], line: str, replay: Replay):
@@ -336,6 +337,11 @@ def test_hex_may_come_from_standard_input_line_by_line():
     done = process("sds011", "-", GOOD, given=f"{GOOD}\n\n{WORSE}\n")
     assert [json.loads(line) for line in done.stdout.splitlines()] == [OK, BAD, OK]
     assert done.returncode == 1
+
+
+def test_a_line_of_standard_input_is_quoted_without_its_end():
+    done = process("sds011", "-", given=f"{GOOD}\n zz\r\n")
+    assert (done.returncode, done.stderr) == (2, "HEX 'zz': 'z' is no hexadecimal digit\n")
 
 
 def test_no_hex_is_wrong_usage():

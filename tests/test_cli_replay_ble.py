@@ -180,6 +180,8 @@ def test_a_driver_with_a_dialogue_is_answered_from_the_hex(replay: Replay):
         (("ruuvi", "--manufacturer=65536", "00"), "--manufacturer: expected a company identifier"),
         (("ruuvi", "--manufacturer=1_0", "00"), "--manufacturer: expected a company identifier"),
         (("ruuvi", "--manufacturer=0x4_99", "00"), "--manufacturer: expected a company identifier"),
+        (("ruuvi", "--manufacturer=1", "--manufacturer=2", "00"), "--manufacturer: given twice"),
+        (("bthome", "--service=fcd2", "--service=fcd2", "00"), "--service: given twice"),
         (
             ("ruuvi", "--address=54:48", "00"),
             "--address: expected a Bluetooth address such as 'CC:",

@@ -6,14 +6,16 @@ import os
 import subprocess
 import sys
 import tomllib
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
 from gateway.ble import STARTED
-from gateway.bluez import WRONG_BUS
+from gateway.bluez import NO_ANSWER, STUCK_BUS, WRONG_BUS
 from hil.bluezprocess import BlueZProcess
 from tests.radio_scene import METER, NEEDS_DBUS, TAG, on_air
+from tests.test_ble_frozen import frozen
 
 pytestmark = NEEDS_DBUS
 
@@ -37,28 +39,30 @@ SCENE = {
         }
     ],
 }
+FROZEN = {"BlueZ": NO_ANSWER, "D-Bus": STUCK_BUS}
 CROWD: dict[str, Any] = {"crowd": {"size": 30, "every": 0.1, "rotate": 0.5}}
 
 
-async def scan(scene, *arguments, faults=(), meanwhile=None):
+async def scan(scene, *arguments, faults=(), meanwhile=None, stopped=None):
     """Return what `bygate scan` printed beside a scene: exit code, output, errors.
 
-    `meanwhile` is done to the simulated BlueZ once it scans.
+    `meanwhile` is done to the simulated BlueZ once it scans; what is `stopped` is so all the time.
     """
     async with BlueZProcess(scene) as bluez:
         for fault in faults:
             await bluez.tell(f"fault {fault}")
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "gateway", "scan", "--seconds", "1", *arguments),
-            env=os.environ | dict(bluez.environment),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        reading = asyncio.ensure_future(process.communicate())
-        if meanwhile:
-            await asyncio.sleep(STARTED)
-            await meanwhile(bluez)
-        out, err = await reading
+        with frozen(stopped, bluez) if stopped else nullcontext():
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "gateway", "scan", "--seconds", "1", *arguments),
+                env=os.environ | dict(bluez.environment),
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+            reading = asyncio.ensure_future(process.communicate())
+            if meanwhile:
+                await asyncio.sleep(STARTED)
+                await meanwhile(bluez, reading)
+            out, err = await reading
     return process.returncode, out.decode(), err.decode()
 
 
@@ -109,8 +113,16 @@ async def test_as_json_all_values_are_there():
     _, out, _ = await scan(SCENE | CROWD, "--json")
     found = {each["driver"]: each for each in json.loads(out)}
     assert found["ruuvi"]["values"]["humidity"] == {"value": 53.49, "unit": "%RH"}
+    assert found["ruuvi"]["values"]["acceleration_x"]["value"] == 0.039  # as it would be kept
     assert found["ruuvi"]["rssi"] == -61
     assert found["environmental_sensing"]["link"] == "gatt"
+
+
+@on_air
+async def test_a_sensor_whose_signal_the_controller_does_not_know_is_listed():
+    silent = SCENE["advertiser"][0] | {"rssi": None}
+    _, out, _ = await scan({"advertiser": [silent]})
+    assert out.splitlines()[1].split()[:3] == [TAG, "-", "ruuvi"]
 
 
 @on_air
@@ -150,7 +162,7 @@ async def test_a_sensor_that_is_connected_to_is_known_by_its_makers_data():
 
 @on_air
 async def test_a_bus_that_is_lost_meanwhile_is_said_without_a_traceback():
-    async def lose(bluez):
+    async def lose(bluez, _):
         for _ in range(5):
             await asyncio.sleep(0.4)
             await bluez.tell("fault D-Bus gone")
@@ -162,7 +174,10 @@ async def test_a_bus_that_is_lost_meanwhile_is_said_without_a_traceback():
     assert len(err.splitlines()) <= 2
 
 
-@pytest.mark.parametrize("address", ["garbage", "unix:dir=/tmp", "tcp:host=127.0.0.1,port=x"])
+@pytest.mark.parametrize(
+    "address",
+    ["garbage", "unix:dir=/tmp", "tcp:host=127.0.0.1,port=x", "tcp:host=no.invalid,port=1"],
+)
 def test_an_address_of_the_bus_that_is_none_is_said(address):
     command = [sys.executable, "-m", "gateway", "scan", "--seconds", "1"]
     env = os.environ | {"DBUS_SYSTEM_BUS_ADDRESS": address}
@@ -190,6 +205,44 @@ async def test_without_a_radio_it_says_why_and_what_helps(fault, why):
     assert (code, out) == (1, "")
     assert why in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("which", FROZEN)
+@on_air
+async def test_who_does_not_answer_from_the_start_is_named(which):
+    code, out, err = await scan(SCENE, stopped=which)
+    assert (code, out) == (1, "")
+    assert err.splitlines()[1:] == [FROZEN[which]]
+
+
+@pytest.mark.parametrize("which", FROZEN)
+@on_air
+async def test_who_answers_no_longer_is_named_beside_what_was_heard_before(which):
+    async def stop(bluez, end):
+        with frozen(which, bluez):
+            await asyncio.wait({end})
+
+    code, out, err = await scan(SCENE, "--seconds", "3", meanwhile=stop)
+    assert code == 1
+    assert TAG in out
+    assert err.splitlines()[1:] == [FROZEN[which]]
+
+
+@on_air
+async def test_it_listens_for_as_long_as_told_from_when_it_hears():
+    code, _, err = await scan(SCENE, "--seconds", "0.001")
+    assert (code, err.splitlines()[1:]) == (0, [])
+
+
+@pytest.mark.parametrize("package", ["bleak", "dbus_fast"])
+def test_a_package_that_is_missing_is_told_with_what_mends_it(package):
+    program = f"import sys; sys.modules['{package}'] = None; from gateway.cli import main; "
+    command = [sys.executable, "-c", f"{program} sys.exit(main(['scan', '--seconds', '1']))"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert package in line
+    assert line.endswith(": pip install 'bleak>=3.1,<4'")
 
 
 @pytest.mark.parametrize("wrong", [["--seconds", "0"], ["--adapter", "usb0"]])

@@ -1,6 +1,7 @@
 import os
 import random
 import re
+import sys
 import tempfile
 from pathlib import Path
 
@@ -344,6 +345,30 @@ def test_two_sensors_that_are_the_same_device_are_named_however_the_address_is_w
     found = mistake(two_tags(one, f'driver = "ruuvi"\n{same}'))
     assert found == f"10: sensors.b.address: {twice}"
     assert set(read(two_tags(one, f'driver = "bthome"\n{same}')).sensors) == {"a", "b"}
+
+
+@pytest.mark.parametrize("address", ["00:00:00:00:00:00", "ffffffffffff"])
+def test_an_address_that_no_device_has_is_refused(address: str):
+    found = mistake(BASE + f'[sensors.a]\ndriver = "ruuvi"\naddress = "{address}"\n')
+    assert found == f"7: sensors.a.address: '{address}' is no device's address: " + (
+        "`bygate scan` shows them"
+    )
+
+
+@pytest.mark.parametrize("name", ["hci00", "hci01", "hci1000", "HCI0"])
+def test_a_name_that_no_adapter_has_is_refused(name: str):
+    found = mistake(BASE + f'[bluetooth]\nadapter = "{name}"\n')
+    assert found == f"6: bluetooth.adapter: expected an adapter such as 'hci0', got '{name}'"
+
+
+@pytest.mark.parametrize("package", ["bleak", "dbus_fast"])
+def test_a_package_that_ble_sensors_lack_is_told_with_what_mends_it(package: str):
+    tag = 'driver = "ruuvi"\naddress = "CC:B8:33:4C:88:4F"\n'
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, package, None)
+        found = mistake(BASE + f'[sensors.a]\n{tag}[sensors.b]\ndriver = "attic"\n')
+    needs = f"needs the package {package}: pip install 'bleak>=3.1,<4'"
+    assert found == f"6: sensors.a.driver: {needs}"
 
 
 def test_names_of_sensors_and_ports_follow_the_rule_of_the_gateways_name():

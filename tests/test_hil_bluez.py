@@ -679,7 +679,7 @@ async def test_it_runs_as_a_process_and_does_as_it_is_told():
         ("put {", "Expecting"),
         (
             'put {"advertiser": [{"addres": "CC:B8"}]}',
-            "no .addres. of a device; did you mean address",
+            "did you mean address or",
         ),
     ],
 )

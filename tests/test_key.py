@@ -52,7 +52,12 @@ def test_check_hides_a_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         (f'"{DIGITS}0"', "got 33"),
         (f'"{DIGITS[:-1]}x"', "got other characters among them"),
         ('""', "got 0"),
-        ("23139317", "got something else"),
+        ("23139317", "got a number without quotes"),
+        ("true", "got something else"),
+        (
+            f'"{DIGITS[:16]} {DIGITS[16:]}"',
+            "got spaces, ':' or '-' among them",
+        ),
     ],
 )
 def test_a_key_that_is_none_is_told_without_showing_it(key: str, got: str, tmp_path: Path):

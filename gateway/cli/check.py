@@ -14,6 +14,9 @@ from gateway.driver import SerialDriver
 from gateway.measure import shown_duration, shown_size
 from gateway.schema import plain, settings_of
 
+LISTED = 8
+"""Quantities of a sensor that are named; `bygate drivers` and --json name all."""
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `bygate check`."""
@@ -70,8 +73,13 @@ def _row(sensor: SensorSettings) -> tuple[str, ...]:
         line,
         port,
         interval,
-        ", ".join(folded(_quantities(sensor))),
+        _first(folded(_quantities(sensor))),
     )
+
+
+def _first(names: list[str]) -> str:
+    more = f", … and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
 
 
 def _line(driver: SerialDriver, port: PortSettings) -> str:

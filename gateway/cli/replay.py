@@ -103,7 +103,7 @@ def _shown(found: Outcome) -> dict[str, object]:
 def _driver(args: argparse.Namespace) -> SerialDriver | AdvertisementDriver | GattDriver:
     name = args.driver
     try:
-        driver = settings_from_text(find(name), dict(map(_pair, args.settings)))
+        driver = settings_from_text(find(name), _pairs(args.settings))
     except LookupError:
         hint = nearest(name, names()) or "; `bygate drivers` lists them"
         raise wrong(f"there is no driver {name!r}{hint}") from None
@@ -119,6 +119,15 @@ def _driver(args: argparse.Namespace) -> SerialDriver | AdvertisementDriver | Ga
     return driver
 
 
+def _pairs(texts: Iterable[str]) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for key, value in map(_pair, texts):
+        if key in pairs:
+            raise wrong(f"--set {key}: given twice")
+        pairs[key] = value
+    return pairs
+
+
 def _pair(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not (key and equals):
@@ -128,7 +137,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 def _texts(arguments: Iterable[str]) -> Iterator[str]:
     for text in arguments:
-        yield from filter(str.strip, sys.stdin) if text == "-" else (text,)
+        yield from filter(None, map(str.strip, sys.stdin)) if text == "-" else (text,)
 
 
 def _bytes(text: str) -> bytes:

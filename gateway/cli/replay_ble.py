@@ -25,13 +25,35 @@ from gateway.schema import seen, settings_of
 _T = TypeVar("_T")
 
 
+class _Once(argparse.Action):
+    """An option that stands once: argparse would take the last without a word."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        if getattr(namespace, self.dest) is not None:
+            raise wrong(f"--{self.dest}: given twice")
+        setattr(namespace, self.dest, values)
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments that say what HEX is."""
     parser.add_argument(
-        "--manufacturer", metavar="COMPANY", help="HEX is manufacturer data of 0x0499, say"
+        "--manufacturer",
+        action=_Once,
+        metavar="COMPANY",
+        help="HEX is manufacturer data of 0x0499, say",
     )
-    parser.add_argument("--service", metavar="UUID", help="HEX is service data of fcd2, say")
-    parser.add_argument("--address", help="the Bluetooth address that it was sent from")
+    parser.add_argument(
+        "--service", action=_Once, metavar="UUID", help="HEX is service data of fcd2, say"
+    )
+    parser.add_argument(
+        "--address", action=_Once, help="the Bluetooth address that it was sent from"
+    )
     parser.add_argument(
         "--characteristic",
         action="append",

@@ -10,11 +10,12 @@ import logging
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.cli.columns import columns
+from gateway.config import BLEAK
 from gateway.driver import (
     DRIVER_FAULTS,
     Advertisement,
@@ -84,6 +85,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what was heard; 1 when no adapter could be used to the end."""
+    try:
+        from gateway.ble import survey
+    except ImportError as error:
+        print(f"bygate scan: {error}: pip install {BLEAK}", file=sys.stderr)
+        return 2
     faults = logging.StreamHandler()  # our own; what is wrong with the adapters is said below
     faults.setLevel(logging.ERROR)
     logging.getLogger("gateway").addHandler(faults)
@@ -91,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     adapters = list(dict.fromkeys(args.adapter or BluetoothSettings().adapter))
     if not args.json:
         print(f"listening with {', '.join(adapters)} for {args.seconds:g} s", file=sys.stderr)
-    why = asyncio.run(_listen(adapters, args.seconds, survey_of))
+    why = asyncio.run(_listen(survey(adapters, args.seconds, survey_of.hear)))
     failed = len(why) == len(adapters)
     found = sorted(survey_of.sensors, key=lambda each: -(each.rssi or -128))
     tables = _tables(found)
@@ -109,11 +115,9 @@ def run(args: argparse.Namespace) -> int:
     return int(failed)
 
 
-async def _listen(adapters: Sequence[str], seconds: float, survey_of: "Survey") -> dict[str, str]:
-    from gateway.ble import survey
-
+async def _listen(surveying: Awaitable[dict[str, str]]) -> dict[str, str]:
     asyncio.get_running_loop().set_exception_handler(stray)
-    return await survey(adapters, seconds, survey_of.hear)
+    return await surveying
 
 
 class Survey:
@@ -187,7 +191,7 @@ def _as_json(found: Found) -> dict[str, Any]:
         "driver": found.driver,
         "link": found.kind.link,
         "model": found.kind.model,
-        "values": {q.name: {"value": v, "unit": q.unit} for q, v in found.values.items()},
+        "values": {q.name: {"value": v, "unit": q.unit} for q, v in _judged(found)},
         "why": found.why or None,
     }
 
@@ -207,9 +211,13 @@ def _signal(rssi: int | None) -> str:
 def _says(found: Found) -> str:
     if found.why:
         return found.why
-    judged = [(q, judge(q, said)[0]) for q, said in found.values.items()]
-    shown = [f"{q.name} {value} {q.unit}".strip() for q, value in judged if value is not None]
+    judged = [(q, value) for q, value in _judged(found) if value is not None]
+    shown = [f"{q.name} {value} {q.unit}".strip() for q, value in judged]
     return ", ".join(shown[:4]) + (", …" if len(shown) > 4 else "")
+
+
+def _judged(found: Found) -> list[tuple[Quantity, Value]]:
+    return [(quantity, judge(quantity, value)[0]) for quantity, value in found.values.items()]
 
 
 def _nothing(heard: int) -> str:
