@@ -122,6 +122,8 @@ class Adapter:
                 await self._ready()
                 async with self._scan():
                     silent = await self._over()
+                if broke := self._bluez.broke(self.name):  # it may have passed by now
+                    self._trouble.begins(broke)
                 if silent:
                     await self._climb()
             except BLEAK_FAULTS as error:
@@ -142,6 +144,7 @@ class Adapter:
     @asynccontextmanager
     async def _scan(self) -> AsyncIterator[None]:
         self._breaks = self.breaks
+        self._bluez.broke(self.name)
         scanner = await self._started()
         self._heard = asyncio.get_running_loop().time()
         self._scans()

@@ -89,6 +89,7 @@ class Bluez:
         """Why it could not be asked whether an adapter is there; empty where it could."""
         self._idle: set[str] = set()
         self._breaks: Counter[str] = Counter()
+        self._broke: dict[str, str] = {}
         self._changed = asyncio.Event()
         self.looked = asyncio.Event()
         """Set when it is known for the first time, or known why not."""
@@ -158,6 +159,10 @@ class Bluez:
     def breaks(self, adapter: str) -> int:
         """Return how often something has happened that ends a scan on the adapter."""
         return self._breaks[adapter]
+
+    def broke(self, adapter: str) -> str:
+        """Return why the last break came about since it was asked, however short it was."""
+        return self._broke.pop(adapter, "")
 
     def idle(self, adapter: str) -> bool:
         """Whether BlueZ has said that the adapter does not scan."""
@@ -283,7 +288,7 @@ class Bluez:
                 self._begun = asyncio.get_running_loop().time()
                 if not owner:
                     self._gone()
-                self._break(*self._adapters.values())
+                self._break(*self._adapters.values(), why=not owner)
             case "InterfacesAdded", [path, interfaces] if path in self._adapters:
                 if ADAPTER in interfaces:
                     self._update(self._adapters[path], interfaces[ADAPTER])
@@ -307,8 +312,10 @@ class Bluez:
             change(adapter)
         self.tell()
 
-    def _break(self, *adapters: str) -> None:
+    def _break(self, *adapters: str, why: bool = True) -> None:
         self._breaks.update(adapters)
+        if why:  # that it has begun anew is no reason
+            self._broke.update({adapter: self.why(adapter) for adapter in adapters})
         self.tell()
 
 

@@ -60,7 +60,7 @@ GONE = ("org.freedesktop.DBus.Error.ServiceUnknown", "org.freedesktop.DBus.Error
 FORGOTTEN = "BlueZ has forgotten it meanwhile: is it in range, or does another program remove it?"
 
 # bleak would ask bluetoothctl, and wait for ever for an answer once the first wait was cut short.
-BlueZFeatures.checked_bluez_version = True
+BlueZFeatures.checked_bluez_version = True  # guarded by tests/test_bleak_contract.py
 
 _T = TypeVar("_T")
 

@@ -54,7 +54,7 @@ def test_wrong_usage_is_told_in_words(
 
 @pytest.mark.skipif(not shutil.which("dbus-daemon"), reason="dbus is not installed")
 def test_the_bench_of_bluetooth_counts_what_was_lost(capsys: pytest.CaptureFixture[str]):
-    arguments = ["bench", "ble", "--json", "--seconds", "2", "--strangers", "5"]
+    arguments = ["bench", "ble", "--json", "--quick", "--seconds", "2", "--strangers", "5"]
     assert hil.__main__.main(arguments) == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures["adverts"] > 1000
