@@ -36,7 +36,7 @@ from gateway.spool import Held, Spool, is_segment
 from gateway.wire import Batch, SizeBound, WireError, encode
 
 RAM_READINGS = 100_000
-LARGEST_SEGMENT = 4 << 20
+LARGEST_FILE = 4 << 20
 """Bytes; what is larger is none of ours, and reading it would take all of the memory."""
 REFUSED = "refused by the broker"
 
@@ -339,7 +339,7 @@ class Buffer:
             self._filling.journaled = 0
 
     def _make_way(self) -> None:
-        ours = {journal.NAME: _journal, acked.NAME: Path.is_file, DIRECTORY: Path.is_dir}
+        ours = {journal.NAME: _journal, acked.NAME: _small, DIRECTORY: Path.is_dir}
         ours |= dict.fromkeys(filter(is_segment, self._disk.names()), _segment)
         for name, fits in ours.items():
             if aside := self._disk.make_way(name, fits):
@@ -519,13 +519,16 @@ class Buffer:
         return fresh[0].instant.wall_ms if fresh else None
 
 
+def _small(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size <= LARGEST_FILE
+
+
 def _journal(path: Path) -> bool:
-    return path.is_file() and not of_another_version(path, journal.MAGIC)
+    return _small(path) and not of_another_version(path, journal.MAGIC)
 
 
 def _segment(path: Path) -> bool:
-    ours = path.stat().st_size <= LARGEST_SEGMENT
-    return ours and not of_another_version(path, record.MAGIC)
+    return _small(path) and not of_another_version(path, record.MAGIC)
 
 
 def _name(frame: Flushed) -> tuple[int, int, int]:

@@ -19,6 +19,8 @@ LOCK = "."
 """The directory itself: that can be locked on a disk that is read-only, too."""
 DAMAGED = ".damaged"
 """What the name of a file that is set aside ends with."""
+FOREIGN = ".foreign"
+"""The same of what is none of ours, or of another version."""
 BLOCK = 4096
 FULL = (errno.ENOSPC, errno.EDQUOT)
 UNREADABLE = (errno.EIO, errno.EUCLEAN, errno.EBADMSG)
@@ -61,7 +63,7 @@ class Disk:
         self.directory.mkdir(parents=True, exist_ok=True)
         if self._identity is None:
             self._take()
-        return sorted(entry.name for entry in os.scandir(self.directory) if entry.is_file())
+        return sorted(entry.name for entry in os.scandir(self.directory) if _is_file(entry))
 
     def _take(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -234,7 +236,7 @@ class Disk:
         path = self.directory / name
         if fits(path) or not os.path.lexists(path):
             return None
-        names = (f"{name}-{number}.foreign" for number in count())
+        names = (f"{name}-{number}{FOREIGN}" for number in count())
         aside = next(new for new in names if not os.path.lexists(self.directory / new))
         path.rename(self.directory / aside)
         return aside
@@ -270,6 +272,13 @@ class Disk:
         return Disk(self.directory / name)
 
 
+def _is_file(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # such as a link to itself
+        return False
+
+
 class Onlooker(Disk):
     """The same files as seen by a process that does not own them: it changes nothing."""
 
@@ -279,7 +288,7 @@ class Onlooker(Disk):
 
     def names(self) -> list[str]:
         """Return the names of all files."""
-        return sorted(entry.name for entry in os.scandir(self.directory) if entry.is_file())
+        return sorted(entry.name for entry in os.scandir(self.directory) if _is_file(entry))
 
     def settle(self, name: str) -> None:
         """Leave the file to its owner."""

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from gateway import acked, journal, rates, record
-from gateway.disk import DAMAGED, Damage, Onlooker, of_another_version
+from gateway.disk import DAMAGED, FOREIGN, Damage, Onlooker, of_another_version
 from gateway.reading import ClockState
 from gateway.refused import DIRECTORY, Aside
 from gateway.spool import Held, Spool
@@ -59,7 +59,7 @@ class Glance:
         self.spool = Spool(self.disk)
         self.spool.recover()
         self._flushed, _ = journal.unsealed(journaled, self.spool.last)
-        self.aside = [name for name in names if name.endswith(DAMAGED)]
+        self.aside = [name for name in names if name.endswith((DAMAGED, FOREIGN))]
         """Files that earlier damage was moved to."""
         self.foreign = list(self._foreign())
         """Names at which something stands that cannot be bygate's."""

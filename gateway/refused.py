@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
-from gateway.disk import Disk, remedy
+from gateway.disk import BLOCK, Disk, remedy
 from gateway.spool import Held
 from gateway.wire import WireError, decode
 
@@ -29,7 +29,6 @@ RETRY = "retry"
 """The file that asks for all of them to be offered again."""
 _SEQUENCES, _EPOCHS = 1 << 63, 1 << 32
 """Numbers from here on are in no name of ours: a sequence that ran on from there would end."""
-_BLOCK = 4096
 
 _sequence = attrgetter("sequence")
 
@@ -38,7 +37,7 @@ log = logging.getLogger(__name__)
 
 def on_disk(length: int) -> int:
     """Return what a file of so many bytes takes on the usual file systems: whole blocks."""
-    return length + -length % _BLOCK
+    return length + -length % BLOCK
 
 
 @dataclass(frozen=True, slots=True)

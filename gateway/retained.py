@@ -47,10 +47,18 @@ class Retained:
     """The retained messages of one connection; a broker that refuses them gets the batches."""
 
     def __init__(
-        self, publisher: Publisher, place: asyncio.Semaphore, traffic: Callable[[], None]
+        self,
+        publisher: Publisher,
+        place: asyncio.Semaphore,
+        traffic: Callable[[], None],
+        said: dict[str, str],
     ) -> None:
-        """`place` is the one in the broker's window that they have; `traffic` counts bytes."""
+        """`place` is the one in the broker's window that they have; `traffic` counts bytes.
+
+        `said` is what was told of each message, on connections before this one, too.
+        """
         self._publisher, self._place, self._count = publisher, place, traffic
+        self._said = said
 
     async def keep(self, status: Status, every: float, changes: Ration) -> None:
         """Publish the status when it changes and every so often, for ever."""
@@ -70,18 +78,28 @@ class Retained:
     async def tell(self, status: Status, state: str) -> None:
         """Publish the status, or a short one where the broker takes no more."""
         payload = status.payload(state)
-        if not self._publisher.fits(payload):
-            log.warning("the status is larger than the broker takes: %d bytes", len(payload))
-            payload = status.will(state)
-        await self.publish("status", payload)
+        fits = self._publisher.fits(payload)
+        self._say("whole status", "" if fits else _larger("status", payload))
+        await self.publish("status", payload if fits else status.will(state))
 
     async def publish(self, name: str, payload: bytes) -> None:
         """Publish a message that stays there."""
         if not self._publisher.fits(payload):
-            log.warning("the %s is larger than the broker takes: %d bytes", name, len(payload))
+            self._say(name, _larger(name, payload))
             return
         async with self._place:
             sent = self._publisher.send(name, payload, retain=True, kind=JSON)
             code = await self._publisher.code(sent)
-        if code >= REFUSED:
-            log.warning("the broker refuses the %s: %s", name, refusal(code, sent.topic))
+        refused = f"the broker refuses the {name}: {refusal(code, sent.topic)}"
+        self._say(name, refused if code >= REFUSED else "")
+
+    def _say(self, name: str, line: str) -> None:
+        """Log what is wrong with a message when that is another thing than before."""
+        if line and self._said.get(name) != line:
+            log.warning(line)
+        self._said[name] = line
+
+
+def _larger(name: str, payload: bytes) -> str:
+    kib = len(payload) >> 10
+    return f"the {name} is larger than the broker takes: {kib} KiB: raise its max_packet_size"

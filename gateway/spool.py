@@ -141,7 +141,7 @@ class Spool:
         self._disk.close(name)
 
     def _note_damage(self, segment: _Segment, at: int, data: bytes) -> bool:
-        bad = segment.is_bad(at, len(data))
+        bad = bool(data) and segment.is_bad(at, len(data))
         if any(data) or bad:
             self._damaged.append((segment.name, at, data, bad))
         return any(data) or bad
@@ -295,7 +295,7 @@ class Spool:
         with self._lock:
             if record.kind == Kind.BATCH:
                 self._hold(segment, replace(record, at=segment.size))
-                self._order.append(record.sequence)
+                bisect.insort(self._order, record.sequence)  # one of before a late mount may be low
             segment.size += len(data)
 
     def waiting(self, after: int = 0, before: int | None = None) -> Iterator[Held]:
@@ -489,7 +489,9 @@ class Spool:
         if done and not self._usable:  # the newest may be one that only recovery has seen
             self._disk.sync_directory()
         for name, bad in done.items():
-            if bad:  # and keeps its place, so that nothing else comes to lie there
+            if bad and self._disk.exists(
+                name
+            ):  # and keeps its place, so that nothing else comes to lie there
                 self._disk.rename(name, f"{name}{DAMAGED}")
             else:
                 self._disk.remove(name)

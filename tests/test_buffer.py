@@ -130,6 +130,40 @@ def test_of_ranges_that_are_torn_the_ones_before_hold(tmp_path: Path):
     assert left(0, 1) == [1, 2, 3]
 
 
+def test_a_segment_that_is_removed_stops_nothing_else(tmp_path: Path):
+    for epoch in (1, 2):
+        take(buffer := opened(tmp_path, epoch), float(epoch))
+        buffer.close()
+    take(buffer := opened(tmp_path, 3), 3.0)
+    buffer.close()
+    (tmp_path / "00000001.seg").unlink()
+    for second in range(5):
+        for held in list(buffer.waiting()):
+            buffer.payload(held)
+        buffer.tick(float(second))
+    buffer.acknowledge(2)
+    buffer.tick(9.0)
+    assert (buffer.fault, buffer.stats().dropped, values(buffer)) == (None, 1, [3.0])
+    assert [path.name for path in tmp_path.glob("*.seg")] == ["00000003.seg"]
+
+
+def test_a_link_to_itself_is_let_be(tmp_path: Path):
+    (tmp_path / "note").symlink_to(tmp_path / "note")
+    take(buffer := opened(tmp_path), 1.0)
+    buffer.close()
+    assert (buffer.fault, values(buffer)) == (None, [1.0])
+
+
+@pytest.mark.parametrize("name", ["journal", "acked", "00000009.seg"])
+def test_what_is_too_large_to_be_ours_is_not_read(tmp_path: Path, name: str):
+    opened(tmp_path).close()
+    with (tmp_path / name).open("ab") as file:
+        file.truncate(5 << 20)
+    again = opened(tmp_path, epoch=2)
+    assert (tmp_path / f"{name}-0.foreign").stat().st_size == 5 << 20
+    assert f"kept as {name}-0.foreign" in again.stats().faults[0]
+
+
 def test_what_another_history_has_acknowledged_is_not_let_go_of(tmp_path: Path):
     other = sealed(tmp_path / "other", 1, 1, 1)
     for sequence in (1, 2, 3):
