@@ -1089,3 +1089,15 @@ def test_retries_wait_as_long_as_they_are_told(tmp_path):
             assert broker.connects == 1
 
     run(scenario())
+
+
+def test_a_status_that_is_refused_is_told_once_for_all_connections(tmp_path, caplog):
+    async def scenario() -> None:
+        async with Broker(faults=Faults(ack_code=0x87)) as broker:
+            box = Box(tmp_path, address(broker))
+            await box.seal()
+            async with delivering(box):
+                await until(lambda: broker.connects >= 4)
+        assert caplog.text.count("the broker refuses the status") == 1
+
+    run(scenario())
