@@ -489,9 +489,7 @@ class Spool:
         if done and not self._usable:  # the newest may be one that only recovery has seen
             self._disk.sync_directory()
         for name, bad in done.items():
-            if bad and self._disk.exists(
-                name
-            ):  # and keeps its place, so that nothing else comes to lie there
+            if bad and self._disk.exists(name):  # it keeps its blocks: nothing else comes there
                 self._disk.rename(name, f"{name}{DAMAGED}")
             else:
                 self._disk.remove(name)

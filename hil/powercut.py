@@ -16,6 +16,7 @@ import os
 import random
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from enum import IntEnum
 from pathlib import Path
 from threading import Thread
@@ -127,7 +128,8 @@ class PowerCutDisk:
                 continue
             answer = self._answer(operation, node, request[_HEAD.size :])
             data, error_number = answer or b"", -errno.ENOSYS if answer is None else 0
-            os.write(self._fuse, _OUT.pack(_OUT.size + len(data), error_number, unique) + data)
+            with suppress(FileNotFoundError):  # it was withdrawn meanwhile
+                os.write(self._fuse, _OUT.pack(_OUT.size + len(data), error_number, unique) + data)
 
     def _answer(self, operation: int, node: int, body: bytes) -> bytes | None:
         """Return what is said to a request; None: there is no such thing."""
