@@ -15,12 +15,26 @@ from typing import Literal, TypeVar
 from bleak import BleakScanner
 from bleak.args.bluez import BlueZScannerArgs, OrPattern
 from bleak.assigned_numbers import AdvertisementDataType
+from bleak.backends.bluezdbus.manager import get_global_bluez_manager
 from bleak.backends.device import BLEDevice
 from bleak.backends.scanner import AdvertisementData
 from bleak.exc import BleakBluetoothNotAvailableError, BleakError
-from dbus_fast import DBusError
+from dbus_fast import DBusError, Message
 
-from gateway.bluez import CALL, DENIED, NO_ANSWER, RETRY, STOP, Bluez, refusal, time_left, words
+from gateway.bluez import (
+    ADAPTER,
+    BLUEZ,
+    CALL,
+    DENIED,
+    NO_ANSWER,
+    RETRY,
+    STOP,
+    Bluez,
+    path_of,
+    refusal,
+    time_left,
+    words,
+)
 from gateway.places import Places
 from gateway.trouble import Trouble
 
@@ -173,8 +187,21 @@ class Adapter:
         scanner = BleakScanner(
             self._detected, scanning_mode=mode, bluez={**how, "adapter": self.name}
         )
-        await bounded(self._listen(scanner), CALL)
+        try:
+            async with self._bluez.starting:
+                await bounded(self._listen(scanner), CALL)
+        except BLEAK_FAULTS:
+            with suppress(*BLEAK_FAULTS):
+                await bounded(self._end(), STOP)
+            raise
         return scanner
+
+    async def _end(self) -> None:
+        """End a scan that BlueZ has begun after it was given up: it would refuse every other."""
+        bus, path = (await get_global_bluez_manager())._bus, path_of(self.name)
+        if bus is not None:
+            end = Message(destination=BLUEZ, path=path, interface=ADAPTER, member="StopDiscovery")
+            await bus.call(end)
 
     async def _listen(self, scanner: BleakScanner) -> None:
         if self._before is not None:

@@ -108,11 +108,6 @@ class Radio:
         """Why no adapter scans; empty while one does."""
         return _why(self._adapters)
 
-    @property
-    def since(self) -> float:
-        """The loop's time from which on an adapter has listened without a break."""
-        return min(adapter.since for adapter in self._adapters)
-
     def reached_by(self, address: str) -> Sequence[Adapter]:
         """Return the adapter that heard the address last; all where none has."""
         known = self._addresses.get(address)

@@ -93,6 +93,8 @@ class Bluez:
         self._changed = asyncio.Event()
         self.looked = asyncio.Event()
         """Set when it is known for the first time, or known why not."""
+        self.starting = asyncio.Lock()
+        """Held by the adapter that starts its scan: bleak has one at a time, others would wait."""
         self._removals: dict[str, Callable[[], None]] = {}
 
     async def run(self) -> None:
@@ -105,7 +107,7 @@ class Bluez:
                 self._lost = NO_BUS
             except TimeoutError as error:
                 self._lost = str(error) or STUCK_BUS
-            except (InvalidAddressError, gaierror) as error:
+            except (InvalidAddressError, gaierror, OverflowError) as error:
                 self._lost = f"{WRONG_BUS} ({words(error)}): unset it, or see dbus-daemon(1)"
             except (OSError, AuthError, DBusError) as error:
                 self._lost = f"the system bus refuses ({words(error)}): see systemd/README.md"
@@ -296,8 +298,9 @@ class Bluez:
                 if ADAPTER in interfaces:
                     self._powered.pop(self._adapters[path], None)
                     self._break(self._adapters[path])
-            case "InterfacesRemoved", [path, _] if path in self._removals:
-                self._removals[path]()
+            case "InterfacesRemoved", [path, interfaces] if path in self._removals:
+                if DEVICE in interfaces:
+                    self._removals[path]()
             case "PropertiesChanged", [interface, changed, _] if interface == ADAPTER:
                 if message.path in self._adapters:
                     self._update(self._adapters[message.path], changed)

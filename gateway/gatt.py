@@ -2,7 +2,7 @@
 
 Every call has a deadline of its own: bleak hangs for ever when a device is removed during a read,
 and retries for ever what BlueZ answers with InProgress (both seen with bleak 3.1). None outlasts
-the sensor's interval. What took time in vain is not tried again in the same turn; while others wait
+the sensor's interval, but for its first second. What took time in vain is not tried again in the same turn; while others wait
 for the adapter, nor in the next ones, for a minute at most: a cured device is missed no longer than
 that, and where nobody waits it is tried in each turn.
 """
@@ -72,7 +72,7 @@ class GattDevice:
         self.address = address
         self._radio = radio
         self._doubt = 1
-        """None once it was read; more each time it took time in vain, half each time it is read."""
+        """0 is none; more each time it took time in vain, half of it each time it is read."""
         self._turn: Turn
         self._places: Places
         """Those of the last turn."""

@@ -14,6 +14,8 @@ from hil.dbusobjects import Call
 from hil.radio import Advert
 
 _USUAL = "00:1A:7D:DA:71:"
+LATE = 5.5
+"""Seconds until a scan begins late; a client may not have waited so long."""
 
 
 class Adapter:
@@ -129,6 +131,12 @@ class Adapter:
             raise refused(*NOT_READY)
         if call.client in self.sessions or self._stack.faults.met("scan refused", self._name):
             raise refused("InProgress", "Operation already in progress")
+        if self._stack.faults.met("scan begins late", self._name):
+            self._stack.later(LATE, lambda: self._begin(call))
+        else:
+            self._begin(call)
+
+    def _begin(self, call: Call) -> None:
         self.sessions[call.client] = self._filters.get(call.client, {})
         self._show_scanning()
         call.answer()

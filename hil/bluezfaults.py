@@ -16,6 +16,7 @@ FAULTS: Mapping[str, str] = {
     "BlueZ crashed": "bluetoothd has ended without a word: no object is removed, no link ended",
     "D-Bus gone": "dbus-daemon is killed, every connection ends; cured, both are started again",
     "scan refused": "StartDiscovery is answered with InProgress",
+    "scan begins late": "StartDiscovery is answered after 5.5 s, and scans from then on",
     "deaf until power cycle": "scans succeed and hear nothing until Powered was off and on",
     "deaf until BlueZ restarts": "a power cycle does not help either",
     "deaf until power cut": "a restart of BlueZ does not help either, only pulling the adapter",

@@ -3,10 +3,11 @@
 import asyncio
 import json
 import logging
+import time
 
 import pytest
 
-from gateway.bluez import BEGINS, DENIED, RETRY
+from gateway.bluez import BEGINS, CALL, DENIED, RETRY
 from gateway.buffer import Buffer
 from gateway.clock import Clock
 from gateway.disk import Disk
@@ -105,6 +106,25 @@ async def test_a_fault_at_the_start_is_said_once_and_waited_out(name, caplog):
         _, after = await ears.next()
     assert after < CURED
     assert len(warnings(caplog)) == 1
+
+
+@on_air
+async def test_a_scan_that_begins_after_it_was_given_up_keeps_no_other_from_beginning():
+    async with scene() as (bluez, radio):
+        began = time.monotonic()
+        await bluez.begin("scan begins late", times=1)
+        await radio.opened()
+        assert CALL < time.monotonic() - began < CALL + 5
+
+
+@on_air
+async def test_an_adapter_that_does_not_answer_keeps_no_other_from_scanning():
+    async with scene(("hci0", "hci1")) as (bluez, radio):
+        began = time.monotonic()
+        await bluez.begin("scan begins late", at="hci0")
+        await radio.opened()
+        assert radio.states()["hci1"]["state"] == "ok"
+        assert time.monotonic() - began < CALL + 2
 
 
 @on_air

@@ -62,9 +62,9 @@ def undisturbed(broker):
 
 
 def test_every_fault_that_has_a_name_is_met():
-    ladder = set(DEAF)  # begins after 90 s: tests/test_ble.py
+    elsewhere = {*DEAF, "scan begins late"}  # takes long, or is quite short: tests/test_ble.py
     named = {*OF_THE_ADAPTER, *AT_THE_START, *OF_A_DEVICE, "steady adverts suppressed"}
-    assert named | ladder == set(FAULTS)
+    assert named | elsewhere == set(FAULTS)
 
 
 @pytest.mark.parametrize("name", OF_THE_ADAPTER)

@@ -1,4 +1,4 @@
-"""What ble.py, reports.py and gatt.py lean on in bleak without its promising it."""
+"""What adapter.py, ble.py, reports.py and gatt.py lean on in bleak without its promising it."""
 
 import asyncio
 from contextlib import asynccontextmanager
