@@ -2,9 +2,9 @@
 
 Every call has a deadline of its own: bleak hangs for ever when a device is removed during a read,
 and retries for ever what BlueZ answers with InProgress (both seen with bleak 3.1). None outlasts
-the sensor's interval, but for its first second. What took time in vain is not tried again in the same turn; while others wait
-for the adapter, nor in the next ones, for a minute at most: a cured device is missed no longer than
-that, and where nobody waits it is tried in each turn.
+the sensor's interval, but for its first second. What took time in vain is not tried again in the
+same turn; while others wait for the adapter, nor in the next ones, for a minute at most: a cured
+device is missed no longer than that, and where nobody waits it is tried in each turn.
 """
 
 import asyncio

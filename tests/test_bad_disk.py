@@ -133,7 +133,7 @@ def test_nothing_is_lost_while_the_disk_fails(
                 state = await said(broker, lambda buffer: not buffer["faults"])
                 assert state["disk_errors"]
             assert await it.stop() == 0
-            assert numbers(broker.received) == list(range(counting_driver.counted(file)))
+            all_arrived(numbers(broker.received), file)
 
     run(scenario())
 
@@ -153,7 +153,7 @@ def test_it_starts_on_a_read_only_disk_and_loses_nothing_when_that_ends(
             await said(broker, lambda buffer: not buffer["faults"])
             await counts_on(file)
             assert await it.stop() == 0
-            assert numbers(broker.received) == list(range(counting_driver.counted(file)))
+            all_arrived(numbers(broker.received), file)
 
     run(scenario())
 
@@ -222,13 +222,19 @@ def test_on_a_full_disk_the_oldest_go_counted_and_what_comes_waits_for_room(
             broker.drop()
             await broker.wait_for(lambda seen: numbers(acknowledged(seen)), timeout=20)
             assert await it.stop() == 0
-            taken = counting_driver.counted(file)
             arrived = acknowledged(broker.received)
+            taken = numbers(arrived)[-1] + 1
+            assert counting_driver.counted(file) - taken <= 1, "more than was read at the stop"
             dropped = max(batch.dropped for batch in batches(arrived))
             assert len(measured(arrived)) + dropped == before + taken * (1 + BULK)
-            assert numbers(arrived)[-1] == taken - 1
 
     run(scenario())
+
+
+def all_arrived(arrived: list[int], file: Path) -> None:
+    """All but perhaps one that was read, and not handed over yet, when the daemon was stopped."""
+    assert arrived == list(range(len(arrived)))
+    assert counting_driver.counted(file) - len(arrived) <= 1
 
 
 def acknowledged(received: list[Received]) -> list[Received]:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -489,6 +490,16 @@ async def test_scan_refused():
         with pytest.raises(BleakDBusError, match="InProgress"):
             await BleakScanner().start()
         await Ears().__aenter__()
+
+
+@on_bus
+async def test_a_scan_that_begins_late_hears_from_then_on():
+    async with running() as bluez, bluez.fault("scan begins late", times=1):
+        began = time.monotonic()
+        bluez.advertise(TAG, manufacturer={1: b"x"}, every=0.05)
+        async with Ears() as ears:
+            assert time.monotonic() - began > 5
+            await ears.next()
 
 
 @on_bus
