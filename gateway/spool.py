@@ -99,6 +99,8 @@ class Spool:
         self.lost: set[str] = set()
         """What the losses on disk were of, as far as that has a name."""
         self._damaged: list[tuple[str, int, bytes, bool]] = []
+        self._holes: dict[tuple[str, int], range] = {}
+        """The sequences that are missing where something is damaged, by segment and place."""
         self._mended: list[Damage] = []
         self._spoilt: dict[int, Damage] = {}
         self._unread: dict[int, Held] = {}
@@ -127,11 +129,14 @@ class Spool:
         self._disk.settle(name)
         data, bad = self._disk.salvage(name)
         segment = self._segments[name] = _Segment(name, len(data), bad=bad)
-        end = 0
+        end, last = 0, None
         for record in records(data):
-            self._note_damage(segment, end, data[end : record.at])
+            if self._note_damage(segment, end, data[end : record.at]) and last is not None:
+                self._holes[name, end] = range(last + 1, record.sequence)
             end = record.at + size_of(record.payload)
             self._take(segment, record)
+            if record.kind != Kind.LOSS:
+                last = record.sequence - (record.kind == Kind.HEAD)
             if record.mended:
                 self._note_mended(segment, data, record)
         if not self._note_damage(segment, end, data[end:]):
@@ -154,10 +159,16 @@ class Spool:
     def damage(self) -> list[Damage]:
         """Return what recovery could not read, with the readings that are held nowhere else."""
         damaged = [
-            Damage(name, at, data, self._lost_in(data), unreadable=bad)
+            Damage(name, at, data, self._lost_in(data), b"", bad, self._headless(name, at, data))
             for name, at, data, bad in self._damaged
         ]
         return [*self._mended, *damaged]
+
+    def _headless(self, name: str, at: int, data: bytes) -> bool:
+        """Whether batches are missing there of which the bytes do not tell."""
+        told = {record.sequence for record in claims(data)}
+        hole = self._holes.get((name, at), ())
+        return any(not (s in told or s in self._held or s in self._acked) for s in hole)
 
     def _lost_in(self, data: bytes) -> int | None:
         lost = [self._lost(record) for record in claims(data)]

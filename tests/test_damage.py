@@ -176,6 +176,21 @@ def test_a_head_that_is_gone_is_told_by_what_is_behind_it(
     assert (len(values(again)), again.stats().dropped) == (arrive, lost)
 
 
+def test_of_damage_as_wide_as_some_batches_what_is_lost_at_least_is_told(tmp_path: Path):
+    buffer = opened(tmp_path, 1)
+    for value in range(6):
+        take(buffer, value, value + 0.5)
+        buffer._work(0.0, buffer._seal)
+    (tmp_path / "journal").unlink()
+    second, fifth = (list(buffer.waiting())[n] for n in (1, 4))
+    with (tmp_path / second.segment).open("r+b") as file:
+        file.seek(second.offset + 5)
+        file.write(b"\xff" * (fifth.offset - second.offset))
+    again = opened(tmp_path, 2)
+    assert len(values(again)) == 4
+    assert again.stats().faults[0].startswith("at least 2 readings lost: 00000001.seg")
+
+
 def test_a_journal_cut_at_any_byte_loses_what_is_behind_and_nothing_else(journal: Path):
     fresh, data = copies(journal), (journal / "journal").read_bytes()
     ends = [n * SLOT + len(data[n * SLOT : (n + 1) * SLOT].rstrip(b"\0")) for n in range(FRAMES)]
