@@ -908,3 +908,23 @@ def test_the_oldest_reading_that_waits_is_known_wherever_it_is(tmp_path: Path):
     assert again.stats().oldest_ms == 10**12 + 5
     again.acknowledge(1)
     assert again.stats().oldest_ms == 10**12 + 8
+
+
+def test_segments_are_in_the_order_of_their_numbers(tmp_path: Path):
+    take(buffer := opened(tmp_path), 1.0)
+    buffer.close()
+    (tmp_path / "00000001.seg").rename(tmp_path / "99999999.seg")
+    for epoch in (2, 3):
+        take(buffer := opened(tmp_path, epoch), float(epoch))
+        buffer.close()
+    buffer._spool.evict("buffer full")
+    assert values(buffer) == [2.0, 3.0]
+    assert not (tmp_path / "99999999.seg").exists()
+
+
+def test_segments_that_are_full_are_not_kept_open(tmp_path: Path):
+    buffer = opened(tmp_path)
+    for _ in range(300):
+        fill(buffer)
+    assert len(list(tmp_path.glob("*.seg"))) > 3
+    assert len([name for name in buffer._disk._open if name.endswith(".seg")]) == 1

@@ -547,3 +547,35 @@ def test_a_power_cut_amid_a_start_counts_what_is_damaged_once(changes: int):
         again = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=4)
         again.tick(0.0)
         assert (values(again), again.stats().dropped) == ([4.0, 5.0], 2)
+
+
+@pytest.mark.parametrize("changes", range(10))
+def test_a_power_cut_amid_a_start_forgets_no_damage_of_the_journal(changes: int):
+    for seed in range(10):
+        disk = CrashDisk()
+        buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=1)
+        for second in range(3):
+            take(buffer, float(second), durable=True)
+            buffer.tick(float(second))
+        disk.spoil("journal", SLOT + 60)
+        disk.fuse = changes
+        with suppress(PowerCut):
+            Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=2).tick(0.0)
+        disk.crash(Random(seed))
+        again = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=3)
+        again.tick(0.0)
+        assert (values(again), again.stats().dropped) == ([0.0, 2.0], 1)
+
+
+def test_a_segment_of_another_box_is_kept_though_its_sequences_are_ours(tmp_path: Path):
+    for name, epoch in (("ours", 1), ("theirs", 2)):
+        take(buffer := opened(tmp_path / name, epoch), float(epoch))
+        buffer.close()
+    theirs = (tmp_path / "theirs/00000001.seg").read_bytes()
+    (tmp_path / "ours/00000007.seg").write_bytes(theirs)
+    again = opened(tmp_path / "ours", 3)
+    for held in list(again.waiting()):
+        again.acknowledge(held.sequence)
+    again.tick(100.0)
+    assert (tmp_path / "ours/00000007.seg.damaged").read_bytes() == theirs
+    assert again.stats().dropped == 1
