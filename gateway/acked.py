@@ -113,5 +113,7 @@ def _page(data: bytes) -> tuple[int, int, int, list[list[int]]] | None:
     body = data[_SUM.size : _SUM.size + length]
     if not len(body) == length > 0 or zlib.crc32(body) != crc:
         return None
-    writes, epoch, dropped, ranges = msgpack.unpackb(body)
-    return writes, epoch, dropped, ranges
+    match msgpack.unpackb(body):
+        case [int(writes), int(epoch), int(dropped), list(ranges)]:
+            return writes, epoch, dropped, ranges
+    return None  # an earlier version had the ranges alone: all is sent again

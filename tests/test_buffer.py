@@ -2,8 +2,11 @@ import errno
 import logging
 import os
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
+import msgpack
 import pytest
 from crash_disk import CrashDisk
 
@@ -162,6 +165,17 @@ def test_what_is_too_large_to_be_ours_is_not_read(tmp_path: Path, name: str):
     again = opened(tmp_path, epoch=2)
     assert (tmp_path / f"{name}-0.foreign").stat().st_size == 5 << 20
     assert f"kept as {name}-0.foreign" in again.stats().faults[0]
+
+
+@pytest.mark.parametrize("ranges", [[[1, 1]], [[1, 1], [3, 3], [5, 5], [7, 7]]])
+def test_ranges_in_the_form_of_an_earlier_version_are_none(tmp_path: Path, ranges: list[object]):
+    take(buffer := opened(tmp_path), 1.0)
+    buffer.close()
+    body = msgpack.packb(ranges)
+    page = struct.pack("<II", zlib.crc32(body), len(body)) + body
+    (tmp_path / "acked").write_bytes(page.ljust(4096, b"\0"))
+    again = opened(tmp_path, epoch=2)
+    assert (values(again), again.fault) == ([1.0], None)
 
 
 def test_what_another_history_has_acknowledged_is_not_let_go_of(tmp_path: Path):
