@@ -27,6 +27,7 @@ from typing import Literal, NamedTuple, Self, TypeVar
 
 from hil import mqtt
 from hil.mqtt import Connect, Cursor, Kind, Message, Reason, Refusal
+from hil.seat import HOST, Seat
 
 How = Literal["rst", "fin"]
 _T = TypeVar("_T")
@@ -151,7 +152,7 @@ class Broker:
     def __init__(
         self,
         port: int = 0,
-        host: str = "127.0.0.1",
+        host: str = HOST,
         *,
         limits: Limits = _USUAL,
         faults: Faults = _SOUND,
@@ -174,6 +175,8 @@ class Broker:
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
+        self._seat = Seat(self.port, self.host)
+        self.port = self._seat.port
         await self.up()
         return self
 
@@ -184,6 +187,7 @@ class Broker:
         trace: TracebackType | None,
     ) -> None:
         await self.down()
+        self._seat.leave()
         if kind is not asyncio.CancelledError:  # what failed in the body is not the group's affair
             kind = error = trace = None
         await self._tasks.__aexit__(kind, error, trace)
@@ -225,7 +229,6 @@ class Broker:
             ssl=self._tls,
             ssl_handshake_timeout=CONNECT_WITHIN if self._tls else None,
         )
-        self.port = self._server.sockets[0].getsockname()[1]
 
     async def down(self) -> None:
         """Stop listening and close every connection; what is retained stays."""
@@ -611,7 +614,7 @@ _HANDLERS: dict[int, Callable[[_Link, int, Cursor], None]] = {
 
 async def serve(
     port: int = 1883,
-    host: str = "127.0.0.1",
+    host: str = HOST,
     *,
     limits: Limits = _USUAL,
     faults: Faults = _SOUND,

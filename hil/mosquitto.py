@@ -4,7 +4,6 @@ import asyncio
 import os
 import re
 import signal
-import socket
 from contextlib import suppress
 from getpass import getuser
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Self
 
 import gateway
 from hil.daemon import die_with
+from hil.seat import HOST, Seat
 
 STARTS_WITHIN = 10.0
 
@@ -39,9 +39,8 @@ class Mosquitto:
     """
 
     def __init__(self, directory: Path, lines: str = "allow_anonymous true") -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port: int = free.getsockname()[1]
-        self.host = "127.0.0.1"
+        self._seat = Seat()
+        self.host, self.port = HOST, self._seat.port
         self.lines, self._directory = lines, directory
         self._log = directory / "mosquitto.log"
         self._process: asyncio.subprocess.Process | None = None
@@ -67,6 +66,7 @@ class Mosquitto:
         at: TracebackType | None,
     ) -> None:
         await self.end(signal.SIGKILL)
+        self._seat.leave()
 
     async def start(self) -> None:
         """Start it, and return when it listens."""

@@ -17,6 +17,8 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Literal, Self
 
+from hil.seat import HOST, Seat
+
 Way = Literal["up", "down"]
 """Up: from the client to the broker."""
 
@@ -34,7 +36,7 @@ class Valve:
     """
 
     def __init__(
-        self, to: int, *, delay: float = 0.0, rate: float | None = None, host: str = "127.0.0.1"
+        self, to: int, *, delay: float = 0.0, rate: float | None = None, host: str = HOST
     ) -> None:
         self.host, self.port = host, 0
         self.connects = 0
@@ -45,6 +47,8 @@ class Valve:
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
+        self._seat = Seat(host=self.host)
+        self.port = self._seat.port
         await self.open()
         return self
 
@@ -55,6 +59,7 @@ class Valve:
         trace: TracebackType | None,
     ) -> None:
         await self.shut()
+        self._seat.leave()
         self.cut()
         if kind is not asyncio.CancelledError:  # what failed in the body is not the group's affair
             kind = error = trace = None
@@ -67,7 +72,6 @@ class Valve:
         if self.rate:
             for sock in self._server.sockets:  # those that it accepts inherit it
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _NARROW)
-        self.port = self._server.sockets[0].getsockname()[1]
 
     async def shut(self) -> None:
         """Listen no more: connects are refused; the connections there are go on."""

@@ -2,10 +2,9 @@
 
 import asyncio
 import signal
-import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import hil.mosquitto
 
@@ -31,8 +30,8 @@ class Mosquitto(hil.mosquitto.Mosquitto):
                 await asyncio.sleep(0.01)
         return self
 
-    async def __aexit__(self, *error: object) -> None:
-        await self.kill()
+    async def __aexit__(self, *error: Any) -> None:
+        await super().__aexit__(*error)
         self.subscriber.kill()
         await self.subscriber.communicate()
 
@@ -51,8 +50,3 @@ class Mosquitto(hil.mosquitto.Mosquitto):
             stdout=asyncio.subprocess.PIPE,
         )
         return (await asked.communicate())[0]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]

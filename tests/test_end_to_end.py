@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from gateway_process import ROOT, batches, gateway, readings, sensor, values
-from mosquitto import Mosquitto, free_port
+from mosquitto import Mosquitto
 
 from gateway.reading import PM2_5, PM10, Quantity, Value
 from gateway.tally import quantity_of
@@ -188,18 +188,16 @@ def test_a_port_that_vanishes_and_returns_goes_on_where_it_was(tmp_path: Path):
 
 def test_what_is_missing_at_start_is_no_reason_to_stop(tmp_path: Path):
     async def scenario() -> None:
-        async with SerialLine(Sds011(), tmp_path / "tty") as line:
-            port = free_port()
+        async with Broker() as broker, SerialLine(Sds011(), tmp_path / "tty") as line:
+            await broker.down()
             sensors = sensor("air", "sds011", line.path) + sensor(
                 "gone", "maxbotix", tmp_path / "no-such-tty"
             )
-            async with gateway(tmp_path, f"mqtt://127.0.0.1:{port}", sensors) as daemon:
+            async with gateway(tmp_path, broker.url, sensors) as daemon:
                 await daemon.says("nothing listens there")
                 await daemon.says("is the adapter plugged in?")
-                async with (
-                    Broker(port) as broker,
-                    SerialLine(Maxbotix(period=0.1), tmp_path / "no-such-tty"),
-                ):
+                await broker.up()
+                async with SerialLine(Maxbotix(period=0.1), tmp_path / "no-such-tty"):
                     await broker.wait_for(lambda seen: values(seen, "gone", "distance"), timeout=30)
                     assert await daemon.stop() == 0
                     assert values(broker.received, "air", "pm2_5") in all_sent(line, PM2_5)
@@ -209,17 +207,17 @@ def test_what_is_missing_at_start_is_no_reason_to_stop(tmp_path: Path):
 
 def test_a_broker_that_appears_after_a_minute_gets_everything(tmp_path: Path):
     async def scenario() -> None:
-        async with SerialLine(Sds011(), tmp_path / "tty") as line:
-            port = free_port()
+        async with Broker() as broker, SerialLine(Sds011(), tmp_path / "tty") as line:
+            await broker.down()
             sensors = sensor("air", "sds011", line.path, interval="1s")
-            async with gateway(tmp_path, f"mqtt://127.0.0.1:{port}", sensors) as daemon:
+            async with gateway(tmp_path, broker.url, sensors) as daemon:
                 await answered(line, 60)  # one a second
-                async with Broker(port) as broker:
-                    await broker.wait_for(
-                        lambda seen: len(values(seen, "air", "pm2_5")) >= 60, timeout=70
-                    )
-                    assert await daemon.stop() == 0
-                    assert values(broker.received, "air", "pm2_5") in all_sent(line, PM2_5)
+                await broker.up()
+                await broker.wait_for(
+                    lambda seen: len(values(seen, "air", "pm2_5")) >= 60, timeout=70
+                )
+                assert await daemon.stop() == 0
+                assert values(broker.received, "air", "pm2_5") in all_sent(line, PM2_5)
 
     run(scenario())
 

@@ -11,12 +11,12 @@ from random import Random
 import pytest
 from certificates import Authority
 from delivery import Box, delivering, until
-from mosquitto import free_port
 from trials import found, times
 
 from gateway.settings import Broker as Address
 from gateway.wire import decode
 from hil.mosquitto import Mosquitto
+from hil.seat import HOST, Seat
 
 KILLS = 4
 BETWEEN = 20
@@ -58,13 +58,13 @@ def test_a_broker_killed_again_and_again_has_all_that_it_acknowledged(tmp_path: 
         place.mkdir()
         keys = {"ca_file": "ca.pem", "cert_file": "gateway.pem"}
         certify(place)
-        port = free_port()
-        async with Mosquitto(place, TLS.format(port=port, directory=place)) as broker:
+        tls = Seat()
+        async with Mosquitto(place, TLS.format(port=tls.port, directory=place)) as broker:
             async with subscriber(broker, "-E") as lines:  # subscribes, and leaves its session
                 assert await lines.read() == b""
             box = Box(
                 tmp_path / "state",
-                Address("127.0.0.1", port, tls=True),
+                Address(HOST, tls.port, tls=True),
                 settings={name: place / file for name, file in keys.items()},
             )
             acknowledged, unsaved = note_acknowledgements(box), set()
@@ -89,6 +89,7 @@ def test_a_broker_killed_again_and_again_has_all_that_it_acknowledged(tmp_path: 
                 await box.seal()
                 await box.empty()
             await check(box, broker, unsaved)
+        tls.leave()
 
     asyncio.run(asyncio.wait_for(scenario(), 120))
 
