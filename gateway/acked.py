@@ -2,9 +2,11 @@
 
     | page 0 | page 1 |        4096 bytes each, zeros written once, then overwritten in turn
 
-    page: CRC32, length | count of writes, epoch of the newest segment, readings dropped, ranges
+    page: CRC32, length | writes so far, epoch of the newest segment, ranges, dropped, sealed, last
 
 No growth: it can be written to when the disk is full. Of two pages one outlasts a torn write.
+Dropped and sealed are readings, last is a sequence: they tell what the end of the newest segment
+held, which no record stands behind.
 """
 
 import bisect
@@ -12,6 +14,7 @@ import math
 import struct
 import zlib
 from collections.abc import Container
+from typing import NamedTuple
 
 import msgpack
 
@@ -25,6 +28,17 @@ ACKED_RANGES = 200
 _SUM = struct.Struct("<II")  # of what follows: CRC32, length
 
 
+class Told(NamedTuple):
+    """What a page says."""
+
+    writes: int
+    epoch: int
+    ranges: list[tuple[int, int]]
+    dropped: int
+    sealed: int
+    last: int
+
+
 class Acked:
     """Which sequences are acknowledged, as ranges; and how many readings were dropped by then.
 
@@ -35,10 +49,10 @@ class Acked:
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
         self._writes = 0
-        self._written: tuple[object, ...] = ()
+        self._written: Told | None = None
         self.ranges: list[tuple[int, int]] = []
-        self.dropped = 0
-        """As it was written last."""
+        self.found = Told(0, 0, [], 0, 0, 0)
+        """What recovery found of this history."""
 
     def recover(self, epochs: Container[int]) -> None:
         """Read the newer page that is whole; no others than those of these epochs.
@@ -50,9 +64,10 @@ class Acked:
         pages = [page for page in (_page(data[:PAGE]), _page(data[PAGE : 2 * PAGE])) if page]
         if not pages:
             return
-        self._writes, epoch, dropped, ranges = max(pages)
-        if epoch in epochs:
-            self.dropped, self.ranges = dropped, [(first, last) for first, last in ranges]
+        newest = max(pages)
+        self._writes = newest.writes
+        if newest.epoch in epochs:
+            self.found, self.ranges = newest, list(newest.ranges)
 
     def begin(self) -> None:
         """Take the room that it needs, once and for all."""
@@ -76,18 +91,22 @@ class Acked:
         ):
             del self.ranges[0]
 
-    def write(self, epoch: int, dropped: int, ranges: list[tuple[int, int]]) -> None:
+    def write(
+        self, epoch: int, ranges: list[tuple[int, int]], dropped: int, sealed: int, last: int
+    ) -> None:
         """Write what differs from what was written last; unsynced."""
-        if (told := (epoch, dropped, ranges)) == self._written:
+        told = Told(self._writes, epoch, ranges, dropped, sealed, last)
+        if told == self._written:
             return
-        body = msgpack.packb((self._writes + 1, *told))
+        told = told._replace(writes=self._writes + 1)
+        body = msgpack.packb(told)
         data = _SUM.pack(zlib.crc32(body), len(body)) + body
-        self._disk.write(NAME, (self._writes + 1) % 2 * PAGE, data.ljust(PAGE, b"\0"))
-        self._writes, self._written, self.dropped = self._writes + 1, told, dropped
+        self._disk.write(NAME, told.writes % 2 * PAGE, data.ljust(PAGE, b"\0"))
+        self._writes, self._written = told.writes, told
 
     def sync(self) -> None:
         """Return when it is on the device; if that fails, it is to be written anew."""
-        told, self._written = self._written, ()
+        told, self._written = self._written, None
         self._disk.sync(NAME)
         self._written = told
 
@@ -105,7 +124,7 @@ def join(ranges: list[tuple[int, int]], sequence: int) -> None:
     ranges.insert(at, (first, last))
 
 
-def _page(data: bytes) -> tuple[int, int, int, list[list[int]]] | None:
+def _page(data: bytes) -> Told | None:
     """Return what is on a page, None where it is not whole."""
     if len(data) < _SUM.size:
         return None
@@ -114,6 +133,6 @@ def _page(data: bytes) -> tuple[int, int, int, list[list[int]]] | None:
     if not len(body) == length > 0 or zlib.crc32(body) != crc:
         return None
     match msgpack.unpackb(body):
-        case [int(writes), int(epoch), int(dropped), list(ranges)]:
-            return writes, epoch, dropped, ranges
-    return None  # an earlier version had the ranges alone: all is sent again
+        case [int(writes), int(epoch), list(ranges), int(dropped), int(sealed), int(last)]:
+            return Told(writes, epoch, [(a, z) for a, z in ranges], dropped, sealed, last)
+    return None  # of an earlier version: all is sent again

@@ -314,15 +314,15 @@ class Damage:
     """What belongs there, as far as that is known."""
     unreadable: bool = False
     """Whether the file is let be, since zeros stand in `data` for what cannot be read."""
-    more: bool = False
-    """Whether batches are lost besides, of which not even the heads are left."""
+    unsure: bool = False
+    """Whether fewer may be lost."""
 
     @property
     def cost(self) -> str:
         """How many readings are lost, as text."""
         if self.lost is None:
             return "unknown"
-        return f"at least {self.lost}" if self.more else str(self.lost)
+        return f"at most {self.lost}" if self.unsure else str(self.lost)
 
     @property
     def aside(self) -> str:

@@ -18,8 +18,9 @@ from threading import Lock
 import msgpack
 
 from gateway.acked import Acked, join
-from gateway.disk import BLOCK, DAMAGED, FULL, UNREADABLE, Damage, Disk
-from gateway.record import Kind, Record, claims, pack, records, size_of
+from gateway.disk import DAMAGED, FULL, UNREADABLE, Damage, Disk
+from gateway.record import NOWHERE, Kind, Place, Record, claims, pack, records, size_of
+from gateway.survey import Gap, Survey, is_bad
 
 SEGMENT_BYTES = 1 << 20
 ACKED_EVERY = 1.0
@@ -58,13 +59,11 @@ class _Segment:
     size: int = 0
     first: int = 0
     """Its lowest sequence; 0 while none is known."""
+    place: Place = NOWHERE
+    """That of the next record."""
     waiting: set[int] = field(default_factory=set)
     bad: list[int] = field(default_factory=list)
     """Where the blocks begin that cannot be read."""
-
-    def is_bad(self, at: int, length: int) -> bool:
-        """Whether some of these bytes cannot be read."""
-        return any(at - BLOCK < block < at + length for block in self.bad)
 
 
 class Spool:
@@ -98,10 +97,9 @@ class Spool:
         """Bytes of the batches that were appended."""
         self.lost: set[str] = set()
         """What the losses on disk were of, as far as that has a name."""
-        self._damaged: list[tuple[str, int, bytes, bool]] = []
-        self._holes: dict[tuple[str, int], range] = {}
-        """The sequences that are missing where something is damaged, by segment and place."""
-        self._mended: list[Damage] = []
+        self._survey = Survey()
+        self._total = 0
+        """Readings that were sealed since the buffer was created."""
         self._spoilt: dict[int, Damage] = {}
         self._unread: dict[int, Held] = {}
         self._acked_at = -math.inf
@@ -115,12 +113,15 @@ class Spool:
         for name in sorted(filter(is_segment, names), key=_number):
             self._recover_segment(name)
         self._recover_acked()
+        there = self._acked.found
+        self._survey.end(there.sealed, there.last)
+        self._total = max(self._survey.total, there.sealed)
         self._order = sorted(self._held)
         self.recovered = True
 
     def _recover_acked(self) -> None:
         self._acked.recover(self._epochs)
-        self.dropped = max(self.dropped, self._acked.dropped)
+        self.dropped = max(self.dropped, self._acked.found.dropped)
         self.last = max([self.last, *(last for _, last in self._acked.ranges)])
         for sequence in [s for s in self._held if s in self._acked]:
             self._forget(sequence)
@@ -129,59 +130,52 @@ class Spool:
         self._disk.settle(name)
         data, bad = self._disk.salvage(name)
         segment = self._segments[name] = _Segment(name, len(data), bad=bad)
-        end, last = 0, None
-        for record in records(data):
-            if self._note_damage(segment, end, data[end : record.at]) and last is not None:
-                self._holes[name, end] = range(last + 1, record.sequence)
+        end = 0
+        for record in self._survey.read(name, data, bad, _number(name)):
             end = record.at + size_of(record.payload)
             self._take(segment, record)
-            if record.kind != Kind.LOSS:
-                last = record.sequence - (record.kind == Kind.HEAD)
-            if record.mended:
-                self._note_mended(segment, data, record)
-        if not self._note_damage(segment, end, data[end:]):
+        if not any(data[end:]) and not is_bad(bad, end, len(data) - end):
             with suppress(OSError):
                 self._disk.cut(name, end)
                 segment.size = end
         self._disk.close(name)
 
-    def _note_damage(self, segment: _Segment, at: int, data: bytes) -> bool:
-        bad = bool(data) and segment.is_bad(at, len(data))
-        if any(data) or bad:
-            self._damaged.append((segment.name, at, data, bad))
-        return any(data) or bad
-
-    def _note_mended(self, segment: _Segment, data: bytes, record: Record) -> None:
-        at, size = record.at, size_of(b"")
-        found, right, bad = data[at : at + size], pack(record)[:size], segment.is_bad(at, size)
-        self._mended.append(Damage(segment.name, at, found, 0, right, bad))
-
     def damage(self) -> list[Damage]:
         """Return what recovery could not read, with the readings that are held nowhere else."""
-        damaged = [
-            Damage(name, at, data, self._lost_in(data), b"", bad, self._headless(name, at, data))
-            for name, at, data, bad in self._damaged
-        ]
-        return [*self._mended, *damaged]
+        return [*self._survey.mended, *map(self._damage, self._survey.gaps)]
 
-    def _headless(self, name: str, at: int, data: bytes) -> bool:
-        """Whether batches are missing there of which the bytes do not tell."""
-        told = {record.sequence for record in claims(data)}
-        hole = self._holes.get((name, at), ())
-        return any(not (s in told or s in self._held or s in self._acked) for s in hole)
+    def _damage(self, gap: Gap) -> Damage:
+        told = list(claims(gap.data))
+        lost = sum(map(self._lost, told)) if told else None
+        unsure = False
+        if gap.missing is not None:
+            lost, unsure = self._missing_in(gap, told)
+        return Damage(gap.segment, gap.at, gap.data, lost, gap.bridge, gap.unreadable, unsure)
 
-    def _lost_in(self, data: bytes) -> int | None:
-        lost = [self._lost(record) for record in claims(data)]
-        return sum(lost) if lost else None
+    def _missing_in(self, gap: Gap, told: list[Record]) -> tuple[int, bool]:
+        """Return how many of the missing readings are lost, and whether it may be fewer.
+
+        It may where some of the batches are delivered, and not even their heads are left.
+        """
+        if not gap.missing:
+            return 0, False
+        held = [self._held[s].readings for s in gap.hole if s in self._held]
+        acked = {s for s in gap.hole if s in self._acked and s not in self._held}
+        known = {record.sequence: record.readings for record in told if record.sequence in acked}
+        if len(known) < len(acked) == len(gap.hole) - len(held):
+            return sum(map(self._lost, told)), False
+        lost = gap.missing - sum(held) - sum(known.values())
+        return max(lost, 0), len(known) < len(acked)
 
     def counted(self) -> None:
         """Take what cannot be read for acknowledged, or each start that meets it counts it."""
-        found = [record for *_, data, bad in self._damaged if bad for record in claims(data)]
+        unreadable = [gap for gap in self._survey.gaps if gap.unreadable]
+        told = [record.sequence for gap in unreadable for record in claims(gap.data)]
         with self._lock:
-            for record in found:
-                if record.sequence <= self.last and record.sequence not in self._held:
-                    self._acked.add(record.sequence)
-        self._damaged.clear()
+            for sequence in (*told, *(s for gap in unreadable for s in gap.hole)):
+                if sequence <= self.last and sequence not in self._held:
+                    self._acked.add(sequence)
+        self._survey.gaps.clear()
 
     def _lost(self, record: Record) -> int:
         held = self._held.get(record.sequence)
@@ -221,7 +215,7 @@ class Spool:
         self.last = max(self.last, record.sequence)
         if there := self._held.get(record.sequence):
             if there.epoch != record.epoch:  # another box's: kept, and told of as damage is
-                self._damaged.append((segment.name, record.at, pack(record), True))
+                self._survey.gaps.append(Gap(segment.name, record.at, pack(record), True))
                 segment.bad.append(record.at)
             return  # else written again after a failed sync
         offset = record.at + size_of(b"")
@@ -264,7 +258,8 @@ class Spool:
         self._number += 1
         name = f"{self._number:08}{_ENDING}"
         head = msgpack.packb((self.dropped, self.previous or (0, 0), *self._lost_here()))
-        data = pack(Record(Kind.HEAD, epoch, sequence, 0, 0, head))
+        place = Place(self._total, 0, sequence)
+        data = pack(Record(Kind.HEAD, epoch, sequence, 0, 0, head, place))
         try:
             self._disk.write(name, 0, data)
             self._disk.sync(name)
@@ -276,7 +271,7 @@ class Spool:
         if self._segments:
             self._disk.close(self._newest.name)
         with self._lock:
-            self._segments[name] = _Segment(name, len(data), sequence)
+            self._segments[name] = _Segment(name, len(data), sequence, place)
         self._usable, self._epoch = True, epoch
 
     @property
@@ -288,7 +283,8 @@ class Spool:
         return sorted(of for of in self.lost if of.partition("-")[0] in self._segments)
 
     def _write(self, record: Record) -> None:
-        segment, data = self._newest, pack(record)
+        segment = self._newest
+        data = pack(record := replace(record, place=segment.place))
         self._usable = False
         try:
             self._disk.write(segment.name, segment.size, data)
@@ -308,6 +304,8 @@ class Spool:
                 self._hold(segment, replace(record, at=segment.size))
                 bisect.insort(self._order, record.sequence)  # one of before a late mount may be low
             segment.size += len(data)
+        segment.place = record.behind
+        self._total = segment.place.total
 
     def waiting(self, after: int = 0, before: int | None = None) -> Iterator[Held]:
         """Yield what is held with after < sequence < before, oldest first."""
@@ -337,7 +335,9 @@ class Spool:
         record = next(records(data), None)
         if record and (record.epoch, record.sequence, record.at) == (held.epoch, held.sequence, 0):
             return record.payload
-        self._spoil(held.sequence, Damage(held.segment, at, data, held.readings))
+        hole = range(held.sequence, held.sequence + 1)
+        gap = Gap(held.segment, at, data, missing=held.readings, hole=hole, fits=True)
+        self._spoil(held.sequence, Damage(gap.segment, at, data, gap.missing, gap.bridge))
         return None
 
     def _read(self, name: str, at: int, length: int) -> bytes:
@@ -491,7 +491,8 @@ class Spool:
             ranges = list(self._acked.ranges)
         for held in lost:
             join(ranges, held.sequence)
-        self._acked.write(self._epoch, self.dropped + dropped, ranges)
+        dropped += self.dropped
+        self._acked.write(self._epoch, ranges, dropped, self._total, self.last)
 
     def tidy(self) -> bool:
         """Remove the segments that are done with, all but the newest; whether there were any."""

@@ -209,7 +209,7 @@ def test_a_damaged_batch_is_told_and_the_others_are_exported(tmp_path: Path, cap
         buffer.close()
     file = max((tmp_path / "state").glob("*.seg"))
     data = bytearray(file.read_bytes())
-    data[data.index(b"bgS2", 60) + 50] ^= 1
+    data[data.index(b"bgS3", 100) + 70] ^= 1
     file.write_bytes(data)
     assert export(tmp_path, "out") == 1
     assert "1 places are damaged: `bygate buffer` names them" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -15,11 +15,12 @@ from test_buffer import SETTINGS, take
 from trials import LONG, times
 
 from gateway.buffer import Buffer
-from gateway.disk import Disk
+from gateway.disk import BLOCK, Disk
 from gateway.journal import MAGIC, SLOT
 from gateway.losses import DAMAGED_BYTES
 from gateway.reading import Value
 from gateway.record import Kind, Record, records, size_of
+from gateway.spool import Held
 from gateway.wire import decode
 
 BATCHES, READINGS = times(4, 2000), times(2, 50)
@@ -176,19 +177,98 @@ def test_a_head_that_is_gone_is_told_by_what_is_behind_it(
     assert (len(values(again)), again.stats().dropped) == (arrive, lost)
 
 
-def test_of_damage_as_wide_as_some_batches_what_is_lost_at_least_is_told(tmp_path: Path):
-    buffer = opened(tmp_path, 1)
-    for value in range(6):
-        take(buffer, value, value + 0.5)
+def sealed(directory: Path, sizes: Iterable[int], epoch: int = 1) -> list[Held]:
+    """Leave batches of so many readings in one segment, and nothing in the journal."""
+    buffer = opened(directory, epoch)
+    for size in sizes:
+        take(buffer, *(f"{value} {'x' * 40}" for value in range(size)))
         buffer._work(0.0, buffer._seal)
-    (tmp_path / "journal").unlink()
-    second, fifth = (list(buffer.waiting())[n] for n in (1, 4))
-    with (tmp_path / second.segment).open("r+b") as file:
-        file.seek(second.offset + 5)
-        file.write(b"\xff" * (fifth.offset - second.offset))
-    again = opened(tmp_path, 2)
-    assert len(values(again)) == 4
-    assert again.stats().faults[0].startswith("at least 2 readings lost: 00000001.seg")
+    buffer.close()
+    (directory / "journal").unlink()
+    return [held for held in buffer.waiting() if held.epoch == epoch]
+
+
+def wipe(path: Path, begin: int, end: int, filling: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(begin)
+        file.write(filling * (end - begin))
+
+
+def check_wiped(directory: Path, lost: int) -> None:
+    """Start twice: the loss is counted once, and told once."""
+    for epoch, told in ((11, lost), (12, 0)):
+        again = opened(directory, epoch)
+        assert again.stats().dropped == lost
+        assert again.stats().dropped_by == ({"damaged on disk": told} if told else {})
+        again.close()
+    assert again.stats().faults == []
+
+
+SIZES = [1 + n % 7 for n in range(60)]
+
+
+@pytest.mark.parametrize("filling", [b"\0", b"\xff", b"b"])
+@pytest.mark.parametrize("block", range(3))
+def test_what_a_block_held_that_is_wiped_is_counted_to_the_last_reading(
+    tmp_path: Path, block: int, filling: bytes
+):
+    """Of most batches on it not even the head is left; the first and the last are cut."""
+    held = sealed(tmp_path, SIZES)
+    begin, end = block * BLOCK, (block + 1) * BLOCK
+    wipe(tmp_path / "00000001.seg", begin, end, filling)
+    hit = [h for h in held if h.offset - size_of(b"") < end and h.offset + h.length > begin]
+    check_wiped(tmp_path, sum(h.readings for h in hit))
+    assert len(hit) > 3
+
+
+@pytest.mark.parametrize("filling", [b"", b"\0", b"\xff", b"b"])
+@pytest.mark.parametrize("newer", [False, True])
+def test_the_end_of_a_segment_that_is_gone_is_counted(tmp_path: Path, filling: bytes, newer: bool):
+    """A segment behind it tells, else `acked`; cut off, zeros or something else."""
+    held = sealed(tmp_path, SIZES)
+    if newer:
+        sealed(tmp_path, [3], epoch=2)
+    segment, half = tmp_path / "00000001.seg", held[30].offset
+    end = segment.stat().st_size
+    os.truncate(segment, half)
+    if filling:
+        wipe(segment, half, end, filling)
+    check_wiped(tmp_path, sum(h.readings for h in held[30:]))
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 9000, b"\xff" * 9000])
+def test_a_segment_of_which_nothing_is_left_is_counted(tmp_path: Path, content: bytes):
+    for epoch in (1, 2, 3):
+        sealed(tmp_path, SIZES, epoch)
+    (tmp_path / "00000002.seg").write_bytes(content)
+    check_wiped(tmp_path, sum(SIZES))
+
+
+def test_of_what_is_wiped_the_delivered_is_not_lost(tmp_path: Path):
+    for epoch in (1, 2):
+        sealed(tmp_path, SIZES, epoch)
+    buffer = opened(tmp_path, 3)
+    first = [held for held in buffer.waiting() if held.epoch == 1]
+    for held in first[:-1]:
+        buffer.acknowledge(held.sequence)
+    buffer.tick(10.0)
+    buffer.close()
+    segment = tmp_path / "00000001.seg"
+    size = segment.stat().st_size
+    wipe(segment, 0, first[-3].offset, b"\0")
+    shutil.copytree(tmp_path, tmp_path.with_suffix(".all"))
+    check_wiped(tmp_path, 0)
+    wipe(tmp_path.with_suffix(".all") / segment.name, 0, size, b"\0")
+    again = opened(tmp_path.with_suffix(".all"), 11)
+    assert again.stats().faults[0].startswith(f"at most {sum(SIZES)} readings lost: 00000001.seg")
+
+
+def test_a_segment_that_is_missing_is_not_taken_for_lost(tmp_path: Path):
+    """It goes once it is delivered, and a power cut may forget that it was."""
+    for epoch in (1, 2, 3):
+        sealed(tmp_path, SIZES, epoch)
+    (tmp_path / "00000002.seg").unlink()
+    check_wiped(tmp_path, 0)
 
 
 def test_a_journal_cut_at_any_byte_loses_what_is_behind_and_nothing_else(journal: Path):
@@ -446,12 +526,12 @@ def as_of(version: bytes, directory: Path) -> dict[str, bytes]:
     """Make a buffer one of another version; return its files."""
     files = [*directory.glob("*.seg"), directory / "journal"]
     for file in files:
-        data = file.read_bytes().replace(b"bgS2", b"bgS" + version)
+        data = file.read_bytes().replace(b"bgS3", b"bgS" + version)
         file.write_bytes(data.replace(b"bgJ2", b"bgJ" + version))
     return {file.name: file.read_bytes() for file in files}
 
 
-@pytest.mark.parametrize("version", [b"1", b"3"])
+@pytest.mark.parametrize("version", [b"1", b"4"])
 def test_a_buffer_of_another_version_is_kept_whole_and_told(tmp_path: Path, version: bytes):
     buffer = opened(tmp_path, 1)
     for value in (1.0, 2.0):
@@ -539,7 +619,7 @@ def test_a_power_cut_amid_a_start_counts_what_is_damaged_once(changes: int):
             buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=epoch)
             take(buffer, 2.0 * epoch, 2.0 * epoch + 1)
             buffer.close()
-        disk.spoil("00000001.seg", 100)
+        disk.spoil("00000001.seg", 130)
         disk.fuse = changes
         with suppress(PowerCut):
             Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=3).tick(0.0)
