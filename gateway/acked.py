@@ -2,23 +2,25 @@
 
     | page 0 | page 1 |        4096 bytes each, zeros written once, then overwritten in turn
 
-    page: CRC32, length | writes so far, epoch of the newest segment, ranges, dropped, sealed, last
+    page: CRC32, length | history, ranges, dropped, sealed, last,
+          place at which the oldest segment begins, since, writes so far
 
 No growth: it can be written to when the disk is full. Of two pages one outlasts a torn write.
-Dropped and sealed are readings, last is a sequence: they tell what the end of the newest segment
-held, which no record stands behind.
+Dropped and sealed are readings, last and since sequences: nothing is known below since. Sealed,
+last and the place tell what segments held that are gone, and the ends of those that are not.
 """
 
 import bisect
 import math
 import struct
 import zlib
-from collections.abc import Container
+from collections.abc import Callable
 from typing import NamedTuple
 
 import msgpack
 
 from gateway.disk import Disk
+from gateway.record import Place
 
 NAME = "acked"
 PAGE = 4096
@@ -31,12 +33,14 @@ _SUM = struct.Struct("<II")  # of what follows: CRC32, length
 class Told(NamedTuple):
     """What a page says."""
 
-    writes: int
-    epoch: int
+    history: int
     ranges: list[tuple[int, int]]
     dropped: int
     sealed: int
     last: int
+    oldest: Place
+    since: int = 0
+    writes: int = 0
 
 
 class Acked:
@@ -51,11 +55,13 @@ class Acked:
         self._writes = 0
         self._written: Told | None = None
         self.ranges: list[tuple[int, int]] = []
-        self.found = Told(0, 0, [], 0, 0, 0)
-        """What recovery found of this history."""
+        self.since = 0
+        """Of those below this nothing is known."""
+        self.found: Told | None = None
+        """What recovery found, if it is of this history."""
 
-    def recover(self, epochs: Container[int]) -> None:
-        """Read the newer page that is whole; no others than those of these epochs.
+    def recover(self, is_ours: Callable[[int], bool]) -> None:
+        """Read the newer page that is whole; nothing of a history that is not ours.
 
         Another history's ranges would let go of batches that were never delivered.
         """
@@ -64,10 +70,10 @@ class Acked:
         pages = [page for page in (_page(data[:PAGE]), _page(data[PAGE : 2 * PAGE])) if page]
         if not pages:
             return
-        newest = max(pages)
+        newest = max(pages, key=lambda page: page.writes)
         self._writes = newest.writes
-        if newest.epoch in epochs:
-            self.found, self.ranges = newest, list(newest.ranges)
+        if is_ours(newest.history):
+            self.found, self.ranges, self.since = newest, list(newest.ranges), newest.since
 
     def begin(self) -> None:
         """Take the room that it needs, once and for all."""
@@ -86,16 +92,15 @@ class Acked:
 
     def forget_below(self, sequence: int) -> None:
         """Drop the ranges of sequences that are no longer on disk; the last one always stays."""
+        self.since = max(self.since, sequence)
         while len(self.ranges) > 1 and (
             self.ranges[0][1] < sequence or len(self.ranges) > ACKED_RANGES
         ):
-            del self.ranges[0]
+            self.since = max(self.since, self.ranges.pop(0)[1] + 1)
 
-    def write(
-        self, epoch: int, ranges: list[tuple[int, int]], dropped: int, sealed: int, last: int
-    ) -> None:
+    def write(self, told: Told) -> None:
         """Write what differs from what was written last; unsynced."""
-        told = Told(self._writes, epoch, ranges, dropped, sealed, last)
+        told = told._replace(writes=self._writes, since=self.since)
         if told == self._written:
             return
         told = told._replace(writes=self._writes + 1)
@@ -133,6 +138,7 @@ def _page(data: bytes) -> Told | None:
     if not len(body) == length > 0 or zlib.crc32(body) != crc:
         return None
     match msgpack.unpackb(body):
-        case [int(writes), int(epoch), list(ranges), int(dropped), int(sealed), int(last)]:
-            return Told(writes, epoch, [(a, z) for a, z in ranges], dropped, sealed, last)
+        case [int(history), list(ranges), int(dropped), int(sealed), int(last), [*place], *rest]:
+            there = [(first, last) for first, last in ranges]
+            return Told(history, there, dropped, sealed, last, Place(*place), *rest)
     return None  # of an earlier version: all is sent again

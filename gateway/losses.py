@@ -98,6 +98,14 @@ class Losses:
             self.record(spool, damage.lost, "damaged on disk", damage.mark)
 
     def _set_aside(self, damage: Damage) -> None:
+        if not damage.data:
+            self._tell(
+                f"{self._disk.directory}: {damage.cost} readings lost: a file was cut off or "
+                f"removed, at byte {damage.at} of {damage.name or 'the first segment'} they are "
+                "missing: was it somebody, or a failing disk? Look for errors in dmesg"
+            )
+            damage.blank(self._disk)
+            return
         copied = damage.copy(self._disk)
         where = damage.aside if copied else f"left in {damage.name}: no copy could be written"
         self.told.append(f"{damage.cost} readings lost: {where}")

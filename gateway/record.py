@@ -4,7 +4,8 @@ record: magic "bgS3", CRC32, length | kind, epoch, sequence, readings, first ms,
 place:  readings sealed before it in this directory, in its segment; the segment's first sequence
 
 head    sequence: first of this segment; bytes: readings dropped so far, the last batch before it,
-        names of what is lost and may still lie in a segment
+        the history (the first epoch of this directory), names of what is lost and may still lie in
+        a segment
 batch   bytes: the payload exactly as it is published
 loss    sequence: the last one lost; bytes: the first one, the reason, the name of what it was in
 gap     what was here is lost, and that is counted; sequence: the last one; readings: how many
@@ -46,6 +47,11 @@ class Place(NamedTuple):
     """Readings sealed before it in its segment."""
     first: int
     """The first sequence of its segment."""
+
+    @property
+    def begin(self) -> "Place":
+        """The place at which its segment begins."""
+        return Place(self.total - self.since, 0, self.first)
 
     def after(self, readings: int) -> "Place":
         """Return the place behind so many readings."""

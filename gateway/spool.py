@@ -17,8 +17,8 @@ from threading import Lock
 
 import msgpack
 
-from gateway.acked import Acked, join
-from gateway.disk import DAMAGED, FULL, UNREADABLE, Damage, Disk
+from gateway.acked import Acked, Told, join
+from gateway.disk import DAMAGED, FOREIGN, FULL, UNREADABLE, Damage, Disk
 from gateway.record import NOWHERE, Kind, Place, Record, claims, pack, records, size_of
 from gateway.survey import Gap, Survey, is_bad
 
@@ -81,10 +81,8 @@ class Spool:
         self._readings = 0
         self._order: list[int] = []
         self._acked = Acked(disk)
-        self._epoch = 0
-        """That of the newest segment."""
-        self._epochs: set[int] = set()
-        """Those that what lies here is of."""
+        self._histories: list[int] = []
+        """What tells this directory's segments from another's, the newest one's last: an epoch."""
         self._number = 0
         self._usable = False
         self.last = 0
@@ -98,11 +96,14 @@ class Spool:
         self.lost: set[str] = set()
         """What the losses on disk were of, as far as that has a name."""
         self._survey = Survey()
+        self._gone: list[range] = []
+        """Sequences whose loss is recorded, with the segment that they were in."""
         self._total = 0
-        """Readings that were sealed since the buffer was created."""
+        """Readings that were sealed so far, as the records tell."""
         self._spoilt: dict[int, Damage] = {}
         self._unread: dict[int, Held] = {}
         self._acked_at = -math.inf
+        self._saved = 0  # so many sealed readings `acked` knows of, on the device
         self.recovered = False
 
     def recover(self) -> None:
@@ -112,16 +113,26 @@ class Spool:
         self._number = max(found, default=0)  # what was set aside may be put back
         for name in sorted(filter(is_segment, names), key=_number):
             self._recover_segment(name)
-        self._recover_acked()
-        there = self._acked.found
-        self._survey.end(there.sealed, there.last)
-        self._total = max(self._survey.total, there.sealed)
+        self._recover_acked(other=any(name.endswith(FOREIGN) for name in names))
+        self._end_survey()
         self._order = sorted(self._held)
         self.recovered = True
 
-    def _recover_acked(self) -> None:
-        self._acked.recover(self._epochs)
-        self.dropped = max(self.dropped, self._acked.found.dropped)
+    def _end_survey(self) -> None:
+        self._total = self._survey.place.total if self._survey.place else 0
+        if told := self._acked.found:
+            self._survey.end(told.oldest, told.sealed, told.last)
+        else:
+            self._survey.end_untold()
+            self._acked.since = self.last + 1
+
+    def _recover_acked(self, other: bool) -> None:
+        """Read it; where segments of another version were set aside it may be theirs."""
+        ours = self._histories
+        self._acked.recover(lambda history: history in ours if ours else not other)
+        if self._acked.found:
+            self._histories.append(self._acked.found.history)
+            self.dropped = max(self.dropped, self._acked.found.dropped)
         self.last = max([self.last, *(last for _, last in self._acked.ranges)])
         for sequence in [s for s in self._held if s in self._acked]:
             self._forget(sequence)
@@ -129,11 +140,14 @@ class Spool:
     def _recover_segment(self, name: str) -> None:
         self._disk.settle(name)
         data, bad = self._disk.salvage(name)
+        if not data and not self._disk.exists(name):  # the daemon has removed it meanwhile
+            return
         segment = self._segments[name] = _Segment(name, len(data), bad=bad)
         end = 0
         for record in self._survey.read(name, data, bad, _number(name)):
             end = record.at + size_of(record.payload)
             self._take(segment, record)
+        segment.place = self._survey.place or NOWHERE
         if not any(data[end:]) and not is_bad(bad, end, len(data) - end):
             with suppress(OSError):
                 self._disk.cut(name, end)
@@ -142,7 +156,8 @@ class Spool:
 
     def damage(self) -> list[Damage]:
         """Return what recovery could not read, with the readings that are held nowhere else."""
-        return [*self._survey.mended, *map(self._damage, self._survey.gaps)]
+        found = map(self._damage, self._survey.gaps)
+        return [*self._survey.mended, *(each for each in found if each.data or each.lost)]
 
     def _damage(self, gap: Gap) -> Damage:
         told = list(claims(gap.data))
@@ -150,7 +165,8 @@ class Spool:
         unsure = False
         if gap.missing is not None:
             lost, unsure = self._missing_in(gap, told)
-        return Damage(gap.segment, gap.at, gap.data, lost, gap.bridge, gap.unreadable, unsure)
+        loss = "" if gap.end is None else f"sealed-{gap.end}"
+        return Damage(gap.segment, gap.at, gap.data, lost, gap.bridge, gap.unreadable, unsure, loss)
 
     def _missing_in(self, gap: Gap, told: list[Record]) -> tuple[int, bool]:
         """Return how many of the missing readings are lost, and whether it may be fewer.
@@ -160,22 +176,29 @@ class Spool:
         if not gap.missing:
             return 0, False
         held = [self._held[s].readings for s in gap.hole if s in self._held]
-        acked = {s for s in gap.hole if s in self._acked and s not in self._held}
+        acked = {s for s in gap.hole if s not in self._held and self._is_settled(s, gap.whole)}
         known = {record.sequence: record.readings for record in told if record.sequence in acked}
         if len(known) < len(acked) == len(gap.hole) - len(held):
             return sum(map(self._lost, told)), False
         lost = gap.missing - sum(held) - sum(known.values())
-        return max(lost, 0), len(known) < len(acked)
+        unsure = gap.hole.start < self._acked.since or len(known) < len(acked)
+        return max(lost, 0), unsure
+
+    def _is_settled(self, sequence: int, whole: bool) -> bool:
+        """Whether a batch is delivered or counted, as far as is known; `whole` segments go so."""
+        known = sequence in self._acked or any(sequence in gone for gone in self._gone)
+        return known or (whole and sequence < self._acked.since)
 
     def counted(self) -> None:
-        """Take what cannot be read for acknowledged, or each start that meets it counts it."""
-        unreadable = [gap for gap in self._survey.gaps if gap.unreadable]
-        told = [record.sequence for gap in unreadable for record in claims(gap.data)]
+        """Take what is lost for acknowledged, or each start that meets the gap counts it."""
+        if not self._survey.gaps:
+            return
         with self._lock:
-            for sequence in (*told, *(s for gap in unreadable for s in gap.hole)):
+            for sequence in {s for gap in self._survey.gaps for s in gap.sequences}:
                 if sequence <= self.last and sequence not in self._held:
                     self._acked.add(sequence)
         self._survey.gaps.clear()
+        self._save_acked()
 
     def _lost(self, record: Record) -> int:
         held = self._held.get(record.sequence)
@@ -186,19 +209,17 @@ class Spool:
     def _take(self, segment: _Segment, record: Record) -> None:
         segment.first = segment.first or record.sequence
         self.last = max(self.last, record.sequence - (record.kind == Kind.HEAD))
-        if record.kind != Kind.LOSS:
-            self._epoch = record.epoch
-            self._epochs.add(record.epoch)
         if record.kind == Kind.BATCH:
             self._hold(segment, record)
         elif record.kind == Kind.HEAD:
-            dropped, previous, *lost = msgpack.unpackb(record.payload)
+            dropped, previous, history, *lost = msgpack.unpackb(record.payload)
+            self._histories.append(history)
             self.lost.update(lost)
             self.dropped = max(self.dropped, dropped)
-            self._epochs.add(previous[0])
             self._saw(*previous)
         elif record.kind == Kind.LOSS:
             first, _, *of = msgpack.unpackb(record.payload)
+            self._gone.append(range(first, record.sequence + 1))
             named = {*filter(None, of)}
             if not named & self.lost:  # else written again after a failed sync
                 self.dropped += record.readings
@@ -257,7 +278,9 @@ class Spool:
     def _begin(self, epoch: int, sequence: int) -> None:
         self._number += 1
         name = f"{self._number:08}{_ENDING}"
-        head = msgpack.packb((self.dropped, self.previous or (0, 0), *self._lost_here()))
+        history = self._histories[-1] if self._histories else epoch
+        previous = self.previous or (0, 0)
+        head = msgpack.packb((self.dropped, previous, history, *self._lost_here()))
         place = Place(self._total, 0, sequence)
         data = pack(Record(Kind.HEAD, epoch, sequence, 0, 0, head, place))
         try:
@@ -272,7 +295,8 @@ class Spool:
             self._disk.close(self._newest.name)
         with self._lock:
             self._segments[name] = _Segment(name, len(data), sequence, place)
-        self._usable, self._epoch = True, epoch
+        self._usable = True
+        self._histories.append(history)
 
     @property
     def _newest(self) -> _Segment:
@@ -477,13 +501,19 @@ class Spool:
         self._write(Record(Kind.LOSS, 0, last, readings, 0, payload))
         self.dropped += readings
         self.lost.update(filter(None, [of]))
+        self._save_acked()  # the sum stands in two places: one record may be damaged
 
     def write_acked(self, now: float) -> None:
-        """Write down what was acknowledged; at most once a second, for each costs a block."""
+        """Write down what was acknowledged; at most once a second, for each costs a block.
+
+        What was sealed is synced, too: it tells of the newest batches if they are damaged.
+        """
         if self._acked_at <= now < self._acked_at + ACKED_EVERY:
             return
         self._write_acked()
         self._acked_at = now
+        if self._total != self._saved:
+            self._save_acked()
 
     def _write_acked(self, dropped: int = 0, lost: Sequence[Held] = ()) -> None:
         """Write down what is acknowledged, and these as if they were, for so many are dropped."""
@@ -491,13 +521,24 @@ class Spool:
             ranges = list(self._acked.ranges)
         for held in lost:
             join(ranges, held.sequence)
+        oldest = next((s.place.begin for s in self._segments.values() if s.place.first), NOWHERE)
         dropped += self.dropped
-        self._acked.write(self._epoch, ranges, dropped, self._total, self.last)
+        history = self._histories[-1] if self._histories else 0
+        self._acked.write(Told(history, ranges, dropped, self._total, self.last, oldest))
+
+    def _save_acked(self) -> None:
+        """Have it on the device, where that can be."""
+        with suppress(OSError):
+            self._write_acked()
+            self._acked.sync()
+            self._saved = self._total
 
     def tidy(self) -> bool:
         """Remove the segments that are done with, all but the newest; whether there were any."""
         with self._lock:
             done = {s.name: bool(s.bad) for s in self._older if not s.waiting}
+        if done:  # or one that is missing might be one that was delivered
+            self._save_acked()
         if done and not self._usable:  # the newest may be one that only recovery has seen
             self._disk.sync_directory()
         for name, bad in done.items():

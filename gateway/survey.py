@@ -6,13 +6,14 @@
 Each record says how many readings were sealed before it. What the next one found says besides what
 the ones before it hold was sealed and is there no more, though not a byte of it may be left: of 60
 batches on 4 KiB that were wiped, going by the heads that were left, 5 of 195 readings were counted.
+What no record stands behind, such as the end of the newest segment, `acked` tells of.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from gateway.disk import BLOCK, Damage
-from gateway.record import Kind, Place, Record, pack, records, size_of
+from gateway.record import Kind, Place, Record, claims, pack, records, size_of
 
 
 @dataclass(slots=True)
@@ -30,6 +31,10 @@ class Gap:
     """How many readings were sealed here; None: nothing tells."""
     hole: range = range(0)
     """The sequences that they had, as far as that is known."""
+    end: int | None = None
+    """At the end of all, where nothing stands behind it: how many were sealed up to there."""
+    whole: bool = False
+    """Whether whole segments are missing, which may have gone because they were delivered."""
 
     @property
     def shows(self) -> bool:
@@ -37,9 +42,14 @@ class Gap:
         return self.unreadable or any(self.data)
 
     @property
+    def sequences(self) -> set[int]:
+        """Those of the batches that were here, as far as anything tells."""
+        return {*self.hole, *(record.sequence for record in claims(self.data))}
+
+    @property
     def bridge(self) -> bytes:
         """What belongs there once the missing ones are counted, so that they are met once."""
-        if not self.missing or not self.fits:
+        if not self.missing or not self.fits or self.end is not None:
             return b""
         last = self.hole[-1] if self.hole else 0
         return pack(Record(Kind.GAP, 0, last, self.missing, 0, b""))
@@ -52,25 +62,21 @@ class Survey:
         self.gaps: list[Gap] = []
         self.mended: list[Damage] = []
         """Heads that are damaged, and what belongs there."""
+        self.place: Place | None = None
+        """That behind the last record found; None: there is none that tells it."""
         self._open: list[Gap] = []  # those that nothing has been found behind yet
-        self._place: Place | None = None
+        self._before: list[Gap] = []  # those before all that was found, which begins here
+        self._begin: Place | None = None
         self._last = 0
-        self._number = -1
-
-    @property
-    def total(self) -> int:
-        """Readings sealed up to the end of what was found."""
-        return self._place.total if self._place else 0
+        self._number: int | None = None
 
     def read(self, name: str, data: bytes, bad: Sequence[int], number: int) -> Iterator[Record]:
         """Yield the records of a segment; `bad` is where the blocks begin that cannot be read."""
-        if number != self._number + 1:  # one between may be gone as a whole, since it was delivered
-            self._settle(None, 0)
-            self._place = None
+        skipped = self._number is not None and number > self._number + 1
         self._number, end = number, 0
         found = list(records(data))
-        if begin := next((record.place for record in found if record.place.first), None):
-            self._begin(begin)
+        if place := next((record.place for record in found if record.place.first), None):
+            self._enter(name, place.begin, skipped)
         for record in found:
             if record.at != end or self._is_behind(record):
                 self._open.append(_gap(name, end, data[end : record.at], bad))
@@ -82,42 +88,48 @@ class Survey:
         rest = _gap(name, end, data[end:], bad)
         self._open.append(replace(rest, data=rest.data if rest.shows else b"", fits=True))
 
-    def _begin(self, place: Place) -> None:
-        """Settle what is open before the segment of this place."""
-        self._settle(self._missing(place.total - place.since), place.first - 1)
-        self._place = Place(place.total - place.since, 0, place.first)
-        self._last = place.first - 1
+    def _enter(self, name: str, begin: Place, skipped: bool) -> None:
+        """Settle what is open before the segment that begins there."""
+        if self.place is None:
+            self._before, self._open = self._open or [Gap(name, 0, b"")], []
+            self._begin = begin
+        else:
+            self._settle(begin.total - self.place.total, begin.first - 1, skipped)
+        self.place, self._last = begin, begin.first - 1
 
     def _is_behind(self, record: Record) -> bool:
         """Whether something ought to stand between this record and the one before it."""
-        return record.kind in (Kind.HEAD, Kind.BATCH) and record.place != self._place
+        return record.kind in (Kind.HEAD, Kind.BATCH) and record.place != self.place
 
     def _pass(self, record: Record) -> Record:
         """Go on behind a record; return it with its place."""
         if record.kind == Kind.LOSS:  # what it tells of lay elsewhere
             return record
-        if self._place and not record.place.first:  # a gap, or a head that does not tell
-            record = replace(record, place=self._place)
-        if record.kind != Kind.GAP and record.place.first:
-            self._settle(self._missing(record.place.total), record.sequence - 1)
-        if record.place.first:
-            self._place = record.behind
+        if self.place is None:
+            return record
+        if not record.place.first:  # a gap, or a head that does not tell
+            record = replace(record, place=self.place)
+        if record.kind != Kind.GAP:
+            self._settle(record.place.total - self.place.total, record.sequence - 1)
+        self.place = record.behind
         self._last = max(self._last, record.sequence - (record.kind == Kind.HEAD))
         return record
 
-    def _missing(self, total: int) -> int | None:
-        return max(total - self._place.total, 0) if self._place else None
+    def _settle(self, missing: int | None, last: int, skipped: bool = False) -> None:
+        """Have what is open stand for so many missing readings, of batches up to `last`.
 
-    def _settle(self, missing: int | None, last: int) -> None:
-        """Have what is open stand for so many missing readings, of batches up to `last`."""
+        Below 0: a batch was written a second time, after a failed sync.
+        """
+        missing = missing and max(missing, 0)
         gaps = [gap for gap in self._open if gap.shows]
-        if missing and not gaps:  # zeros, or a file that was cut off
+        if missing and not gaps:  # zeros, a file that was cut off, or is gone
             gaps = self._open
         for gap in gaps:
             gap.missing = missing and 0
         if gaps:
             widest = max(gaps, key=lambda gap: len(gap.data))
             widest.missing, widest.hole = missing, range(self._last + 1, last + 1)
+            widest.whole = skipped
         self.gaps += [gap for gap in gaps if gap.shows or gap.missing]
         self._open = []
 
@@ -127,10 +139,31 @@ class Survey:
         found, right = data[at : at + size], pack(record)[:size]
         self.mended.append(Damage(name, at, found, 0, right, unreadable))
 
-    def end(self, total: int, last: int) -> None:
-        """Settle what is open at the end; so much was sealed there by another's word, or more."""
-        missing = self._missing(total)
-        self._settle(missing or None, last)
+    def end(self, oldest: Place, sealed: int, last: int) -> None:
+        """Settle what is open at the ends, by another's word.
+
+        That is: where the oldest segment began, how many readings were sealed, the last sequence.
+        """
+        if self.place is None:
+            self._before = self._open or [Gap("", 0, b"")]
+            end = Place(sealed, 0, last + 1)
+        else:
+            for gap in self._open:
+                gap.end = sealed
+            self._settle(max(sealed - self.place.total, 0) or None, last)
+            end = self._begin or self.place
+        self._open, self._last = self._before, oldest.first - 1
+        missing = end.total - oldest.total if oldest.first else 0
+        self._settle(max(missing, 0) or None, end.first - 1)
+
+    def end_untold(self) -> None:
+        """Settle it when nobody tells."""
+        self.gaps = [gap for gap in self.gaps if gap.shows or not gap.whole]
+        for gap in self.gaps:
+            gap.missing = None if gap.whole else gap.missing
+        self._settle(None, 0)
+        self._open = self._before
+        self._settle(None, 0)
 
 
 def _gap(name: str, at: int, data: bytes, bad: Sequence[int]) -> Gap:

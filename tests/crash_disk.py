@@ -154,6 +154,12 @@ class CrashDisk:
         spoilt[at] ^= 1
         self._live[name], self._durable[name] = spoilt, bytes(spoilt)
 
+    def wipe(self, name: str, begin: int, end: int, filling: bytes) -> None:
+        """Lose what is there, as a card does with a block."""
+        wiped = bytearray(self._durable[name])
+        wiped[begin:end] = filling * len(wiped[begin:end])
+        self._live[name], self._durable[name] = wiped, bytes(wiped)
+
     def _burn(self) -> None:
         if self.fuse is not None:
             self.fuse -= 1

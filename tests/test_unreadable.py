@@ -96,7 +96,7 @@ def test_a_segment_that_cannot_be_read_at_all_is_told_and_kept(tmp_path: Path):
     buffer = started(WornDisk(tmp_path, *everywhere))
     assert values(buffer) == [0, 1, 2]
     (told,) = buffer.stats().faults
-    assert told.startswith("unknown readings lost: 00000001.seg-0-")
+    assert told.startswith("120 readings lost: 00000001.seg-0-")
     assert (tmp_path / "00000001.seg.damaged").read_bytes() == sound
 
 
