@@ -94,7 +94,7 @@ class Connection(aiomqtt.Client):
             broker.host,
             broker.port,
             username=settings.username,
-            password=credentials.password,
+            password=credentials.password,  # type: ignore[arg-type]  # paho takes bytes, too
             identifier=settings.client_id or gateway,
             logger=_SILENT,  # what paho says of a malformed packet comes as an error, too
             protocol=_VERSIONS[settings.protocol],

@@ -16,6 +16,7 @@ from saying import CONNACK, saying
 from tenacity import wait_fixed
 from tenacity.wait import wait_base
 
+import hil.mosquitto
 from gateway.reading import COUNT, Instant, Reading
 from gateway.settings import Broker as Address
 from gateway.suspects import LOSSES, Suspects
@@ -586,6 +587,24 @@ def test_the_password_is_read_anew_at_each_connection(tmp_path):
                 secret.write_text("one\n")
                 await broker.wait_for(1)
                 assert box.state.connected
+
+    run(scenario())
+
+
+def test_a_password_that_is_no_utf_8_lets_into_a_real_mosquitto(tmp_path):
+    secret, users = tmp_path / "secret", tmp_path / "users"
+    secret.write_bytes(b"p\xe4ss\xff\n")
+    named = ("mosquitto_passwd", "-c", "-b", users, "trd-0042", b"p\xe4ss\xff")
+    subprocess.run(named, check=True)
+
+    async def scenario() -> None:
+        lines, login = f"password_file {users}", {"username": "trd-0042", "password_file": secret}
+        async with hil.mosquitto.Mosquitto(tmp_path, lines) as broker:
+            there = Address("127.0.0.1", broker.port, tls=False)
+            box = Box(tmp_path / "state", there, settings=login)
+            await box.seal()
+            async with delivering(box):
+                await box.empty()
 
     run(scenario())
 
