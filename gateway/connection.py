@@ -19,7 +19,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from gateway.credentials import Credentials, CredentialsError
-from gateway.reasons import of_code, of_text
+from gateway.reasons import of_answer, of_code, of_nonsense, of_text
 from gateway.settings import Broker, UplinkSettings
 from gateway.traffic import arrived, carried
 
@@ -31,6 +31,8 @@ TCP_GIVES_UP_MS = 10_000
 
 LARGEST_IN = 1 << 14
 """Bytes of the largest packet that is taken: those that a broker owes us have some ten."""
+FIRST = 24
+"""Bytes that tell what listens where no broker does."""
 LAST_WORDS = 0.1
 """Seconds for what a broker said before it closed, a batch that is set aside included."""
 CLOSED = "the other end closed it"
@@ -118,6 +120,7 @@ class Connection(aiomqtt.Client):
         self._id = settings.client_id or gateway
         self._settings, self._secure = settings, broker.tls
         self._began = 0.0
+        self._first = b""
         self._last_word: Properties | None = None
         self._said_so = False
 
@@ -135,7 +138,8 @@ class Connection(aiomqtt.Client):
         except aiomqtt.MqttCodeError as error:
             raise UplinkError(self._why(error)) from error
         except (aiomqtt.MqttError, UnicodeError) as error:  # a..b is no name that DNS could have
-            said = of_text(str(error), self._settings, tls=self._secure)
+            strange = None if self._connack else of_answer(self._first, self._settings)
+            said = strange or of_text(str(error), self._settings, tls=self._secure)
             raise UplinkError(said) from error
         finally:
             self._client._sock_close()
@@ -204,6 +208,8 @@ class Connection(aiomqtt.Client):
                 " within a minute and gave no reason: does another client use our id "
                 f"{self._id!r}? Then set [uplink] client_id"
             )
+        elif not self._said_so and " came" in why:
+            why += f": {of_nonsense(self._settings)}"
         return UplinkError(f"connection lost: {why}")
 
     def _why(self, error: BaseException | None) -> str:
@@ -257,7 +263,9 @@ class Connection(aiomqtt.Client):
             raise aiomqtt.MqttError(
                 f"a packet of {bufsize} bytes came, and a broker's to us has at most {LARGEST_IN}"
             )
-        return paho.Client._sock_recv(self._client, bufsize)
+        received = paho.Client._sock_recv(self._client, bufsize)
+        self._first += received[: FIRST - len(self._first)]
+        return received
 
     def _heed(self) -> MQTTErrorCode:
         """Heed a packet, unless it is of those that a client that subscribes to nothing gets not.

@@ -40,6 +40,9 @@ _CODES: Mapping[int, str] = {
 _ROUTE = "no route: is there a network?"
 _NO_TLS = "no TLS is spoken there, or none of today"
 _SPEAK = "the broker must speak TLS 1.2 or 1.3"
+_CHECK_URL = "check host and port in [uplink] url"
+_TLS_ALERT = b"\x15\x03"
+_CONNACK_3_1_1 = b"\x20\x02\x00\x00"
 
 
 def of_code(code: int, name: str, properties: object = None) -> str:
@@ -50,6 +53,26 @@ def of_code(code: int, name: str, properties: object = None) -> str:
         if (value := getattr(properties, key, None)) is not None
     )
     return f"0x{code:02x} {name}{added}: {_CODES.get(code, _LOG)}"
+
+
+def of_answer(first: bytes, settings: UplinkSettings) -> str | None:
+    """Return what listens there by how its answer begins, unless that may be such a broker."""
+    text = first.decode("ascii", errors="replace").split("\r\n")[0]
+    if first.startswith(_TLS_ALERT):
+        return "TLS is spoken there: write mqtts:// in [uplink] url"
+    if first == _CONNACK_3_1_1 and settings.protocol == "5":
+        return 'what answers MQTT 5 there speaks MQTT 3.1.1: set [uplink] protocol = "3.1.1"'
+    if first.startswith((b"HTTP/", b"<")):
+        return f"a web server answers there ({seen(text)}), or MQTT over WebSockets: {_CHECK_URL}"
+    if len(text) > 3 and text.isascii() and text.isprintable():
+        return f"what answers there is no broker ({seen(text)}): {_CHECK_URL}"
+    return None
+
+
+def of_nonsense(settings: UplinkSettings) -> str:
+    """Return what it means that a broker sends what none of this version does."""
+    other = "5" if settings.protocol == "3.1.1" else "3.1.1"
+    return f'a fault of the broker, or of a proxy on the way; or set [uplink] protocol = "{other}"'
 
 
 def of_text(said: str, settings: UplinkSettings, *, tls: bool) -> str:
