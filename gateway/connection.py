@@ -50,6 +50,19 @@ for _code, _packets_by_name in ReasonCode.names.items():
         if _code >= 0x80:
             _packets.extend({PacketTypes.CONNACK, PacketTypes.PUBACK, PacketTypes.DISCONNECT})
 
+_LARGEST_PACKET = (1 << 28) - 1
+"""Of MQTT, and of what paho lets a broker announce, which may be more: 0xffffffff is common."""
+_set_property = Properties.__setattr__
+
+
+def _set_within_bounds(properties: Properties, name: str, value: object) -> None:
+    if name.replace(" ", "") == "MaximumPacketSize" and isinstance(value, int):
+        value = min(value, _LARGEST_PACKET)
+    _set_property(properties, name, value)  # type: ignore[no-untyped-call]  # paho's own
+
+
+Properties.__setattr__ = _set_within_bounds  # type: ignore[method-assign]
+
 _FOR_US = (MessageType.CONNACK, MessageType.PUBACK, MessageType.PINGRESP, MessageType.DISCONNECT)
 _VERSIONS = {"5": aiomqtt.ProtocolVersion.V5, "3.1.1": aiomqtt.ProtocolVersion.V311}
 
@@ -255,7 +268,7 @@ class Connection(aiomqtt.Client):
     @property
     def largest_packet(self) -> int:
         """Bytes of the largest packet that the broker takes."""
-        return getattr(self._connack, "MaximumPacketSize", 1 << 28)
+        return getattr(self._connack, "MaximumPacketSize", _LARGEST_PACKET)
 
     def _receive(self, bufsize: int) -> bytes:
         """Read from the socket; paho asks for the rest of a packet, which it would all take."""

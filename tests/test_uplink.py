@@ -267,6 +267,19 @@ def test_a_batch_larger_than_the_broker_takes_is_never_sent_but_set_aside(tmp_pa
     run(scenario())
 
 
+@pytest.mark.parametrize("maximum", [1 << 28, 0xFFFFFFFF])
+def test_a_broker_may_announce_larger_packets_than_there_are(maximum, tmp_path):
+    async def scenario() -> None:
+        async with Broker(limits=Limits(maximum_packet_size=maximum)) as broker:
+            box = Box(tmp_path, address(broker))
+            await box.seal(3)
+            async with delivering(box):
+                await box.empty()
+            assert broker.connects == 1
+
+    run(scenario())
+
+
 def test_a_status_larger_than_the_broker_takes_does_not_stop_the_batches(tmp_path, caplog):
     async def scenario() -> None:
         async with Broker() as broker:
