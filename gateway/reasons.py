@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from gateway.schema import seen
 from gateway.settings import UplinkSettings
 
+REFUSED, TOO_LARGE, MALFORMED = 0x80, 0x95, 0x99
+_NOT_AUTHORIZED = 0x87
+
 _LOG = "the broker's log may say why"
 _LOGIN = "check [uplink] username and password_file"
 _CODES: Mapping[int, str] = {
@@ -24,7 +27,7 @@ _CODES: Mapping[int, str] = {
     0x8D: "nothing of ours came through for 1.5 times [uplink] keepalive: is the link bad?",
     0x90: "the broker does not take these topics: set [uplink] topic",
     0x93: "the broker takes fewer at once than it said: its log may say why",
-    0x95: "raise the broker's bound (mosquitto: max_packet_size)",
+    0x95: "raise the broker's bound (mosquitto: max_packet_size, message_size_limit)",
     0x96: "set [uplink] backlog_rate, or raise the broker's bound",
     0x97: "raise what the broker allows this gateway",
     0x98: "its operator ended the connection: ask there",
@@ -36,7 +39,18 @@ _CODES: Mapping[int, str] = {
     0x9F: "does another client use our login? Else raise the broker's bound",
     0xA0: "the broker ends each connection after a while; tried again",
 }
-"""Reason codes of CONNACK and DISCONNECT. Source: MQTT 5.0 section 2.4"""
+"""Reason codes, and what mends it. Source: MQTT 5.0 section 2.4"""
+PUBACK = {
+    0x80: "unspecified error",
+    0x83: "implementation specific error",
+    0x87: "not authorized",
+    0x90: "topic name invalid",
+    0x91: "packet identifier in use",
+    0x95: "packet too large",
+    0x97: "quota exceeded",
+    0x99: "payload format invalid",
+}
+"""What its reason codes say that refuse a message, and 0x95, which mosquitto has there, too."""
 _ROUTE = "no route: is there a network?"
 _NO_TLS = "no TLS is spoken there, or none of today"
 _SPEAK = "the broker must speak TLS 1.2 or 1.3"
@@ -75,6 +89,14 @@ def of_nonsense(settings: UplinkSettings) -> str:
     return f'a fault of the broker, or of a proxy on the way; or set [uplink] protocol = "{other}"'
 
 
+def of_refusal(code: int, topic: str = "its topics") -> str:
+    """Return what a PUBACK says that refuses a message, and what mends it."""
+    remedy = _CODES.get(code, _LOG)
+    if code == _NOT_AUTHORIZED:
+        remedy = f"has this gateway the right to publish to {topic}?"
+    return f"0x{code:02x} {PUBACK.get(code, 'not known')}: {remedy}"
+
+
 def of_text(said: str, settings: UplinkSettings, *, tls: bool) -> str:
     """Return an error in words with what mends it, where that is known.
 
@@ -92,7 +114,8 @@ def of_text(said: str, settings: UplinkSettings, *, tls: bool) -> str:
         "Temporary failure in name resolution": "no DNS: is there a network?",
         "Network is unreachable": _ROUTE,
         "No route to host": _ROUTE,
-        "closed before": f"{version}, or {f'want {cert}' if tls else 'TLS (mqtts:// in url)'}?",
+        "closed before": f"{version}, or {f'want {cert}' if tls else 'TLS (mqtts:// in url)'}? "
+        f"Else {_LOG}",
         "certificate has expired": "renew the broker's, or set this box's clock (timedatectl)",
         "certificate is not yet valid": "is this box's clock right (timedatectl)?",
         "certificate is not valid for": "write the name in url as it stands in the certificate",

@@ -7,24 +7,11 @@ from typing import Protocol
 
 from gateway.publisher import Publisher
 from gateway.ration import Ration
+from gateway.reasons import REFUSED, TOO_LARGE, of_refusal
 
 JSON = "application/json"
-REFUSED, NOT_AUTHORIZED = 0x80, 0x87
-_REASONS = {
-    0x83: "implementation specific error",
-    0x97: "quota exceeded",
-}
 
 log = logging.getLogger(__name__)
-
-
-def refusal(code: int, topic: str) -> str:
-    """Return what a reason code of 0x80 and above says, and what to look at."""
-    if code == NOT_AUTHORIZED:
-        said = f"not authorized: has this gateway the right to publish to {topic}?"
-    else:
-        said = _REASONS.get(code, "")
-    return f"0x{code:02x} {said}".rstrip()
 
 
 class Status(Protocol):
@@ -90,7 +77,7 @@ class Retained:
         async with self._place:
             sent = self._publisher.send(name, payload, retain=True, kind=JSON)
             code = await self._publisher.code(sent)
-        refused = f"the broker refuses the {name}: {refusal(code, sent.topic)}"
+        refused = f"the broker refuses the {name}: {of_refusal(code, sent.topic)}"
         self._say(name, refused if code >= REFUSED else "")
 
     def _say(self, name: str, line: str) -> None:
@@ -101,5 +88,5 @@ class Retained:
 
 
 def _larger(name: str, payload: bytes) -> str:
-    kib = len(payload) >> 10
-    return f"the {name} is larger than the broker takes: {kib} KiB: raise its max_packet_size"
+    larger = f"the {name}, {len(payload)} bytes, is larger than the broker takes"
+    return f"{larger}: {of_refusal(TOO_LARGE)}"

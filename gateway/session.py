@@ -20,15 +20,15 @@ from gateway.certificate import Outlook
 from gateway.connection import Connection, UplinkError
 from gateway.publisher import Publisher, Sent
 from gateway.ration import Ration
-from gateway.retained import Retained, Status, refusal
+from gateway.reasons import MALFORMED, TOO_LARGE, of_refusal
+from gateway.retained import Retained, Status
 from gateway.spool import Held
 from gateway.suspects import Suspects
 from gateway.traffic import Traffic
 from gateway.wire import WireError
 
 SUCCESS, NOBODY_SUBSCRIBES = 0x00, 0x10
-TOO_LARGE, MALFORMED = 0x95, 0x99
-NOT_THIS_BATCH = {0x90: "topic name invalid", 0x95: "packet too large", 0x99: "format invalid"}
+NOT_THIS_BATCH = (0x90, TOO_LARGE, MALFORMED)
 """Reason codes that would come again for the same batch for ever: it is set aside."""
 IN_A_ROW = 3
 """Batches that are set aside with none accepted in between, until it is said to be the broker."""
@@ -258,7 +258,7 @@ class Session:
         elif code in NOT_THIS_BATCH:
             await self._set_aside(held, code)
         else:
-            self._refuses("batches", refusal(code, sent.topic))
+            self._refuses("batches", of_refusal(code, sent.topic))
         self._landed(held)
         if self._size < self._client.window:
             self._size += 1
@@ -283,20 +283,21 @@ class Session:
         raise UplinkError(f"the broker refuses {what}: {why}; all are kept")
 
     async def _set_aside(self, held: Held, code: int) -> None:
-        state, why = self._state, f"0x{code:02x} {NOT_THIS_BATCH[code]}"
+        state = self._state
         first = not self._buffer.lies_aside(held)
         if first and state.refused_in_a_row >= IN_A_ROW:
-            self._refuses("every batch", why)
+            self._refuses("every batch", of_refusal(code))
         state.refused_in_a_row += first
-        if await self._on_writer(self._aside, held, code):
-            log.error("batch %d set aside: %s, %d bytes", held.sequence, why, held.length)
-        else:
+        if not await self._on_writer(self._aside, held, code):
             state.refused_in_a_row -= first
 
     def _aside(self, held: Held, code: int) -> bool:
+        why = of_refusal(code)
         if self._state.refused_in_a_row > 1 and not self._buffer.fits_aside(held):
-            self._refuses("one batch after the other", f"0x{code:02x} {NOT_THIS_BATCH[code]}")
+            self._refuses("one batch after the other", why)
         self._buffer.set_aside(held, code)
+        # Told here, for the connection may be lost, and whoever waits for this be gone
+        log.error("batch %d set aside, %d bytes: %s", held.sequence, held.length, why)
         return True
 
     async def drained(self) -> None:

@@ -280,6 +280,24 @@ def test_a_broker_may_announce_larger_packets_than_there_are(maximum, tmp_path):
     run(scenario())
 
 
+@pytest.mark.parametrize("maximum", [20, 100])
+def test_where_packets_are_bounded_so_that_none_fits_nothing_is_lost(maximum, tmp_path):
+    async def scenario() -> None:
+        async with Broker(limits=Limits(maximum_packet_size=maximum)) as broker:
+            box = Box(tmp_path, address(broker))
+            await box.seal(8)
+            async with delivering(box):
+                says = "the broker's log may say" if maximum == 20 else "raise the broker's bound ("
+                await until(lambda: says in str(box.state.why))
+                aside = len(box.refused)
+                broker.limits = Limits()
+                await box.empty()
+            assert sorted(both(broker.received)) == list(range(1 + aside, 9))
+            assert box.buffer.stats().dropped == 0
+
+    run(scenario())
+
+
 def test_a_status_larger_than_the_broker_takes_does_not_stop_the_batches(tmp_path, caplog):
     async def scenario() -> None:
         async with Broker() as broker:

@@ -2,17 +2,23 @@
 
 import asyncio
 import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 from delivery import Box, delivering, run
 from saying import CONNACK, saying
 
-from gateway.connection import LARGEST_IN, Connection, UplinkError
+from gateway.connection import LARGEST_IN, LAST_WORDS, Connection, UplinkError
+from gateway.disk import Disk
 from gateway.settings import Broker, UplinkSettings
 from hil import mqtt
 
 LAST = bytes.fromhex("e0029600")
+
+Answer = Callable[[bytes, bytes], bytes | None]
+"""Returns what a broker says of a batch, if anything, by its identifier and what it holds."""
 
 
 async def connection(broker: Broker, **settings: Any) -> Connection:
@@ -42,26 +48,47 @@ def test_what_is_published_to_us_is_dropped(qos):
     run(scenario())
 
 
-def test_a_refusal_right_before_the_end_is_heeded(tmp_path):
+@contextlib.asynccontextmanager
+async def ending_with(answer: Answer, connects: list[int]) -> AsyncIterator[Broker]:
+    """Listen; a batch for which there is an answer gets it, and that is the connection's end."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connects.append(1)
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            while True:
+                kind, _, rest = await mqtt.read_packet(reader, 1 << 20)
+                topic = rest[2 : 2 + int.from_bytes(rest[:2], "big")]
+                number = rest[len(topic) + 2 : len(topic) + 4]
+                last = answer(number, rest) if b"/batch/" in topic else None
+                writer.write(CONNACK if kind == 1 else last or puback(number, 0))
+                if last:
+                    break
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield Broker(*server.sockets[0].getsockname(), tls=False)
+
+
+class SlowDisk(Disk):
+    """One that takes longer to keep a refused batch than a closed connection is heeded."""
+
+    def write(self, name: str, offset: int, data: bytes) -> None:
+        if name.endswith(".batch"):
+            time.sleep(2 * LAST_WORDS)
+        super().write(name, offset, data)
+
+    def below(self, name: str) -> "SlowDisk":
+        return SlowDisk(self.directory / name)
+
+
+@pytest.mark.parametrize("disk", [Disk, SlowDisk])
+def test_a_refusal_right_before_the_end_is_heeded_and_told(disk, tmp_path, caplog):
     """So does mosquitto 2.0.11 with a batch above its message_size_limit."""
 
     async def scenario() -> None:
-        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            connects.append(1)
-            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-                while True:
-                    kind, _, rest = await mqtt.read_packet(reader, 1 << 20)
-                    topic = rest[2 : 2 + int.from_bytes(rest[:2], "big")]
-                    number = rest[len(topic) + 2 : len(topic) + 4]
-                    refused = b"/batch/" in topic
-                    writer.write(CONNACK if kind == 1 else puback(number, 0x95 * refused))
-                    if refused:
-                        break
-            writer.close()
-
         connects: list[int] = []
-        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-            box = Box(tmp_path, Broker(*server.sockets[0].getsockname(), tls=False))
+        async with ending_with(lambda number, _: puback(number, 0x95), connects) as broker:
+            box = Box(tmp_path, broker, disk=disk)
             await box.seal(3)
             async with delivering(box):
                 await box.empty()
@@ -69,6 +96,7 @@ def test_a_refusal_right_before_the_end_is_heeded(tmp_path):
             assert len(connects) <= 4
 
     run(scenario())
+    assert caplog.text.count("bytes: 0x95 packet too large: raise the broker's bound (") == 3
 
 
 def puback(identifier: bytes, code: int) -> bytes:
