@@ -19,7 +19,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from gateway.credentials import Credentials, CredentialsError
-from gateway.reasons import of_answer, of_code, of_nonsense, of_text
+from gateway.reasons import TOO_LARGE, of_answer, of_code, of_nonsense, of_text
 from gateway.settings import Broker, UplinkSettings
 from gateway.traffic import arrived, carried
 
@@ -127,7 +127,7 @@ class Connection(aiomqtt.Client):
         self._client.connect_timeout = CONNECT_WITHIN
         self._client._sock_recv = self._receive  # type: ignore[method-assign]  # it has no bounds
         self._client._packet_handle = self._heed  # type: ignore[method-assign]
-        self._acks: dict[int, asyncio.Future[int]] = {}
+        self._acks: dict[int, tuple[int, asyncio.Future[int]]] = {}  # with bytes of the payload
         self._connack: Properties | None = None
         self._carried = self._told = 0
         self._id = settings.client_id or gateway
@@ -205,8 +205,19 @@ class Connection(aiomqtt.Client):
         mosquitto closes the connection right behind the PUBACK that refuses a batch.
         """
         await asyncio.wait({self._disconnected})
+        if self._said_so and _reason(self._disconnected.exception()) == TOO_LARGE:
+            self._refuse_largest()
         await asyncio.sleep(LAST_WORDS)
         raise self._loss()
+
+    def _refuse_largest(self) -> None:
+        """Answer the largest message under way as if a PUBACK had come that calls it too large.
+
+        The broker does not say which it was, but the largest is too large if any is.
+        """
+        if self._acks:
+            _, ack = self._acks.pop(max(self._acks, key=lambda mid: self._acks[mid][0]))
+            ack.set_result(TOO_LARGE)
 
     def _loss(self) -> UplinkError:
         error = self._disconnected.exception()
@@ -247,7 +258,8 @@ class Connection(aiomqtt.Client):
             if self._disconnected.done():
                 return asyncio.get_running_loop().create_future()  # `lost` tells, in its time
             raise UplinkError(f"cannot publish: {paho.error_string(info.rc)}")
-        ack = self._acks[info.mid] = asyncio.get_running_loop().create_future()
+        ack: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._acks[info.mid] = len(payload), ack
         return ack
 
     async def say_goodbye(self) -> None:
@@ -332,7 +344,7 @@ class Connection(aiomqtt.Client):
         reason_code: ReasonCode,
         properties: Properties | None,
     ) -> None:
-        ack = self._acks.pop(mid, None)
+        _, ack = self._acks.pop(mid, (0, None))
         if ack is not None and not ack.done():
             ack.set_result(reason_code.value)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -97,6 +98,27 @@ def test_a_refusal_right_before_the_end_is_heeded_and_told(disk, tmp_path, caplo
 
     run(scenario())
     assert caplog.text.count("bytes: 0x95 packet too large: raise the broker's bound (") == 3
+
+
+@pytest.mark.parametrize("large", [[1], [8], [1, 2], [30, 31, 45, 60]])
+def test_a_batch_that_ends_the_connection_for_its_size_does_so_once(large, tmp_path):
+    async def scenario() -> None:
+        connects: list[int] = []
+        async with ending_with(too_large_above(250), connects) as broker:
+            box = Box(tmp_path, broker)
+            for n in range(1, 61):
+                await box.seal(value=random.randbytes(500).hex() if n in large else n)
+            async with delivering(box):
+                await box.empty()
+            assert [int(name.split("-")[0]) for name in box.refused] == large
+            assert len(connects) <= 1 + len(large)
+            assert not box.state.suspects
+
+    run(scenario())
+
+
+def too_large_above(most: int) -> Answer:
+    return lambda _, packet: bytes.fromhex("e00195") if len(packet) > most else None
 
 
 def puback(identifier: bytes, code: int) -> bytes:
