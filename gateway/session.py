@@ -225,7 +225,7 @@ class Session:
             return latest
         for old in self._buffer.waiting(self._backlog, max(self._live, since) + 1):
             self._backlog = old.sequence
-            if old.sequence not in self._suspects and old.sequence not in self._flying:
+            if self._free(old):
                 return old
         return None if self._flying else self._suspect()
 
@@ -235,7 +235,10 @@ class Session:
         if not probes:
             return None
         latest = max(self._buffer.waiting(self._buffer.last - _LATEST), key=_sequence, default=None)
-        return None if latest is None or latest.sequence in self._suspects else latest
+        return latest if latest and self._free(latest) else None
+
+    def _free(self, held: Held) -> bool:
+        return held.sequence not in self._suspects and held.sequence not in self._flying
 
     def _suspect(self) -> Held | None:
         for sequence in self._suspects.due():
