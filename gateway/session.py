@@ -74,6 +74,8 @@ class UplinkState:
     """What our certificate's dates and the clock let expect of TLS."""
     said: dict[str, str] = field(default_factory=dict)
     """What was logged last of each retained message."""
+    too_large: dict[str, int] = field(default_factory=dict)
+    """Bytes of retained messages that the broker did not take."""
 
     def catch_up(self, batches: int) -> float | None:
         """Return how many seconds so many batches take now; None while that cannot be told.
@@ -114,7 +116,10 @@ class Session:
         self._window = asyncio.Semaphore(1)
         # The broker counts the status, too; one that takes a single publish has it take turns
         place_of_status = self._window if client.at_once == 1 else asyncio.Semaphore(1)
-        self._retained = Retained(self._publisher, place_of_status, self.count_traffic, state.said)
+        self._retained = Retained(
+            *(self._publisher, place_of_status, self.count_traffic),
+            *(state.said, state.too_large),
+        )
         self._size = 1
         self._since = self._live = buffer.last
         self._backlog = 0

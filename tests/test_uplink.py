@@ -331,6 +331,19 @@ def test_a_status_that_is_too_large_leaves_a_short_one_that_is_true(tmp_path):
     run(scenario())
 
 
+def test_a_status_that_was_too_large_is_tried_again_when_the_next_is_due(tmp_path):
+    async def scenario() -> None:
+        async with Broker(faults=Faults(ack_code=0x95, ack_next=1)) as broker:
+            box = Box(tmp_path, address(broker), settings={"status_interval": 0.05})
+            box.status.size = 500
+            async with delivering(box):
+                await broker.wait_for(3)
+            assert [len(m.payload) > 500 for m in broker.received] == [True, False, True]
+            assert broker.connects == 1
+
+    run(scenario())
+
+
 # Losing the connection
 
 

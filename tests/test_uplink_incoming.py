@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from delivery import Box, delivering, run
+from delivery import Box, delivering, run, until
 from saying import CONNACK, saying
 
 from gateway.connection import LARGEST_IN, LAST_WORDS, Connection, UplinkError
@@ -50,7 +50,9 @@ def test_what_is_published_to_us_is_dropped(qos):
 
 
 @contextlib.asynccontextmanager
-async def ending_with(answer: Answer, connects: list[int]) -> AsyncIterator[Broker]:
+async def ending_with(
+    answer: Answer, connects: list[int], at: bytes = b"/batch/"
+) -> AsyncIterator[Broker]:
     """Listen; a batch for which there is an answer gets it, and that is the connection's end."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -60,7 +62,7 @@ async def ending_with(answer: Answer, connects: list[int]) -> AsyncIterator[Brok
                 kind, _, rest = await mqtt.read_packet(reader, 1 << 20)
                 topic = rest[2 : 2 + int.from_bytes(rest[:2], "big")]
                 number = rest[len(topic) + 2 : len(topic) + 4]
-                last = answer(number, rest) if b"/batch/" in topic else None
+                last = answer(number, rest) if kind != 1 and at in topic else None
                 writer.write(CONNACK if kind == 1 else last or puback(number, 0))
                 if last:
                     break
@@ -119,6 +121,34 @@ def test_a_batch_that_ends_the_connection_for_its_size_does_so_once(large, tmp_p
 
 def too_large_above(most: int) -> Answer:
     return lambda _, packet: bytes.fromhex("e00195") if len(packet) > most else None
+
+
+@pytest.mark.parametrize("answer", ["disconnect", "puback"])
+def test_a_status_that_is_too_large_gives_way_to_a_short_one(answer, tmp_path, caplog):
+    """mosquitto says by a PUBACK what is above its message_size_limit, and only then."""
+
+    async def scenario() -> None:
+        connects: list[int] = []
+        seen: list[bytes] = []
+
+        def refuse(number: bytes, packet: bytes) -> bytes | None:
+            seen.append(packet)
+            if len(packet) <= 250:
+                return None
+            return bytes.fromhex("e00195") if answer == "disconnect" else puback(number, 0x95)
+
+        async with ending_with(refuse, connects, at=b"/") as broker:
+            box = Box(tmp_path, broker)
+            box.status.size = 500
+            await box.seal(5)
+            async with delivering(box):
+                await until(lambda: any(b'{"state": "online"}' in packet for packet in seen))
+                await box.empty()
+            assert len(connects) == 2
+            assert not box.refused
+
+    run(scenario())
+    assert caplog.text.count("the status is larger than the broker takes: 1 KiB: 0x95") == 1
 
 
 def puback(identifier: bytes, code: int) -> bytes:
