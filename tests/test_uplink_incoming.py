@@ -11,8 +11,9 @@ import pytest
 from delivery import Box, delivering, run, until
 from saying import CONNACK, saying
 
-from gateway.connection import LARGEST_IN, LAST_WORDS, Connection, UplinkError
+from gateway.connection import LAST_WORDS, Connection, UplinkError
 from gateway.disk import Disk
+from gateway.incoming import LARGEST_IN
 from gateway.settings import Broker, UplinkSettings
 from hil import mqtt
 
