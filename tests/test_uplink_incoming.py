@@ -54,7 +54,10 @@ def test_what_is_published_to_us_is_dropped(qos):
 async def ending_with(
     answer: Answer, connects: list[int], at: bytes = b"/batch/"
 ) -> AsyncIterator[Broker]:
-    """Listen; a batch for which there is an answer gets it, and that is the connection's end."""
+    """Listen; a batch for which there is an answer gets it, and that is the connection's end.
+
+    An answer without bytes is none at all, as long as the connection lasts.
+    """
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connects.append(1)
@@ -64,7 +67,7 @@ async def ending_with(
                 topic = rest[2 : 2 + int.from_bytes(rest[:2], "big")]
                 number = rest[len(topic) + 2 : len(topic) + 4]
                 last = answer(number, rest) if kind != 1 and at in topic else None
-                writer.write(CONNACK if kind == 1 else last or puback(number, 0))
+                writer.write(CONNACK if kind == 1 else puback(number, 0) if last is None else last)
                 if last:
                     break
         writer.close()
@@ -116,6 +119,29 @@ def test_a_batch_that_ends_the_connection_for_its_size_does_so_once(large, tmp_p
             assert [int(name.split("-")[0]) for name in box.refused] == large
             assert len(connects) <= 1 + len(large)
             assert not box.state.suspects
+
+    run(scenario())
+
+
+def test_the_batch_that_is_too_large_is_told_from_others_under_way(tmp_path):
+    async def scenario() -> None:
+        connects: list[int] = []
+        small: list[bytes] = []
+
+        def end_at_large(number: bytes, packet: bytes) -> bytes | None:
+            if len(packet) > 250:
+                return bytes.fromhex("e00195")
+            small.append(number)
+            return b"" if len(connects) == 1 and len(small) > 5 else None
+
+        async with ending_with(end_at_large, connects) as broker:
+            box = Box(tmp_path, broker)
+            for n in range(1, 11):
+                await box.seal(value=random.randbytes(500).hex() if n == 8 else n)
+            async with delivering(box):
+                await box.empty()
+            assert [name.split("-")[0] for name in box.refused] == ["8"]
+            assert len(connects) == 2
 
     run(scenario())
 

@@ -157,6 +157,20 @@ def test_a_batch_that_is_under_way_is_not_sent_again_to_find_out_if_any_goes(tmp
     run(scenario())
 
 
+def test_a_suspect_is_not_the_one_to_find_out_by_if_any_goes(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            await box.seal(3)
+            box.state.refused_in_a_row = IN_A_ROW
+            assert [box.state.suspects.lost_at(3) for _ in range(LOSSES)][-1]
+            async with delivering(box):
+                await box.empty()
+            assert both(broker.received) == [1, 2, 3]
+
+    run(scenario())
+
+
 # A broker that drops the connection whatever comes
 
 
