@@ -13,13 +13,13 @@ from typing import Self
 
 import aiomqtt
 import paho.mqtt.client as paho
-from paho.mqtt.enums import MessageType, MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from gateway.credentials import Credentials, CredentialsError
-from gateway.reasons import of_code, of_text
+from gateway.incoming import LARGEST_PACKET, Incoming, Unexpected, bounds
+from gateway.reasons import TOO_LARGE, of_answer, of_code, of_nonsense, of_text
 from gateway.settings import Broker, UplinkSettings
 from gateway.traffic import arrived, carried
 
@@ -29,8 +29,6 @@ CONNECT_WITHIN = 10.0
 TCP_GIVES_UP_MS = 10_000
 """TCP_USER_TIMEOUT: a pulled cable is noticed after 10.7 s; with keepalive 60 alone, not in 60."""
 
-LARGEST_IN = 1 << 14
-"""Bytes of the largest packet that is taken: those that a broker owes us have some ten."""
 LAST_WORDS = 0.1
 """Seconds for what a broker said before it closed, a batch that is set aside included."""
 CLOSED = "the other end closed it"
@@ -41,14 +39,6 @@ TAKEN_OVER = 0x8E
 _ENDS = {0x8D: "no answer to a ping: the link is dead", 0x82: "what came was not MQTT {}"}
 """What paho means by reason codes that no broker sent; by all others, that it was closed."""
 
-# paho takes a code that MQTT 5 has for other packets for a broken one; mosquitto answers a publish
-# above its message_size_limit with PUBACK 0x95, and the batch would come for ever
-for _code, _packets_by_name in ReasonCode.names.items():
-    for _packets in _packets_by_name.values():
-        if _code >= 0x80:
-            _packets.extend({PacketTypes.CONNACK, PacketTypes.PUBACK, PacketTypes.DISCONNECT})
-
-_FOR_US = (MessageType.CONNACK, MessageType.PUBACK, MessageType.PINGRESP, MessageType.DISCONNECT)
 _VERSIONS = {"5": aiomqtt.ProtocolVersion.V5, "3.1.1": aiomqtt.ProtocolVersion.V311}
 
 _SILENT = logging.getLogger("gateway.paho")
@@ -94,13 +84,13 @@ class Connection(aiomqtt.Client):
             broker.host,
             broker.port,
             username=settings.username,
-            password=credentials.password,
+            password=credentials.password,  # type: ignore[arg-type]  # paho takes bytes, too
             identifier=settings.client_id or gateway,
             logger=_SILENT,  # what paho says of a malformed packet comes as an error, too
             protocol=_VERSIONS[settings.protocol],
             will=aiomqtt.Will(status, will, qos=1, retain=True),
             keepalive=round(settings.keepalive),
-            properties=_bounds() if settings.protocol == "5" else None,
+            properties=bounds() if settings.protocol == "5" else None,
             timeout=CONNECT_WITHIN,
             tls_context=credentials.tls,
             max_inflight_messages=WINDOW + 1,  # one for the status
@@ -110,9 +100,8 @@ class Connection(aiomqtt.Client):
             ),
         )
         self._client.connect_timeout = CONNECT_WITHIN
-        self._client._sock_recv = self._receive  # type: ignore[method-assign]  # it has no bounds
-        self._client._packet_handle = self._heed  # type: ignore[method-assign]
-        self._acks: dict[int, asyncio.Future[int]] = {}
+        self._incoming = Incoming(self._client)
+        self._acks: dict[int, tuple[int, asyncio.Future[int]]] = {}  # with bytes of the payload
         self._connack: Properties | None = None
         self._carried = self._told = 0
         self._id = settings.client_id or gateway
@@ -135,7 +124,8 @@ class Connection(aiomqtt.Client):
         except aiomqtt.MqttCodeError as error:
             raise UplinkError(self._why(error)) from error
         except (aiomqtt.MqttError, UnicodeError) as error:  # a..b is no name that DNS could have
-            said = of_text(str(error), self._settings, tls=self._secure)
+            strange = None if self._connack else of_answer(self._incoming.first, self._settings)
+            said = strange or of_text(str(error), self._settings, tls=self._secure)
             raise UplinkError(said) from error
         finally:
             self._client._sock_close()
@@ -188,8 +178,19 @@ class Connection(aiomqtt.Client):
         mosquitto closes the connection right behind the PUBACK that refuses a batch.
         """
         await asyncio.wait({self._disconnected})
+        if self._said_so and _reason(self._disconnected.exception()) == TOO_LARGE:
+            self._refuse_largest()
         await asyncio.sleep(LAST_WORDS)
         raise self._loss()
+
+    def _refuse_largest(self) -> None:
+        """Answer the largest message under way as if a PUBACK had come that calls it too large.
+
+        The broker does not say which it was, but the largest is too large if any is.
+        """
+        if self._acks:
+            _, ack = self._acks.pop(max(self._acks, key=lambda mid: self._acks[mid][0]))
+            ack.set_result(TOO_LARGE)
 
     def _loss(self) -> UplinkError:
         error = self._disconnected.exception()
@@ -204,6 +205,8 @@ class Connection(aiomqtt.Client):
                 " within a minute and gave no reason: does another client use our id "
                 f"{self._id!r}? Then set [uplink] client_id"
             )
+        elif not self._said_so and " came" in why:
+            why += f": {of_nonsense(self._settings)}"
         return UplinkError(f"connection lost: {why}")
 
     def _why(self, error: BaseException | None) -> str:
@@ -228,7 +231,8 @@ class Connection(aiomqtt.Client):
             if self._disconnected.done():
                 return asyncio.get_running_loop().create_future()  # `lost` tells, in its time
             raise UplinkError(f"cannot publish: {paho.error_string(info.rc)}")
-        ack = self._acks[info.mid] = asyncio.get_running_loop().create_future()
+        ack: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._acks[info.mid] = len(payload), ack
         return ack
 
     async def say_goodbye(self) -> None:
@@ -249,28 +253,7 @@ class Connection(aiomqtt.Client):
     @property
     def largest_packet(self) -> int:
         """Bytes of the largest packet that the broker takes."""
-        return getattr(self._connack, "MaximumPacketSize", 1 << 28)
-
-    def _receive(self, bufsize: int) -> bytes:
-        """Read from the socket; paho asks for the rest of a packet, which it would all take."""
-        if bufsize > LARGEST_IN:
-            raise aiomqtt.MqttError(
-                f"a packet of {bufsize} bytes came, and a broker's to us has at most {LARGEST_IN}"
-            )
-        return paho.Client._sock_recv(self._client, bufsize)
-
-    def _heed(self) -> MQTTErrorCode:
-        """Heed a packet, unless it is of those that a client that subscribes to nothing gets not.
-
-        What is published is dropped, and not acknowledged: so a broker that has subscribed us of
-        its own accord sends no more than one.
-        """
-        kind = self._client._in_packet["command"] & 0xF0
-        if kind == MessageType.PUBLISH:
-            return MQTTErrorCode.MQTT_ERR_SUCCESS
-        if kind not in _FOR_US:
-            raise aiomqtt.MqttError(f"a packet of type {kind >> 4} came, which is for a broker")
-        return paho.Client._packet_handle(self._client)
+        return getattr(self._connack, "MaximumPacketSize", LARGEST_PACKET)
 
     def _on_connect(
         self,
@@ -311,7 +294,7 @@ class Connection(aiomqtt.Client):
         reason_code: ReasonCode,
         properties: Properties | None,
     ) -> None:
-        ack = self._acks.pop(mid, None)
+        _, ack = self._acks.pop(mid, (0, None))
         if ack is not None and not ack.done():
             ack.set_result(reason_code.value)
 
@@ -323,12 +306,6 @@ def heed_cancel() -> None:
         raise asyncio.CancelledError
 
 
-def _bounds() -> Properties:
-    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho's own
-    properties.MaximumPacketSize, properties.ReceiveMaximum = LARGEST_IN, 1
-    return properties
-
-
 def _reason(error: BaseException | None) -> ReasonCode | None:
     rc = error.rc if isinstance(error, aiomqtt.MqttCodeError) else None
     return rc if isinstance(rc, ReasonCode) else None
@@ -338,6 +315,6 @@ def _cause(error: BaseException | None) -> str:
     """Return why a connection ended without a reason code, on one line."""
     if error is None:
         return CLOSED
-    if isinstance(error, aiomqtt.MqttError | OSError):
+    if isinstance(error, aiomqtt.MqttError | OSError | Unexpected):
         return str(error)
     return f"what came was no MQTT: {type(error).__name__}: {' '.join(str(error).split())}"

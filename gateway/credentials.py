@@ -5,7 +5,9 @@ All of it off the event loop, of regular files only and no more than a bound: a 
 """
 
 import asyncio
+import codecs
 import os
+import re
 import ssl
 import stat
 from collections.abc import Callable
@@ -21,6 +23,7 @@ READ_WITHIN = 10.0
 """Seconds that files may take, which then lie on a drive that hangs."""
 LARGEST_PEM = 1 << 20
 """Five times the authorities of a whole system."""
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 class CredentialsError(Exception):
@@ -31,7 +34,7 @@ class CredentialsError(Exception):
 class Credentials:
     """What this gateway shows a broker, and how it knows that one."""
 
-    password: str | None = None
+    password: bytes | None = None
     tls: ssl.SSLContext | None = None
 
     @classmethod
@@ -75,12 +78,28 @@ def read_file(file: Path, most: int) -> bytes:
     return held
 
 
-def _password(file: Path) -> str:
+def _password(file: Path) -> bytes:
+    """Return what the file holds but a byte order mark and one line end, which editors add.
+
+    To MQTT a password is bytes, of any encoding or none.
+    """
     try:
         held = read_file(file, LONGEST_TEXT)
+        secret = re.sub(rb"\r?\n\Z", b"", held.removeprefix(codecs.BOM_UTF8))
+        _check_password(secret)
     except (OSError, ValueError) as error:
         raise CredentialsError(_bad_file("password_file", file, error)) from error
-    return held.decode("utf-8-sig", errors="ignore").strip()
+    return secret
+
+
+def _check_password(secret: bytes) -> None:
+    """Raise ValueError when that is not what somebody meant by a password."""
+    if not secret:
+        raise ValueError("nothing in it: write the password there")
+    if secret.startswith(_UTF_16) and secret.decode("utf-16", errors="replace").isascii():
+        raise ValueError("UTF-16, which no broker expects: save it as UTF-8")
+    if b"\n" in secret and "\ufffd" not in secret.decode(errors="replace"):
+        raise ValueError("several lines: leave the one with the password")
 
 
 def _tls(settings: UplinkSettings) -> ssl.SSLContext:

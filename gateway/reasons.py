@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from gateway.schema import seen
 from gateway.settings import UplinkSettings
 
+REFUSED, TOO_LARGE, MALFORMED = 0x80, 0x95, 0x99
+_NOT_AUTHORIZED = 0x87
+
 _LOG = "the broker's log may say why"
 _LOGIN = "check [uplink] username and password_file"
 _CODES: Mapping[int, str] = {
@@ -24,7 +27,7 @@ _CODES: Mapping[int, str] = {
     0x8D: "nothing of ours came through for 1.5 times [uplink] keepalive: is the link bad?",
     0x90: "the broker does not take these topics: set [uplink] topic",
     0x93: "the broker takes fewer at once than it said: its log may say why",
-    0x95: "raise the broker's bound (mosquitto: max_packet_size)",
+    0x95: "raise the broker's bound (mosquitto: max_packet_size, message_size_limit)",
     0x96: "set [uplink] backlog_rate, or raise the broker's bound",
     0x97: "raise what the broker allows this gateway",
     0x98: "its operator ended the connection: ask there",
@@ -36,10 +39,24 @@ _CODES: Mapping[int, str] = {
     0x9F: "does another client use our login? Else raise the broker's bound",
     0xA0: "the broker ends each connection after a while; tried again",
 }
-"""Reason codes of CONNACK and DISCONNECT. Source: MQTT 5.0 section 2.4"""
+"""Reason codes, and what mends it. Source: MQTT 5.0 section 2.4"""
+PUBACK = {
+    0x80: "unspecified error",
+    0x83: "implementation specific error",
+    0x87: "not authorized",
+    0x90: "topic name invalid",
+    0x91: "packet identifier in use",
+    0x95: "packet too large",
+    0x97: "quota exceeded",
+    0x99: "payload format invalid",
+}
+"""What its reason codes say that refuse a message, and 0x95, which mosquitto has there, too."""
 _ROUTE = "no route: is there a network?"
 _NO_TLS = "no TLS is spoken there, or none of today"
 _SPEAK = "the broker must speak TLS 1.2 or 1.3"
+_CHECK_URL = "check host and port in [uplink] url"
+_TLS_ALERT = b"\x15\x03"
+_CONNACK_3_1_1 = b"\x20\x02\x00\x00"
 
 
 def of_code(code: int, name: str, properties: object = None) -> str:
@@ -50,6 +67,34 @@ def of_code(code: int, name: str, properties: object = None) -> str:
         if (value := getattr(properties, key, None)) is not None
     )
     return f"0x{code:02x} {name}{added}: {_CODES.get(code, _LOG)}"
+
+
+def of_answer(first: bytes, settings: UplinkSettings) -> str | None:
+    """Return what listens there by how its answer begins, unless that may be such a broker."""
+    text = first.decode("ascii", errors="replace").split("\r\n")[0]
+    if first.startswith(_TLS_ALERT):
+        return "TLS is spoken there: write mqtts:// in [uplink] url"
+    if first == _CONNACK_3_1_1 and settings.protocol == "5":
+        return 'what answers MQTT 5 there speaks MQTT 3.1.1: set [uplink] protocol = "3.1.1"'
+    if first.startswith((b"HTTP/", b"<")):
+        return f"a web server answers there ({seen(text)}), or MQTT over WebSockets: {_CHECK_URL}"
+    if len(text) > 3 and text.isascii() and text.isprintable():
+        return f"what answers there is no broker ({seen(text)}): {_CHECK_URL}"
+    return None
+
+
+def of_nonsense(settings: UplinkSettings) -> str:
+    """Return what it means that a broker sends what none of this version does."""
+    other = "5" if settings.protocol == "3.1.1" else "3.1.1"
+    return f'a fault of the broker, or of a proxy on the way; or set [uplink] protocol = "{other}"'
+
+
+def of_refusal(code: int, topic: str = "its topics") -> str:
+    """Return what a PUBACK says that refuses a message, and what mends it."""
+    remedy = _CODES.get(code, _LOG)
+    if code == _NOT_AUTHORIZED:
+        remedy = f"has this gateway the right to publish to {topic}?"
+    return f"0x{code:02x} {PUBACK.get(code, 'not known')}: {remedy}"
 
 
 def of_text(said: str, settings: UplinkSettings, *, tls: bool) -> str:
@@ -69,7 +114,8 @@ def of_text(said: str, settings: UplinkSettings, *, tls: bool) -> str:
         "Temporary failure in name resolution": "no DNS: is there a network?",
         "Network is unreachable": _ROUTE,
         "No route to host": _ROUTE,
-        "closed before": f"{version}, or {f'want {cert}' if tls else 'TLS (mqtts:// in url)'}?",
+        "closed before": f"{version}, or {f'want {cert}' if tls else 'TLS (mqtts:// in url)'}? "
+        f"Else {_LOG}",
         "certificate has expired": "renew the broker's, or set this box's clock (timedatectl)",
         "certificate is not yet valid": "is this box's clock right (timedatectl)?",
         "certificate is not valid for": "write the name in url as it stands in the certificate",

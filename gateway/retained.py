@@ -7,24 +7,11 @@ from typing import Protocol
 
 from gateway.publisher import Publisher
 from gateway.ration import Ration
+from gateway.reasons import REFUSED, TOO_LARGE, of_refusal
 
 JSON = "application/json"
-REFUSED, NOT_AUTHORIZED = 0x80, 0x87
-_REASONS = {
-    0x83: "implementation specific error",
-    0x97: "quota exceeded",
-}
 
 log = logging.getLogger(__name__)
-
-
-def refusal(code: int, topic: str) -> str:
-    """Return what a reason code of 0x80 and above says, and what to look at."""
-    if code == NOT_AUTHORIZED:
-        said = f"not authorized: has this gateway the right to publish to {topic}?"
-    else:
-        said = _REASONS.get(code, "")
-    return f"0x{code:02x} {said}".rstrip()
 
 
 class Status(Protocol):
@@ -52,13 +39,15 @@ class Retained:
         place: asyncio.Semaphore,
         traffic: Callable[[], None],
         said: dict[str, str],
+        too_large: dict[str, int],
     ) -> None:
         """`place` is the one in the broker's window that they have; `traffic` counts bytes.
 
-        `said` is what was told of each message, on connections before this one, too.
+        `said` is what was told of each message, `too_large` how many bytes of it the broker did
+        not take; on connections before this one, too.
         """
         self._publisher, self._place, self._count = publisher, place, traffic
-        self._said = said
+        self._said, self._too_large = said, too_large
 
     async def keep(self, status: Status, every: float, changes: Ration) -> None:
         """Publish the status when it changes and every so often, for ever."""
@@ -74,24 +63,34 @@ class Retained:
                 await asyncio.sleep(1)
             if loop.time() < published + every:
                 changes.take()
+            else:
+                self._too_large.clear()  # somebody may have raised the bound
 
     async def tell(self, status: Status, state: str) -> None:
         """Publish the status, or a short one where the broker takes no more."""
-        payload = status.payload(state)
-        fits = self._publisher.fits(payload)
-        self._say("whole status", "" if fits else _larger("status", payload))
-        await self.publish("status", payload if fits else status.will(state))
+        if not await self._publish("status", status.payload(state), "whole status"):
+            await self._publish("status", status.will(state), "status")
 
     async def publish(self, name: str, payload: bytes) -> None:
         """Publish a message that stays there."""
-        if not self._publisher.fits(payload):
-            self._say(name, _larger(name, payload))
-            return
+        await self._publish(name, payload, name)
+
+    async def _publish(self, name: str, payload: bytes, what: str) -> bool:
+        """Return False when the broker takes no message of that size."""
+        tried = self._too_large.get(what)
+        if not self._publisher.fits(payload) or (tried and len(payload) >= tried):
+            self._say(what, _larger(name, payload))
+            return False
         async with self._place:
             sent = self._publisher.send(name, payload, retain=True, kind=JSON)
             code = await self._publisher.code(sent)
-        refused = f"the broker refuses the {name}: {refusal(code, sent.topic)}"
-        self._say(name, refused if code >= REFUSED else "")
+        if code == TOO_LARGE:
+            self._too_large[what] = len(payload)
+            self._say(what, _larger(name, payload))
+            return False
+        refused = f"the broker refuses the {name}: {of_refusal(code, sent.topic)}"
+        self._say(what, refused if code >= REFUSED else "")
+        return True
 
     def _say(self, name: str, line: str) -> None:
         """Log what is wrong with a message when that is another thing than before."""
@@ -101,5 +100,5 @@ class Retained:
 
 
 def _larger(name: str, payload: bytes) -> str:
-    kib = len(payload) >> 10
-    return f"the {name} is larger than the broker takes: {kib} KiB: raise its max_packet_size"
+    kib = -(-len(payload) >> 10)
+    return f"the {name} is larger than the broker takes: {kib} KiB: {of_refusal(TOO_LARGE)}"

@@ -20,15 +20,15 @@ from gateway.certificate import Outlook
 from gateway.connection import Connection, UplinkError
 from gateway.publisher import Publisher, Sent
 from gateway.ration import Ration
-from gateway.retained import Retained, Status, refusal
+from gateway.reasons import MALFORMED, TOO_LARGE, of_refusal
+from gateway.retained import Retained, Status
 from gateway.spool import Held
 from gateway.suspects import Suspects
 from gateway.traffic import Traffic
 from gateway.wire import WireError
 
 SUCCESS, NOBODY_SUBSCRIBES = 0x00, 0x10
-TOO_LARGE, MALFORMED = 0x95, 0x99
-NOT_THIS_BATCH = {0x90: "topic name invalid", 0x95: "packet too large", 0x99: "format invalid"}
+NOT_THIS_BATCH = (0x90, TOO_LARGE, MALFORMED)
 """Reason codes that would come again for the same batch for ever: it is set aside."""
 IN_A_ROW = 3
 """Batches that are set aside with none accepted in between, until it is said to be the broker."""
@@ -74,6 +74,8 @@ class UplinkState:
     """What our certificate's dates and the clock let expect of TLS."""
     said: dict[str, str] = field(default_factory=dict)
     """What was logged last of each retained message."""
+    too_large: dict[str, int] = field(default_factory=dict)
+    """Bytes of retained messages that the broker did not take."""
 
     def catch_up(self, batches: int) -> float | None:
         """Return how many seconds so many batches take now; None while that cannot be told.
@@ -114,7 +116,10 @@ class Session:
         self._window = asyncio.Semaphore(1)
         # The broker counts the status, too; one that takes a single publish has it take turns
         place_of_status = self._window if client.at_once == 1 else asyncio.Semaphore(1)
-        self._retained = Retained(self._publisher, place_of_status, self.count_traffic, state.said)
+        self._retained = Retained(
+            *(self._publisher, place_of_status, self.count_traffic),
+            *(state.said, state.too_large),
+        )
         self._size = 1
         self._since = self._live = buffer.last
         self._backlog = 0
@@ -225,7 +230,7 @@ class Session:
             return latest
         for old in self._buffer.waiting(self._backlog, max(self._live, since) + 1):
             self._backlog = old.sequence
-            if old.sequence not in self._suspects and old.sequence not in self._flying:
+            if self._free(old):
                 return old
         return None if self._flying else self._suspect()
 
@@ -235,7 +240,10 @@ class Session:
         if not probes:
             return None
         latest = max(self._buffer.waiting(self._buffer.last - _LATEST), key=_sequence, default=None)
-        return None if latest is None or latest.sequence in self._suspects else latest
+        return latest if latest and self._free(latest) else None
+
+    def _free(self, held: Held) -> bool:
+        return held.sequence not in self._suspects and held.sequence not in self._flying
 
     def _suspect(self) -> Held | None:
         for sequence in self._suspects.due():
@@ -258,7 +266,7 @@ class Session:
         elif code in NOT_THIS_BATCH:
             await self._set_aside(held, code)
         else:
-            self._refuses("batches", refusal(code, sent.topic))
+            self._refuses("batches", of_refusal(code, sent.topic))
         self._landed(held)
         if self._size < self._client.window:
             self._size += 1
@@ -283,20 +291,21 @@ class Session:
         raise UplinkError(f"the broker refuses {what}: {why}; all are kept")
 
     async def _set_aside(self, held: Held, code: int) -> None:
-        state, why = self._state, f"0x{code:02x} {NOT_THIS_BATCH[code]}"
+        state = self._state
         first = not self._buffer.lies_aside(held)
         if first and state.refused_in_a_row >= IN_A_ROW:
-            self._refuses("every batch", why)
+            self._refuses("every batch", of_refusal(code))
         state.refused_in_a_row += first
-        if await self._on_writer(self._aside, held, code):
-            log.error("batch %d set aside: %s, %d bytes", held.sequence, why, held.length)
-        else:
+        if not await self._on_writer(self._aside, held, code):
             state.refused_in_a_row -= first
 
     def _aside(self, held: Held, code: int) -> bool:
+        why = of_refusal(code)
         if self._state.refused_in_a_row > 1 and not self._buffer.fits_aside(held):
-            self._refuses("one batch after the other", f"0x{code:02x} {NOT_THIS_BATCH[code]}")
+            self._refuses("one batch after the other", why)
         self._buffer.set_aside(held, code)
+        # Told here, for the connection may be lost, and whoever waits for this be gone
+        log.error("batch %d set aside, %d bytes: %s", held.sequence, held.length, why)
         return True
 
     async def drained(self) -> None:

@@ -165,7 +165,7 @@ class UplinkSettings:
     )
     password_file: Path | None = setting(
         None,
-        "File that holds the password, read at each connection.",
+        "File of the password and at most one line end, read at each connection.",
         example="/etc/bygate/mqtt-password",
         read=_secret,
     )

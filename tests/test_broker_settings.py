@@ -2,11 +2,13 @@
 
 import asyncio
 import math
+import random
 import re
 import signal
 import subprocess
 from pathlib import Path
 
+import pytest
 from delivery import Box, delivering, run, until
 from trials import times
 
@@ -126,3 +128,18 @@ def test_with_mqtt_3_1_1_message_size_limit_costs_a_batch_and_max_packet_size_do
 
     assert asyncio.run(scenario("message_size_limit"))
     assert not asyncio.run(scenario("max_packet_size"))
+
+
+@pytest.mark.parametrize("line", ["message_size_limit 150", "max_packet_size 250"])
+def test_batches_above_a_bound_of_mosquitto_cost_no_connection_and_hold_up_no_other(line, tmp_path):
+    async def scenario() -> None:
+        async with Mosquitto(tmp_path, f"allow_anonymous true\n{line}") as broker:
+            box = Box(tmp_path / "state", Address("127.0.0.1", broker.port, tls=False))
+            for n in range(1, 31):
+                await box.seal(value=random.randbytes(500).hex() if n in (8, 20, 21) else n)
+            async with delivering(box):
+                await box.empty()
+            assert [name.split("-")[0] for name in box.refused] == ["20", "21", "8"]
+            assert broker.log.count("as trd-0042 (") == 1
+
+    run(scenario())

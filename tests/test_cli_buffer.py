@@ -285,7 +285,7 @@ def test_a_refused_batch_is_listed_and_delivered_once_the_broker_is_mended(tmp_p
                 await broker.wait_for(lambda seen: len(batches(seen)) >= 3)
                 told = await asked(tmp_path)
                 assert told["refused"][0]["reason"] == "0x99"
-                assert told["refused"][0]["means"] == "format invalid"
+                assert told["refused"][0]["means"] == "payload format invalid"
                 assert told["refused"][0]["readings"] > 0
                 names = [each["name"] for each in told["refused"]]
                 broker.faults = Faults()

@@ -71,7 +71,31 @@ def test_a_file_that_is_too_large_is_not_read_to_its_end(name, most, tmp_path):
 def test_a_password_is_the_text_without_what_an_editor_adds(held, tmp_path):
     file = tmp_path / "password"
     file.write_bytes(held)
-    assert asyncio.run(read(password_file=file)).password == "secret"
+    assert asyncio.run(read(password_file=file)).password == b"secret"
+
+
+@pytest.mark.parametrize("secret", [b" a b ", b"\xe4\xf6", bytes(range(256)), b"\xff\xfe\x00\xd8"])
+def test_all_other_bytes_of_a_password_are_kept_whatever_they_are(secret, tmp_path):
+    file = tmp_path / "password"
+    file.write_bytes(secret + b"\n")
+    assert asyncio.run(read(password_file=file)).password == secret
+
+
+@pytest.mark.parametrize(
+    ("held", "says"),
+    [
+        (b"", "nothing in it: write the password there"),
+        (b"\xef\xbb\xbf\r\n", "nothing in it: write the password there"),
+        (b"secret\n\n", "several lines: leave the one with the password"),
+        (b"trd-0042\r\nsecret\r\n", "several lines: leave the one with the password"),
+        ("\ufeffsecret\r\n".encode("utf-16-le"), "UTF-16, which no broker expects: save it as UTF"),
+        ("\ufeffsecret".encode("utf-16-be"), "UTF-16, which no broker expects: save it as UTF"),
+    ],
+)
+def test_what_nobody_meant_by_a_password_is_told(held, says, tmp_path):
+    file = tmp_path / "password"
+    file.write_bytes(held)
+    assert refusal(password_file=file).startswith(f"password_file {file}: {says}")
 
 
 def test_files_that_hang_are_told_and_hold_up_no_loop(tmp_path):

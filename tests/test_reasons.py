@@ -67,14 +67,56 @@ def test_what_a_broker_adds_is_shown_within_bounds():
             {},
             "connection lost: a packet of 2359420 bytes came, and a",
         ),
-        ("2003000000 c000", {}, "connection lost: a packet of type 12 came, which is for a brok"),
+        (
+            "2003000000 c000",
+            {},
+            "type 12 came, which is for a broker: a fault of the broker, or",
+        ),
         ("2003000000 50020001", {}, "connection lost: a packet of type 5 came"),
         ("30fc809001", {}, "answered: a packet of 2359420 bytes came"),
-        ("2003000000 4004000177 00", {}, "connection lost: what came was not MQTT 5"),
+        (
+            "2003000000 4004000177 00",
+            {},
+            "connection lost: what came was not MQTT 5: a fault of the broker, or of a proxy on "
+            'the way; or set [uplink] protocol = "3.1.1"',
+        ),
+        ("20020000 5000", {"protocol": "3.1.1"}, 'on the way; or set [uplink] protocol = "5"'),
     ],
 )
 def test_a_refusal_is_told_with_what_mends_it(answer, settings, says, tmp_path):
     assert says in why(tmp_path, answer, **settings)
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        ("15030100020246", "TLS is spoken there: write mqtts:// in [uplink] url"),
+        (
+            b"HTTP/1.1 400 Bad Request\r\n\r\n".hex(),
+            "a web server answers there ('HTTP/1.1 400 ",
+        ),
+        (
+            b"<html>".hex(),
+            "a web server answers there ('<html>'), or MQTT over WebSockets: ch",
+        ),
+        (
+            b"-ERR no\r\n".hex(),
+            "what answers there is no broker ('-ERR no'): check host and port",
+        ),
+        (
+            "20020000",
+            'what answers MQTT 5 there speaks MQTT 3.1.1: set [uplink] protocol = "3.1.1"',
+        ),
+        ("000000000000", "closed before the broker had answered: a packet of type 0 came"),
+    ],
+)
+def test_what_listens_in_place_of_a_broker_is_told_by_how_it_answers(answer, says, tmp_path):
+    assert why(tmp_path, answer, close=True).startswith(says)
+
+
+def test_what_greets_and_then_waits_is_no_silence(tmp_path, monkeypatch):
+    monkeypatch.setattr("gateway.connection.CONNECT_WITHIN", 0.3)
+    assert "is no broker ('SSH-2.0-it')" in why(tmp_path, b"SSH-2.0-it\r\n".hex())
 
 
 def test_an_end_without_a_word_soon_after_the_beginning_may_be_another_clients_doing(tmp_path):

@@ -16,6 +16,7 @@ from saying import CONNACK, saying
 from tenacity import wait_fixed
 from tenacity.wait import wait_base
 
+import hil.mosquitto
 from gateway.reading import COUNT, Instant, Reading
 from gateway.settings import Broker as Address
 from gateway.suspects import LOSSES, Suspects
@@ -266,6 +267,37 @@ def test_a_batch_larger_than_the_broker_takes_is_never_sent_but_set_aside(tmp_pa
     run(scenario())
 
 
+@pytest.mark.parametrize("maximum", [1 << 28, 0xFFFFFFFF])
+def test_a_broker_may_announce_larger_packets_than_there_are(maximum, tmp_path):
+    async def scenario() -> None:
+        async with Broker(limits=Limits(maximum_packet_size=maximum)) as broker:
+            box = Box(tmp_path, address(broker))
+            await box.seal(3)
+            async with delivering(box):
+                await box.empty()
+            assert broker.connects == 1
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("maximum", [20, 100])
+def test_where_packets_are_bounded_so_that_none_fits_nothing_is_lost(maximum, tmp_path):
+    async def scenario() -> None:
+        async with Broker(limits=Limits(maximum_packet_size=maximum)) as broker:
+            box = Box(tmp_path, address(broker))
+            await box.seal(8)
+            async with delivering(box):
+                says = "the broker's log may say" if maximum == 20 else "raise the broker's bound ("
+                await until(lambda: says in str(box.state.why))
+                aside = len(box.refused)
+                broker.limits = Limits()
+                await box.empty()
+            assert sorted(both(broker.received)) == list(range(1 + aside, 9))
+            assert box.buffer.stats().dropped == 0
+
+    run(scenario())
+
+
 def test_a_status_larger_than_the_broker_takes_does_not_stop_the_batches(tmp_path, caplog):
     async def scenario() -> None:
         async with Broker() as broker:
@@ -295,6 +327,19 @@ def test_a_status_that_is_too_large_leaves_a_short_one_that_is_true(tmp_path):
                 await until(lambda: state_of(broker) == "online")
                 await box.uplink.farewell(box.status, 1)
             assert state_of(broker) == "offline"
+
+    run(scenario())
+
+
+def test_a_status_that_was_too_large_is_tried_again_when_the_next_is_due(tmp_path):
+    async def scenario() -> None:
+        async with Broker(faults=Faults(ack_code=0x95, ack_next=1)) as broker:
+            box = Box(tmp_path, address(broker), settings={"status_interval": 0.05})
+            box.status.size = 500
+            async with delivering(box):
+                await broker.wait_for(3)
+            assert [len(m.payload) > 500 for m in broker.received] == [True, False, True]
+            assert broker.connects == 1
 
     run(scenario())
 
@@ -590,6 +635,24 @@ def test_the_password_is_read_anew_at_each_connection(tmp_path):
     run(scenario())
 
 
+def test_a_password_that_is_no_utf_8_lets_into_a_real_mosquitto(tmp_path):
+    secret, users = tmp_path / "secret", tmp_path / "users"
+    secret.write_bytes(b"p\xe4ss\xff\n")
+    named = ("mosquitto_passwd", "-c", "-b", users, "trd-0042", b"p\xe4ss\xff")
+    subprocess.run(named, check=True)
+
+    async def scenario() -> None:
+        lines, login = f"password_file {users}", {"username": "trd-0042", "password_file": secret}
+        async with hil.mosquitto.Mosquitto(tmp_path, lines) as broker:
+            there = Address("127.0.0.1", broker.port, tls=False)
+            box = Box(tmp_path / "state", there, settings=login)
+            await box.seal()
+            async with delivering(box):
+                await box.empty()
+
+    run(scenario())
+
+
 @pytest.fixture(scope="module")
 def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Certificates `own` and `other`, each signed by itself, and a locked key of `own`."""
@@ -779,7 +842,7 @@ def test_what_is_found_on_a_disk_that_came_late_is_backlog(tmp_path):
         ("2003000000 4004000177 00", False, "connection lost: "),
         ("2003000000 e0028e7fff", False, "connection lost: "),
         ("2005000002ff00", False, "closed before the broker had answered: "),
-        ("485454502f312e312034303020", True, "closed before the broker had answered: "),
+        ("485454502f312e312034303020", True, "a web server answers there ('HTTP/1.1 400 '), or M"),
     ],
 )
 def test_what_a_broker_says_is_told_on_one_line_at_once(answer, close, says, tmp_path, caplog):

@@ -14,7 +14,7 @@ from paho.mqtt._packet import decode_puback
 from paho.mqtt.enums import MQTTProtocolVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
-import gateway.connection  # noqa: F401 - which teaches paho codes
+import gateway.incoming  # noqa: F401 - which teaches paho codes
 from hil.broker import Broker, Faults, Limits
 
 

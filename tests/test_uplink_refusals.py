@@ -135,6 +135,42 @@ def test_a_topic_that_is_denied_is_named_and_the_status_says_so(tmp_path):
     assert "the right to publish to bygate/v1/trd-0042/batch/backlog?" in str(whys[1])
 
 
+def test_a_batch_that_is_under_way_is_not_sent_again_to_find_out_if_any_goes(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            box.state.refused_in_a_row = IN_A_ROW
+            box.state.backlog_due = asyncio.get_running_loop().time() + 1000
+            async with delivering(box):
+                await until(lambda: box.state.connected)
+                await box.seal()
+                await box.empty()
+                broker.faults = Faults(ack_reversed=2, ack_topics=BATCHES)
+                await box.seal()
+                await broker.wait_for(lambda got: both(got) == [1, 2])
+                box.state.backlog_due = 0.0
+                box.uplink.wake()
+                await box.seal()
+                await box.empty()
+            assert both(broker.received) == [1, 2, 3]
+
+    run(scenario())
+
+
+def test_a_suspect_is_not_the_one_to_find_out_by_if_any_goes(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            await box.seal(3)
+            box.state.refused_in_a_row = IN_A_ROW
+            assert [box.state.suspects.lost_at(3) for _ in range(LOSSES)][-1]
+            async with delivering(box):
+                await box.empty()
+            assert both(broker.received) == [1, 2, 3]
+
+    run(scenario())
+
+
 # A broker that drops the connection whatever comes
 
 

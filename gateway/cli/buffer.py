@@ -17,8 +17,8 @@ from gateway.disk import VOLATILE, volatile
 from gateway.glance import Glance, NoBuffer, Refused
 from gateway.health import utc
 from gateway.rates import noted
+from gateway.reasons import PUBACK
 from gateway.refused import DIRECTORY, RETRY, on_disk
-from gateway.session import NOT_THIS_BATCH
 
 RETRY_HINT = "mend the broker, then sudo bygate buffer --retry-refused"
 
@@ -127,7 +127,7 @@ def _refused(each: Refused) -> dict[str, Any]:
     return {
         "name": each.aside.name,
         "reason": f"0x{each.aside.reason:02x}",
-        "means": NOT_THIS_BATCH.get(each.aside.reason, "not known"),
+        "means": PUBACK.get(each.aside.reason, "not known"),
         "readings": None if batch is None else len(batch.readings),
         "bytes": len(each.payload),
         "since": utc(each.since * 1000),
