@@ -317,7 +317,7 @@ class Damage:
     unsure: bool = False
     """Whether fewer may be lost."""
     loss: str = ""
-    """What the loss is known by, where another start may see it elsewhere."""
+    """What the loss is known by besides, where another start may see it elsewhere."""
 
     @property
     def cost(self) -> str:
@@ -329,15 +329,11 @@ class Damage:
     @property
     def aside(self) -> str:
         """The name of the file that they are copied to."""
-        return f"{self._place}{DAMAGED}"
+        return f"{self.mark}{DAMAGED}"
 
     @property
     def mark(self) -> str:
         """What tells it from other damage, at the same place too."""
-        return self.loss or self._place
-
-    @property
-    def _place(self) -> str:
         return f"{self.name}-{self.at}-{zlib.crc32(self.data):08x}"
 
     def copy(self, disk: Disk) -> bool:

@@ -36,14 +36,15 @@ class Losses:
         """Count a reading for which there was no room in RAM."""
         self._overflowed += 1
 
-    def record(self, spool: Spool, readings: int, reason: str, of: str = "") -> None:
+    def record(self, spool: Spool, readings: int, reason: str, *of: str) -> None:
         """Count a loss, and have the spool remember it; raises OSError.
 
-        `of` names what is removed next: a start after a power cut between the two meets it again.
+        `of` names what is removed next: a start after a power cut between the two meets it again,
+        perhaps under one of the names alone.
         """
-        if of in spool.lost:
+        if spool.lost.intersection(of):
             return
-        spool.record_loss(1, 0, readings, reason, of)
+        spool.record_loss(1, 0, readings, reason, *of)
         self.by[reason] += readings
 
     def record_later(self, readings: int, reason: str) -> None:
@@ -95,7 +96,7 @@ class Losses:
 
     def _count(self, spool: Spool, damage: Damage) -> None:
         if damage.lost:
-            self.record(spool, damage.lost, "damaged on disk", damage.mark)
+            self.record(spool, damage.lost, "damaged on disk", damage.mark, damage.loss)
 
     def _set_aside(self, damage: Damage) -> None:
         if not damage.data:

@@ -7,7 +7,7 @@ head    sequence: first of this segment; bytes: readings dropped so far, the las
         the history (the first epoch of this directory), names of what is lost and may still lie in
         a segment
 batch   bytes: the payload exactly as it is published
-loss    sequence: the last one lost; bytes: the first one, the reason, the name of what it was in
+loss    sequence: the last one lost; bytes: the first one, the reason, names of what it was in
 gap     what was here is lost, and that is counted; sequence: the last one; readings: how many
 """
 

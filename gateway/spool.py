@@ -220,7 +220,7 @@ class Spool:
         elif record.kind == Kind.LOSS:
             first, _, *of = msgpack.unpackb(record.payload)
             self._gone.append(range(first, record.sequence + 1))
-            named = {*filter(None, of)}
+            named = set(of)
             if not named & self.lost:  # else written again after a failed sync
                 self.dropped += record.readings
             self.lost |= named
@@ -493,14 +493,15 @@ class Spool:
                 if held.sequence in self._held:
                     self._forget(held.sequence)
 
-    def record_loss(self, first: int, last: int, readings: int, reason: str, of: str = "") -> None:
+    def record_loss(self, first: int, last: int, readings: int, reason: str, *of: str) -> None:
         """Record, for ever, that readings were lost, and why; `of` names what they were in."""
+        names = [*filter(None, of)]
         if not self._usable:
             self._begin(self.previous[0] if self.previous else 0, self.last + 1)
-        payload = msgpack.packb((first, reason, of))
+        payload = msgpack.packb((first, reason, *names))
         self._write(Record(Kind.LOSS, 0, last, readings, 0, payload))
         self.dropped += readings
-        self.lost.update(filter(None, [of]))
+        self.lost.update(names)
         self._save_acked()  # the sum stands in two places: one record may be damaged
 
     def write_acked(self, now: float) -> None:
