@@ -176,6 +176,7 @@ class Buffer:
             if self._spool.recovered:
                 with suppress(OSError):  # what is delivered goes, whatever else fails
                     self._spool.tidy()
+                    self._spool.write_acked(now)
         else:
             self._works()
 

@@ -103,6 +103,7 @@ class Spool:
         self._spoilt: dict[int, Damage] = {}
         self._unread: dict[int, Held] = {}
         self._acked_at = -math.inf
+        self._since = 0  # of those below nothing was known at recovery
         self._saved = 0  # so many sealed readings `acked` knows of, on the device
         self.recovered = False
 
@@ -125,6 +126,7 @@ class Spool:
         else:
             self._survey.end_untold()
             self._acked.since = self.last + 1
+        self._since = self._acked.since
 
     def _recover_acked(self, other: bool) -> None:
         """Read it; where segments of another version were set aside it may be theirs."""
@@ -181,13 +183,13 @@ class Spool:
         if len(known) < len(acked) == len(gap.hole) - len(held):
             return sum(map(self._lost, told)), False
         lost = gap.missing - sum(held) - sum(known.values())
-        unsure = gap.hole.start < self._acked.since or len(known) < len(acked)
+        unsure = gap.hole.start < self._since or len(known) < len(acked)
         return max(lost, 0), unsure
 
     def _is_settled(self, sequence: int, whole: bool) -> bool:
         """Whether a batch is delivered or counted, as far as is known; `whole` segments go so."""
         known = sequence in self._acked or any(sequence in gone for gone in self._gone)
-        return known or (whole and sequence < self._acked.since)
+        return known or (whole and sequence < self._since)
 
     def counted(self) -> None:
         """Take what is lost for acknowledged, or each start that meets the gap counts it."""
@@ -525,7 +527,10 @@ class Spool:
         oldest = next((s.place.begin for s in self._segments.values() if s.place.first), NOWHERE)
         dropped += self.dropped
         history = self._histories[-1] if self._histories else 0
-        self._acked.write(Told(history, ranges, dropped, self._total, self.last, oldest))
+        told = Told(history, ranges, dropped, self._total, self.last, oldest)
+        if self._survey.gaps and (found := self._acked.found):  # it tells of what is not counted
+            told = told._replace(sealed=found.sealed, last=found.last, oldest=found.oldest)
+        self._acked.write(told)
 
     def _save_acked(self) -> None:
         """Have it on the device, where that can be."""
@@ -537,7 +542,8 @@ class Spool:
     def tidy(self) -> bool:
         """Remove the segments that are done with, all but the newest; whether there were any."""
         with self._lock:
-            done = {s.name: bool(s.bad) for s in self._older if not s.waiting}
+            gaps = {gap.segment for gap in self._survey.gaps}  # whose loss is not recorded yet
+            done = {s.name: bool(s.bad) for s in self._older if not (s.waiting or s.name in gaps)}
         if done:  # or one that is missing might be one that was delivered
             self._save_acked()
         if done and not self._usable:  # the newest may be one that only recovery has seen

@@ -144,12 +144,12 @@ class Survey:
 
         That is: where the oldest segment began, how many readings were sealed, the last sequence.
         """
+        for gap in self._open:
+            gap.end = sealed
         if self.place is None:
-            self._before = self._open or [Gap("", 0, b"")]
+            self._before = self._open or [Gap("", 0, b"", end=sealed)]
             end = Place(sealed, 0, last + 1)
         else:
-            for gap in self._open:
-                gap.end = sealed
             self._settle(max(sealed - self.place.total, 0) or None, last)
             end = self._begin or self.place
         self._open, self._last = self._before, oldest.first - 1
