@@ -384,7 +384,7 @@ class Buffer:
         for held in list(self._spool.waiting()):
             here = self._refused.lies_here(held)
             if here and self._refused.holds(held, self._spool.payload(held)):
-                self._spool.acknowledge(held.sequence)
+                self._spool.acknowledge(held)
 
     # Batches out
 
@@ -426,11 +426,10 @@ class Buffer:
         for held in lost:
             self._losses.unreadable(self._spool, held)
 
-    def acknowledge(self, sequence: int) -> None:
-        """Let go of a batch that was delivered."""
-        if held := next(self.waiting(sequence - 1, sequence + 1), None):
-            self._refused.delivered(held.epoch, held.sequence)
-        self._spool.acknowledge(sequence)
+    def acknowledge(self, held: Held) -> None:
+        """Let go of a batch that was delivered, and of no other one of its sequence."""
+        self._refused.delivered(held.epoch, held.sequence)
+        self._spool.acknowledge(held)
 
     def lies_aside(self, held: Held) -> bool:
         """Whether the broker refused it before, so that it needs no more room for being kept."""
@@ -451,7 +450,7 @@ class Buffer:
         for oldest in self._refused.over(allowed - more, held):
             self._drop(oldest)
         self._refused.add(held, reason, payload)
-        self._spool.acknowledge(held.sequence)
+        self._spool.acknowledge(held)
 
     def _drop(self, aside: Aside) -> None:
         """Give up a refused batch, once no power cut can bring it back to be refused anew."""

@@ -51,6 +51,11 @@ class Held:
     offset: int
     length: int
 
+    @property
+    def name(self) -> tuple[int, int]:
+        """Sequence and epoch: what tells it from all others, also from those of another disk."""
+        return self.sequence, self.epoch
+
 
 @dataclass(slots=True)
 class _Segment:
@@ -238,9 +243,8 @@ class Spool:
         self.dropped = max(self.dropped, other.dropped)
         if other.previous:
             self._saw(*other.previous)
-        here = {(held.epoch, held.sequence) for held in self._held.values()}
-        gone = [h for h in other._held.values() if (h.epoch, h.sequence) not in here]
-        return sum(held.readings for held in gone)
+        here = {held.name for held in self._held.values()}
+        return sum(held.readings for held in other._held.values() if held.name not in here)
 
     def append(
         self, epoch: int, sequence: int, readings: int, first_ms: int, payload: bytes
@@ -382,14 +386,18 @@ class Spool:
         if held.segment in self._segments:
             self._segments[held.segment].bad.append(held.offset)
         self._unread.pop(held.sequence, None)
-        self.acknowledge(held.sequence)
+        self.acknowledge(held)
 
-    def acknowledge(self, sequence: int) -> None:
-        """Let go of a batch: it was delivered, or set aside."""
+    def acknowledge(self, held: Held) -> None:
+        """Let go of a batch: it was delivered, or set aside.
+
+        Another epoch's of that sequence stays: it came with a disk that was put in place of ours.
+        """
         with self._lock:
-            if sequence in self._held:
-                self._acked.add(sequence)
-                self._forget(sequence)
+            here = self._held.get(held.sequence)
+            if here and here.epoch == held.epoch:
+                self._acked.add(held.sequence)
+                self._forget(held.sequence)
 
     def _forget(self, sequence: int) -> None:
         held = self._held.pop(sequence)
@@ -441,7 +449,7 @@ class Spool:
                 raise
         self.dropped += readings
         for held in lost:
-            self.acknowledge(held.sequence)
+            self.acknowledge(held)
         self._disk.remove(victim.name)
         self._usable = False
         self.tidy()

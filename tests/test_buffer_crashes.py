@@ -123,7 +123,7 @@ class PowerCuts(RuleBasedStateMachine):
                 if ack:
                     self.acked |= self.on_disk[held.epoch, held.sequence]
                     self.unnoted |= self.on_disk[held.epoch, held.sequence]
-                    self.buffer.acknowledge(held.sequence)
+                    self.buffer.acknowledge(held)
                     self.let_go(held)
 
     @rule()

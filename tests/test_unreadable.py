@@ -109,7 +109,7 @@ def test_what_such_a_block_costs_is_counted_once_and_the_file_is_kept(tmp_path: 
         assert (tmp_path / "00000001.seg").read_bytes() == sound
         buffer.close()
     for held in list(buffer.waiting()):
-        buffer.acknowledge(held.sequence)
+        buffer.acknowledge(held)
     buffer.tick(10.0)
     assert not (tmp_path / "00000001.seg").exists()
     assert (tmp_path / "00000001.seg.damaged").read_bytes() == sound
@@ -141,7 +141,7 @@ def test_a_disk_that_is_out_of_reach_is_waited_for(tmp_path: Path):
 def test_where_the_ranges_cannot_be_read_everything_is_sent_again(tmp_path: Path):
     written(tmp_path)
     buffer = started(Disk(tmp_path))
-    buffer.acknowledge(2)
+    buffer.acknowledge(next(buffer.waiting(1)))
     buffer.close()
     buffer = started(WornDisk(tmp_path, ("acked", 0), ("acked", BLOCK)))
     assert len(list(buffer.waiting())) == 5
