@@ -243,8 +243,11 @@ class Spool:
         self.dropped = max(self.dropped, other.dropped)
         if other.previous:
             self._saw(*other.previous)
-        here = {held.name for held in self._held.values()}
-        return sum(held.readings for held in other._held.values() if held.name not in here)
+        self.appended += other.appended
+        with self._lock, other._lock:
+            here = {held.name: held.readings for held in self._held.values()}
+            gone = [max(h.readings - here.get(h.name, 0), 0) for h in other._held.values()]
+        return sum(gone)
 
     def append(
         self, epoch: int, sequence: int, readings: int, first_ms: int, payload: bytes
