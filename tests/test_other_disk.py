@@ -4,11 +4,14 @@ import errno
 import shutil
 from pathlib import Path
 
+from delivery import BATCHES, Box, address, delivering, lane, run, until
+
 from gateway.buffer import Buffer
 from gateway.disk import Disk
 from gateway.reading import TEMPERATURE, ClockState, Instant, Reading, Value
 from gateway.settings import BufferSettings
 from gateway.wire import Batch, decode
+from hil.broker import Broker, Faults
 
 SETTINGS = BufferSettings(flush_interval=10, seal_interval=60)
 
@@ -82,7 +85,6 @@ def swap(buffer: Buffer, other: Path) -> None:
     state.rename(aside := state.with_name("aside"))
     other.rename(state)
     aside.rename(other)
-    buffer.tick(2.0)
 
 
 def test_an_acknowledgement_lets_go_of_no_other_historys_batch(tmp_path: Path):
@@ -90,6 +92,7 @@ def test_an_acknowledgement_lets_go_of_no_other_historys_batch(tmp_path: Path):
     buffer = seal(opened(tmp_path / "state", 1), 1.0)
     sent = next(buffer.waiting())
     swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
     buffer.acknowledge(sent)
     assert held(buffer) == [(2, 1, [2.0])]
     deliver(buffer)
@@ -100,6 +103,7 @@ def test_what_another_disks_journal_holds_is_delivered_whatever_ours_had_come_to
     flush(seal(opened(tmp_path / "other", 2), 1.0), 2.0)
     deliver(buffer := seal(opened(tmp_path / "state", 1), 3.0, 4.0, 5.0))
     swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
     assert held(buffer) == [(2, 1, [1.0]), (2, 2, [2.0])]
     assert buffer.stats().dropped == 0
 
@@ -113,6 +117,7 @@ def test_what_another_disks_journal_holds_is_sealed_once_though_a_sync_fails(tmp
     buffer = opened(tmp_path / "state", 1)
     buffer._disk.fails_at = 3  # a head and a batch come first
     swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
     assert "Input/output error" in str(buffer.fault)
     assert held(buffer) == [(2, 1, [1.0])]
     deliver(buffer)
@@ -126,6 +131,7 @@ def test_what_waits_in_ram_is_named_above_what_another_disk_has_acknowledged(tmp
     other.close()
     buffer = flush(opened(tmp_path / "state", 1), 4.0)
     swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
     assert held(opened(tmp_path / "state", 3)) == [(1, 4, [4.0])]
 
 
@@ -133,6 +139,7 @@ def test_what_waits_in_ram_is_named_above_what_another_disk_holds(tmp_path: Path
     seal(opened(tmp_path / "other", 2), 1.0)
     buffer = flush(opened(tmp_path / "state", 1), 2.0)
     swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
     assert held(buffer) == [(2, 1, [1.0]), (1, 2, [2.0])]
     assert buffer.stats().dropped == 0
 
@@ -146,6 +153,7 @@ def test_what_waits_in_ram_is_named_above_what_another_disk_has_aside(tmp_path: 
             path.unlink()
     buffer = flush(opened(tmp_path / "state", 1), 3.0)
     swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
     assert held(buffer) == [(1, 3, [3.0])]
 
 
@@ -153,6 +161,7 @@ def test_what_waits_in_ram_keeps_its_name_where_the_directory_is_begun_anew(tmp_
     (tmp_path / "other").mkdir()
     buffer = flush(seal(opened(tmp_path / "state", 1), 1.0), 2.0)
     swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
     assert held(buffer) == [(1, 2, [2.0])]
     assert buffer.stats().dropped_by == {"state directory removed": 1}
 
@@ -162,6 +171,7 @@ def test_a_first_batch_that_is_named_anew_names_the_epoch_before_as_well(tmp_pat
     seal(opened(tmp_path / "state", 1), 3.0)
     buffer = flush(opened(tmp_path / "state", 3), 4.0)
     swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
     last = batches(buffer)[-1]
     assert (last.epoch, last.sequence, last.previous) == (3, 3, (1, 1))
 
@@ -170,9 +180,11 @@ def test_what_was_named_anew_has_one_name_when_the_disk_of_before_is_put_back(tm
     seal(opened(tmp_path / "other", 2), 1.0)
     buffer = flush(opened(tmp_path / "state", 1), 2.0)
     swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
     assert held(buffer)[-1] == (1, 2, [2.0])
     deliver(buffer)
     swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
     assert held(buffer) == []
 
 
@@ -183,9 +195,11 @@ def test_a_batch_whose_sync_failed_has_one_name_when_its_disk_is_put_back(tmp_pa
     buffer.tick(0.0)
     buffer.tick(60.0)
     swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
     assert held(buffer)[-1] == (1, 2, [2.0])
     deliver(buffer)
     swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
     assert held(buffer) == []
 
 
@@ -196,6 +210,7 @@ def test_a_batch_that_reached_another_disk_though_its_sync_failed_is_there_once(
     buffer.tick(60.0)
     shutil.copytree(tmp_path / "state", tmp_path / "other")
     swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
     assert held(buffer) == [(1, 1, [1.0])]
 
 
@@ -204,6 +219,7 @@ def test_the_journal_of_an_image_gives_back_what_was_sealed_since(tmp_path: Path
     shutil.copytree(tmp_path / "state", tmp_path / "other")
     flush(seal(buffer, 2.0), 3.0)
     swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
     assert held(buffer) == [(1, 1, [1.0]), (1, 2, [3.0])]
     assert buffer.stats().dropped_by == {"state directory removed": 1}
 
@@ -213,6 +229,7 @@ def test_what_the_journal_of_an_image_has_and_ram_as_well_is_sealed_once(tmp_pat
     shutil.copytree(tmp_path / "state", tmp_path / "other")
     flush(buffer, 2.0)
     swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
     assert held(buffer) == [(1, 1, [1.0, 2.0])]
     assert buffer.stats().dropped == 0
 
@@ -223,6 +240,7 @@ def test_what_is_acknowledged_before_another_disk_is_known_is_not_counted(tmp_pa
     sent = next(buffer.waiting())
     buffer._disk.fails_at = 1
     swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
     buffer.acknowledge(sent)
     buffer.tick(3.0)
     assert buffer.stats().dropped_by == {"state directory removed": 1}
@@ -234,5 +252,53 @@ def test_a_disk_that_goes_again_before_its_journal_is_sealed_is_counted_as_well(
     buffer = seal(opened(tmp_path / "state", 1), 2.0, 3.0)
     buffer._disk.fails_at = 1
     swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
     swap(buffer, tmp_path / "third")
+    buffer.tick(2.0)
     assert buffer.stats().dropped_by == {"state directory removed": 3}
+
+
+# While a broker is there
+
+
+def test_what_another_disk_holds_is_delivered_as_backlog_in_the_same_session(tmp_path: Path):
+    flush(seal(opened(tmp_path / "other", 2), *map(float, range(8))), 9.0)
+
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path / "state", address(broker))
+            await box.seal(3)
+            async with delivering(box):
+                await box.empty()
+                swap(box.buffer, tmp_path / "other")
+                await box.seal()
+                await box.empty()
+                await box.seal()
+                await box.empty()
+            assert broker.connects == 1
+            assert lane(broker.received, "backlog") == [1, 2, 3, *range(1, 10)]
+            assert lane(broker.received, "live") == [10, 11]
+
+    run(scenario())
+
+
+def test_a_batch_of_the_sequence_of_one_that_is_under_way_is_not_passed_over(tmp_path: Path):
+    seal(opened(tmp_path / "other", 2), 1.0, 2.0, 3.0, 4.0)
+
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path / "state", address(broker))
+            async with delivering(box):
+                await box.seal(3)
+                await box.empty()
+                broker.faults = Faults(ack_withheld=True, ack_topics=BATCHES)
+                await box.seal()
+                await until(lambda: lane(broker.received, "live")[3:])
+                broker.faults = Faults()
+                swap(box.buffer, tmp_path / "other")
+                await box.seal()
+                await box.empty()
+            assert broker.connects == 1
+            assert lane(broker.received, "backlog") == [1, 2, 3, 4]
+
+    run(scenario())
