@@ -1,6 +1,8 @@
 """The protocol of journal and spool, driven at random and cut off at random."""
 
 from contextlib import suppress
+from dataclasses import dataclass
+from operator import eq
 from random import Random
 
 from crash_disk import CrashDisk, PowerCut
@@ -23,6 +25,14 @@ A refused batch takes 4096 of them.
 """
 
 
+@dataclass
+class Image:
+    """A copy of a disk, and what it holds that is to be delivered."""
+
+    disk: CrashDisk
+    values: set[object]
+
+
 class PowerCuts(RuleBasedStateMachine):
     """A gateway on a disk whose power fails, and a receiver that de-duplicates."""
 
@@ -37,7 +47,7 @@ class PowerCuts(RuleBasedStateMachine):
         self.offset, self.clock, self.boot = 1_000_000, ClockState.NEVER_SET, 1
         self.taken = 0
         self.kept: set[int] = set()  # values that must arrive
-        self.batches: dict[tuple[int, int], bytes] = {}
+        self.batches: dict[tuple[int, int], list[object]] = {}
         self.named: dict[object, tuple[int, int]] = {}
         self.epochs = 0
         self.bounded = max_size is not None
@@ -49,10 +59,18 @@ class PowerCuts(RuleBasedStateMachine):
         self.refused: set[object] = set()  # of what lies aside the oldest may go, too
         # Such a one comes back with a power cut that takes `acked` away, and may go a second time
         self.twice = 0
+        self.images: list[Image] = []
+        self.taken_away: set[object] = set()  # with a disk that was replaced
+        self.forgotten: set[object] = set()  # of what a power cut came before it was counted
+        self.renamed: set[object] = set()  # got another name in this run, on another disk
+        self.two_names: set[object] = set()  # did so in one before, which nobody knows any more
         self.start()
 
     def start(self) -> None:
         self.epochs += 1
+        self.two_names |= self.renamed
+        self.renamed.clear()
+        self.disk.reopen()
         self.buffer = Buffer(self.disk, self.settings, "g", self.boot, epoch=self.epochs)
         self.pending: dict[int, float] = {}  # not flushed yet, and since when
         self.tick()
@@ -78,7 +96,7 @@ class PowerCuts(RuleBasedStateMachine):
             if self.lies_aside(*name):  # a start on a full disk has only now let go of its copy
                 self.refused |= self.on_disk.pop(name)
                 continue
-            self.twice += len(self.refused & self.on_disk[name])
+            self.twice += len((self.refused | self.evicted) & self.on_disk[name])
             self.evicted |= self.on_disk.pop(name)
         for name in waiting.keys() - self.on_disk.keys():
             batch = decode(self.buffer.payload(waiting[name]))
@@ -147,14 +165,16 @@ class PowerCuts(RuleBasedStateMachine):
     def receive(self, held: Held) -> None:
         payload = self.buffer.payload(held)
         name = held.epoch, held.sequence
-        if name in self.batches:
-            assert self.batches[name] == payload
-            return
-        self.batches[name] = payload
         batch = decode(payload)
         assert (batch.epoch, batch.sequence) == name
-        for reading in batch.readings:
-            assert self.named.setdefault(reading.value, name) == name
+        values = [reading.value for reading in batch.readings]
+        if name in self.batches:  # what an image's journal had of it is its beginning
+            assert all(map(eq, self.batches[name], values))
+            assert self.images or self.batches[name] == values
+            return
+        self.batches[name] = values
+        for value in values:
+            assert self.named.setdefault(value, name) == name or value in self.two_names
 
     @rule(syncs=st.integers(1, 3))
     def syncs_fail(self, syncs: int) -> None:
@@ -223,6 +243,90 @@ class PowerCuts(RuleBasedStateMachine):
             self.kept |= self.pending.keys()
         self.start()
 
+    @rule()
+    def somebody_copies_the_directory(self) -> None:
+        self.images.append(self.image())
+
+    def image(self) -> "Image":
+        values = set().union(*self.on_disk.values()) | (self.in_ram() & self.kept)
+        return Image(self.disk.image(), values)
+
+    def in_ram(self) -> set[object]:
+        parts = [*self.buffer._sealed, *filter(None, [self.buffer._filling])]
+        return {reading.value for part in parts for reading in part.readings}
+
+    @rule(count=st.integers(1, 3), share=st.floats(0, 1))
+    def another_box_leaves_its_disk(self, count: int, share: float) -> None:
+        theirs = {"disk": CrashDisk(), "on_disk": {}, "evicted": set(), "kept": set()}
+        ours = {name: getattr(self, name) for name in (*theirs, "buffer", "pending", "renamed")}
+        vars(self).update(theirs, renamed=set())
+        self.start()
+        for _ in range(count):
+            self.take(2, False, SEAL)
+        self.deliver(True, share)
+        self.take(2, True, 1.0)
+        self.images.append(self.image())
+        self.forgotten |= self.evicted
+        vars(self).update(ours)
+
+    @rule(
+        which=st.integers(0, 99),
+        syncs=st.sampled_from([0, 0, 1, 2]),
+        changes=st.none() | st.integers(0, 20),
+    )
+    def another_disk_is_put_in_place(self, which: int, syncs: int, changes: int | None) -> None:
+        """An older image, an empty one, or another box's; the daemon goes on.
+
+        Counted is what was on the one before and is not on it. What it holds, also in its journal,
+        is delivered: once more if it was before, and then there may be more in a batch of the same
+        name. What waits in RAM is no more flushed than what has just come. A power cut before all
+        that is done costs what is not on it, uncounted.
+        """
+        image = [*self.images, Image(CrashDisk(), set())][which % (len(self.images) + 1)]
+        gone, self.on_disk = self.on_disk, {}
+        for name in filter(lambda name: self.lies_aside(*name), list(gone)):
+            self.refused |= gone.pop(name)  # told of by name, not counted
+        in_ram, named_anew = self.in_ram(), len(self.buffer._renamed)
+        self.kept -= in_ram
+        self.pending |= dict.fromkeys(in_ram, self.now - FLUSH)
+        self.doubtful |= self.acked
+        self.disk.swap(image.disk)
+        self.disk.failing, self.disk.fuse = syncs, changes
+        try:
+            for _ in range(1 + syncs):
+                self.buffer.tick(self.now)
+            cut = False
+        except PowerCut:
+            cut = True
+        if len(self.buffer._renamed) > named_anew:
+            self.renamed |= in_ram
+        self.disk.fuse = None
+        if cut:
+            self.forget(gone, image)
+            self.crash()
+        else:
+            assert not self.buffer.fault
+            self.see_what_went_with(gone, image)
+            self.tick()
+
+    def forget(self, gone: dict[tuple[int, int], set[object]], image: "Image") -> None:
+        self.forgotten |= self.evicted.union(image.values, *gone.values())
+        self.evicted = set()
+        self.kept = (self.kept & self.named.keys()) | (image.values - self.renamed)
+
+    def see_what_went_with(self, gone: dict[tuple[int, int], set[object]], image: "Image") -> None:
+        here: dict[tuple[int, int], set[object]] = {}
+        for held in self.buffer.waiting():
+            batch = decode(self.buffer.payload(held))
+            here[batch.epoch, batch.sequence] = {reading.value for reading in batch.readings}
+        went = set().union(*(values - here.get(name, set()) for name, values in gone.items()))
+        self.taken_away |= went
+        missing = image.values.difference(self.in_ram(), self.renamed, *here.values())
+        assert self.bounded or not missing
+        self.twice += len((self.refused | self.evicted) & (went | missing))
+        self.evicted |= went | missing
+        self.kept |= image.values.intersection(*[set().union(*here.values())])
+
     def teardown(self) -> None:
         if not hasattr(self, "buffer"):
             return
@@ -236,8 +340,8 @@ class PowerCuts(RuleBasedStateMachine):
         assert not self.buffer.stats().refused
         # What a start seals, it may evict in the same tick, before anybody can see it
         unseen = self.kept - self.named.keys() - self.evicted
-        assert self.bounded or not (unseen or self.evicted)
-        arrived = self.named.keys() - self.evicted - self.refused - self.doubtful
+        assert self.bounded or not (unseen or self.evicted - self.taken_away)
+        arrived = self.named.keys() - self.evicted - self.refused - self.doubtful - self.forgotten
         lost = len(self.evicted) + len(unseen)
         assert lost <= self.buffer.stats().dropped <= self.taken - len(arrived) + self.twice
 

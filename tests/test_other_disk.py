@@ -258,6 +258,17 @@ def test_a_disk_that_goes_again_before_its_journal_is_sealed_is_counted_as_well(
     assert buffer.stats().dropped_by == {"state directory removed": 3}
 
 
+def test_what_lay_aside_on_the_disk_that_is_gone_is_told_by_name(tmp_path: Path):
+    buffer = seal(opened(tmp_path / "state", 1), 1.0, 2.0)
+    for refused in list(buffer.waiting()):
+        buffer.set_aside(refused, 0x99)
+    (tmp_path / "other").mkdir()
+    swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
+    assert buffer.stats().refused == []
+    assert "refused/1-1-0x99.batch and 1 more: gone" in buffer.stats().faults[-1]
+
+
 # While a broker is there
 
 
