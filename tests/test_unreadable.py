@@ -164,6 +164,16 @@ def test_a_journal_that_cannot_be_read_is_begun_anew_and_gives_what_it_can(
     assert values(started(Disk(tmp_path), 3))[-1] == 99.0
 
 
+@pytest.mark.parametrize("behind", [0, 1])
+def test_a_stretch_of_the_journal_that_cannot_be_read_is_told_once(tmp_path: Path, behind: int):
+    written(tmp_path)
+    blocks = [("journal", (behind + n) * BLOCK) for n in range(2)]
+    buffer = started(WornDisk(tmp_path, *blocks, ("journal", 9 * BLOCK), ("journal", 10 * BLOCK)))
+    told = [f"unknown readings lost: journal-{at * BLOCK}" for at in (behind, 9)]
+    assert [fault.rpartition("-")[0] for fault in buffer.stats().faults] == told
+    assert values(buffer)[-1] == (2 if not behind else 0)
+
+
 # While it runs
 
 
