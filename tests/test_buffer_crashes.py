@@ -96,12 +96,16 @@ class PowerCuts(RuleBasedStateMachine):
             if self.lies_aside(*name):  # a start on a full disk has only now let go of its copy
                 self.refused |= self.on_disk.pop(name)
                 continue
-            self.twice += len((self.refused | self.evicted) & self.on_disk[name])
+            self.count_again(self.on_disk[name])
             self.evicted |= self.on_disk.pop(name)
         for name in waiting.keys() - self.on_disk.keys():
             batch = decode(self.buffer.payload(waiting[name]))
             self.on_disk[name] = {reading.value for reading in batch.readings}
         assert len(self.evicted) <= self.buffer.stats().dropped
+
+    def count_again(self, went: set[object]) -> None:
+        """What was counted as lost, or might be, came back since, and may be counted once more."""
+        self.twice += len((self.refused | self.evicted | self.forgotten) & went)
 
     def lies_aside(self, epoch: int, sequence: int) -> bool:
         return any(n.startswith(f"{sequence}-{epoch}-") for n in self.buffer.stats().refused)
@@ -310,7 +314,9 @@ class PowerCuts(RuleBasedStateMachine):
             self.tick()
 
     def forget(self, gone: dict[tuple[int, int], set[object]], image: "Image") -> None:
-        self.forgotten |= self.evicted.union(image.values, *gone.values())
+        went = image.values.union(*gone.values())
+        self.count_again(went)
+        self.forgotten |= self.evicted | went
         self.evicted = set()
         self.kept = (self.kept & self.named.keys()) | (image.values - self.renamed)
 
@@ -323,7 +329,7 @@ class PowerCuts(RuleBasedStateMachine):
         self.taken_away |= went
         missing = image.values.difference(self.in_ram(), self.renamed, *here.values())
         assert self.bounded or not missing
-        self.twice += len((self.refused | self.evicted) & (went | missing))
+        self.count_again(went | missing)
         self.evicted |= went | missing
         self.kept |= image.values.intersection(*[set().union(*here.values())])
 
