@@ -391,12 +391,13 @@ class Buffer:
         for held in list(spool.waiting()):
             if held.epoch == self.epoch and held.sequence in self._renamed:
                 spool.acknowledge(held)
+        if self._gone:
+            spool.dropped = max(spool.dropped, self._gone.dropped)
         self._inherited = max(self._inherited, spool.last)
         self._spool = spool
         self._refused.recover()
         self._let_go_of_refused()
         if self._gone:
-            self._spool.dropped = max(self._spool.dropped, self._gone.dropped)
             self._readable_again += 1
 
     def _recover_journal(self) -> deque[list[Flushed]]:

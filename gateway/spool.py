@@ -240,7 +240,6 @@ class Spool:
     def follow(self, other: "Spool") -> int:
         """Go on where `other` ended, whose files are gone; return how many readings that cost."""
         self.last = max(self.last, other.last)
-        self.dropped = max(self.dropped, other.dropped)
         if other.previous:
             self._saw(*other.previous)
         self.appended += other.appended

@@ -160,10 +160,12 @@ def test_what_waits_in_ram_is_named_above_what_another_disk_has_aside(tmp_path: 
 def test_what_waits_in_ram_keeps_its_name_where_the_directory_is_begun_anew(tmp_path: Path):
     (tmp_path / "other").mkdir()
     buffer = flush(seal(opened(tmp_path / "state", 1), 1.0), 2.0)
+    before = buffer.stats().sealed
     swap(buffer, tmp_path / "other")
     buffer.tick(2.0)
     assert held(buffer) == [(1, 2, [2.0])]
     assert buffer.stats().dropped_by == {"state directory removed": 1}
+    assert buffer.stats().sealed > before
 
 
 def test_a_first_batch_that_is_named_anew_names_the_epoch_before_as_well(tmp_path: Path):
@@ -269,6 +271,26 @@ def test_what_lay_aside_on_the_disk_that_is_gone_is_told_by_name(tmp_path: Path)
     assert "refused/1-1-0x99.batch and 1 more: gone" in buffer.stats().faults[-1]
 
 
+def test_a_directory_that_is_begun_anew_gives_no_sequence_again(tmp_path: Path):
+    (tmp_path / "other").mkdir()
+    buffer = seal(opened(tmp_path / "state", 1), 1.0, 2.0, 3.0)
+    swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
+    assert opened(tmp_path / "state", 2).last == 3
+
+
+def test_the_sum_of_what_was_dropped_does_not_shrink_while_another_disk_fails(tmp_path: Path):
+    flush(opened(tmp_path / "other", 2), 1.0)
+    (tmp_path / "third").mkdir()
+    buffer = seal(opened(tmp_path / "state", 1), 2.0, 3.0)
+    swap(buffer, tmp_path / "third")
+    buffer.tick(2.0)
+    buffer._disk.fails_at = 1
+    swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
+    assert (buffer.stats().dropped, buffer.fault is None) == (2, False)
+
+
 # While a broker is there
 
 
@@ -294,22 +316,23 @@ def test_what_another_disk_holds_is_delivered_as_backlog_in_the_same_session(tmp
 
 
 def test_a_batch_of_the_sequence_of_one_that_is_under_way_is_not_passed_over(tmp_path: Path):
-    seal(opened(tmp_path / "other", 2), 1.0, 2.0, 3.0, 4.0)
+    seal(opened(tmp_path / "other", 2), *map(float, range(6)))
 
     async def scenario() -> None:
         async with Broker() as broker:
             box = Box(tmp_path / "state", address(broker))
+            await box.seal(3)
             async with delivering(box):
-                await box.seal(3)
                 await box.empty()
                 broker.faults = Faults(ack_withheld=True, ack_topics=BATCHES)
                 await box.seal()
-                await until(lambda: lane(broker.received, "live")[3:])
+                await until(lambda: lane(broker.received, "live"))
                 broker.faults = Faults()
                 swap(box.buffer, tmp_path / "other")
                 await box.seal()
                 await box.empty()
             assert broker.connects == 1
-            assert lane(broker.received, "backlog") == [1, 2, 3, 4]
+            assert lane(broker.received, "backlog") == [1, 2, 3, *range(1, 7)]
+            assert lane(broker.received, "live") == [4, 7]
 
     run(scenario())
