@@ -404,6 +404,9 @@ class Buffer:
         """Return the frames that are neither in the spool nor in RAM, by batch, oldest first."""
         frames, damaged = self._journal.recover(self._spool.last)
         self._losses.found(damaged)
+        for batch in self._sealed:  # an image of this run may have the beginning of one
+            there = [len(frame.readings) for frame in frames if _name(frame)[:2] == batch.name]
+            batch.journaled = 0 if damaged else sum(there)
         in_ram = self._renamed | {batch.sequence for batch in self._sealed}
         frames = [f for f in frames if f.epoch != self.epoch or f.sequence not in in_ram]
         frames.sort(key=_name)

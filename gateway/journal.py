@@ -60,6 +60,7 @@ class Journal:
         self._unreadable = bool(bad)
         if len(data) < SLOT * SLOTS:
             self._extend(len(data))
+        self._next = -(-len(data.rstrip(b"\0")) // SLOT)  # until all of it is sealed
         frames, damaged = unsealed(data, sealed)
         known = {at for each in damaged for at in range(each.at, each.at + len(each.data), BLOCK)}
         blocks = [Damage(NAME, at, data[at : at + BLOCK], None) for at in bad if at not in known]

@@ -31,6 +31,8 @@ class Image:
 
     disk: CrashDisk
     values: set[object]
+    aside: int = 0
+    """How many readings lie aside on it, and may go a second time."""
 
 
 class PowerCuts(RuleBasedStateMachine):
@@ -253,7 +255,8 @@ class PowerCuts(RuleBasedStateMachine):
 
     def image(self) -> "Image":
         values = set().union(*self.on_disk.values()) | (self.in_ram() & self.kept)
-        return Image(self.disk.image(), values)
+        aside = sum(len(self.batches[a.epoch, a.sequence]) for a in self.buffer._refused._sizes)
+        return Image(self.disk.image(), values, aside)
 
     def in_ram(self) -> set[object]:
         parts = [*self.buffer._sealed, *filter(None, [self.buffer._filling])]
@@ -294,6 +297,7 @@ class PowerCuts(RuleBasedStateMachine):
         self.kept -= in_ram
         self.pending |= dict.fromkeys(in_ram, self.now - FLUSH)
         self.doubtful |= self.acked
+        self.twice += image.aside
         self.disk.swap(image.disk)
         self.disk.failing, self.disk.fuse = syncs, changes
         try:

@@ -20,6 +20,8 @@ class FailingDisk(Disk):
     """One of whose next syncs of a segment the one of that number fails."""
 
     fails_at = 0
+    full = False
+    """Whether all behind that one fail as well, for want of room."""
     cuts = True
     """Whether it cuts off what was not synced."""
 
@@ -32,6 +34,9 @@ class FailingDisk(Disk):
         if name.endswith(".seg"):
             self.fails_at -= 1
             if self.fails_at == 0:
+                if self.full:
+                    self.fails_at = 1
+                    raise OSError(errno.ENOSPC, "No space left on device")
                 raise OSError(errno.EIO, "Input/output error")
 
 
@@ -234,6 +239,20 @@ def test_what_the_journal_of_an_image_has_and_ram_as_well_is_sealed_once(tmp_pat
     buffer.tick(2.0)
     assert held(buffer) == [(1, 1, [1.0, 2.0])]
     assert buffer.stats().dropped == 0
+
+
+def test_what_the_journal_of_an_image_has_stays_until_it_is_in_the_spool(tmp_path: Path):
+    buffer = flush(opened(tmp_path / "state", 1), 1.0)
+    shutil.copytree(tmp_path / "state", tmp_path / "other")
+    frame = (tmp_path / "other/journal").read_bytes()[:4096]
+    take(buffer, 2.0)
+    buffer.tick(2.0)
+    swap(buffer, tmp_path / "other")
+    buffer._disk.fails_at, buffer._disk.full = 2, True  # a head comes first
+    buffer.tick(30.0)
+    assert "No space left" in str(buffer.fault)
+    assert (tmp_path / "state/journal").read_bytes()[:4096] == frame
+    assert held(opened(tmp_path / "state", 2))[0] == (1, 1, [1.0, 2.0])
 
 
 def test_what_is_acknowledged_before_another_disk_is_known_is_not_counted(tmp_path: Path):
