@@ -262,10 +262,11 @@ class PowerCuts(RuleBasedStateMachine):
         parts = [*self.buffer._sealed, *filter(None, [self.buffer._filling])]
         return {reading.value for part in parts for reading in part.readings}
 
-    @rule(count=st.integers(1, 3), share=st.floats(0, 1))
     def another_box_leaves_its_disk(self, count: int, share: float) -> None:
         theirs = {"disk": CrashDisk(), "on_disk": {}, "evicted": set(), "kept": set()}
-        ours = {name: getattr(self, name) for name in (*theirs, "buffer", "pending", "renamed")}
+        ours = {
+            name: getattr(self, name) for name in (*theirs, "buffer", "pending", "renamed", "now")
+        }
         vars(self).update(theirs, renamed=set())
         self.start()
         for _ in range(count):
@@ -280,8 +281,12 @@ class PowerCuts(RuleBasedStateMachine):
         which=st.integers(0, 99),
         syncs=st.sampled_from([0, 0, 1, 2]),
         changes=st.none() | st.integers(0, 20),
+        count=st.integers(0, 2),
+        theirs=st.integers(0, 4),
     )
-    def another_disk_is_put_in_place(self, which: int, syncs: int, changes: int | None) -> None:
+    def another_disk_is_put_in_place(
+        self, which: int, syncs: int, changes: int | None, count: int, theirs: int
+    ) -> None:
         """An older image, an empty one, or another box's; the daemon goes on.
 
         Counted is what was on the one before and is not on it. What it holds, also in its journal,
@@ -289,8 +294,14 @@ class PowerCuts(RuleBasedStateMachine):
         name. What waits in RAM is no more flushed than what has just come. A power cut before all
         that is done costs what is not on it, uncounted.
         """
+        self.take(count, True, 1.0)
+        if theirs:
+            which = len(self.images)
+            self.another_box_leaves_its_disk(theirs, self.random.random())
         image = [*self.images, Image(CrashDisk(), set())][which % (len(self.images) + 1)]
         gone, self.on_disk = self.on_disk, {}
+        unsealed = [frame for parts in self.buffer._unsealed or () for frame in parts]
+        gone[0, 0] = {reading.value for frame in unsealed for reading in frame.readings}
         for name in filter(lambda name: self.lies_aside(*name), list(gone)):
             self.refused |= gone.pop(name)  # told of by name, not counted
         in_ram, named_anew = self.in_ram(), len(self.buffer._renamed)
