@@ -33,7 +33,7 @@ from gateway.reading import Reading
 from gateway.refused import DIRECTORY, REFUSED_BYTES, Aside, Refused, on_disk
 from gateway.settings import BufferSettings
 from gateway.spool import Held, Spool, is_segment
-from gateway.wire import Batch, SizeBound, WireError, encode
+from gateway.wire import Batch, SizeBound, WireError, decode, encode
 
 RAM_READINGS = 100_000
 LARGEST_FILE = 4 << 20
@@ -55,6 +55,10 @@ class _Sealed:
     first_ms: int
     journaled: int
     payload: bytes
+
+    @property
+    def name(self) -> tuple[int, int]:
+        return self.sequence, self.epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,11 @@ class Buffer:
         self._journal, self._spool = Journal(disk), Spool(disk)
         self._recovered = self._urgent = False
         self._gone: Spool | None = None
+        """That of the directory before, until all is known of what came in its place."""
+        self._unsealed: deque[list[Flushed]] | None = None
+        """What the journal holds of batches still to be sealed; None while it is unread."""
+        self._renamed: set[int] = set()
+        """Sequences that batches had before another directory needed them named anew."""
         self._fresh: deque[Reading] = deque()
         self._filling: Filling | None = None
         self._sealed: deque[_Sealed] = deque()
@@ -331,13 +340,22 @@ class Buffer:
     def _begin_anew(self) -> None:
         """Go on in another directory: somebody removed ours, or put one in its place."""
         self._disk.reopen()
-        if self._spool.recovered:
-            self._gone = self._spool
-        self._spool, self._journal, self._recovered = Spool(self._disk), Journal(self._disk), False
+        self._seal()  # what a journal there holds of it is overwritten only when it is in the spool
         for batch in self._sealed:
             batch.journaled = 0
-        if self._filling:
-            self._filling.journaled = 0
+        if self._unsealed:
+            self._losses.removed(sum(len(f.readings) for parts in self._unsealed for f in parts))
+        if self._spool.recovered:
+            self._follow()  # that one was gone before it was known
+            self._gone = self._spool
+        self._spool, self._journal, self._recovered = Spool(self._disk), Journal(self._disk), False
+        self._unsealed = None
+
+    def _follow(self) -> None:
+        """Go on where the directory before ended, and count what is not here of what it held."""
+        if self._gone:
+            self._losses.removed(self._spool.follow(self._gone))
+            self._gone = None
 
     def _make_way(self) -> None:
         ours = {journal.NAME: _journal, acked.NAME: _small, DIRECTORY: Path.is_dir}
@@ -351,19 +369,18 @@ class Buffer:
         self._make_way()
         if not self._spool.recovered:
             self._recover_spool()
-        frames, damaged = self._journal.recover(self._spool.last)
+        if self._unsealed is None:
+            self._unsealed = self._recover_journal()
         # Once the others are sealed under its name, a start that is cut off here knows it no more
-        self._losses.found(damaged)
         self._losses.set_damage_aside(self._spool)
-        unsealed = [frame for frame in frames if frame.epoch != self.epoch]  # those are in RAM
-        unsealed.sort(key=lambda frame: frame.sequence)
-        for name, parts in groupby(unsealed, _name):
-            readings = [reading for part in parts for reading in part.readings]
-            if batch := self._encode(*name, readings, len(readings)):
-                self._append(batch)
-        self._spool.begin(self.epoch)
+        while self._unsealed:
+            self._seal_frames(self._unsealed[0])
+            self._unsealed.popleft()
         if not self._sequence:
-            self._previous, self._inherited = self._spool.previous, self._spool.last
+            self._previous = self._spool.previous
+        self._name_anew()
+        self._follow()
+        self._spool.begin(self.epoch)
         self._sequence = max(self._sequence, self._spool.last + 1, self._refused.last + 1)
         self._losses.found(self._spool.damage())
         self._recovered = True
@@ -372,20 +389,64 @@ class Buffer:
         """Read what there is, which can be delivered although the disk may take nothing."""
         spool = Spool(self._disk)
         spool.recover()
+        for held in list(spool.waiting()):
+            if held.epoch == self.epoch and held.sequence in self._renamed:
+                spool.acknowledge(held)
         if self._gone:
-            self._losses.removed(spool.follow(self._gone))
-        self._spool, self._gone = spool, None
+            spool.dropped = max(spool.dropped, self._gone.dropped)
+        self._inherited = max(self._inherited, spool.last)
+        self._spool = spool
         self._refused.recover()
         self._let_go_of_refused()
-        if not self._sequence:
-            self._inherited = spool.last
+        if self._gone:
+            self._readable_again += 1
+
+    def _recover_journal(self) -> deque[list[Flushed]]:
+        """Return the frames that are neither in the spool nor in RAM, by batch, oldest first."""
+        frames, damaged = self._journal.recover(self._spool.last)
+        self._losses.found(damaged)
+        for batch in self._sealed:  # an image of this run may have the beginning of one
+            there = [len(frame.readings) for frame in frames if _name(frame)[:2] == batch.name]
+            batch.journaled = 0 if damaged else sum(there)
+        in_ram = self._renamed | {batch.sequence for batch in self._sealed}
+        frames = [f for f in frames if f.epoch != self.epoch or f.sequence not in in_ram]
+        frames.sort(key=_name)
+        self._inherited = max([self._inherited, *(frame.sequence for frame in frames)])
+        return deque(list(parts) for _, parts in groupby(frames, _name))
+
+    def _seal_frames(self, parts: list[Flushed]) -> None:
+        readings = [reading for part in parts for reading in part.readings]
+        sequence, epoch, boot = _name(parts[0])
+        if batch := self._encode(epoch, sequence, boot, readings, len(readings)):
+            self._append(batch)
+
+    def _name_anew(self) -> None:
+        """Name what waits in RAM above all that is in a directory that came in place of ours.
+
+        At its next start what is named below would be taken for acknowledged. None of it was
+        handed out yet under the name that it has.
+        """
+        if self._sealed and self._sealed[0].name in {held.name for held in self._spool.waiting()}:
+            self._sealed.popleft()  # it was on its way there when the sync failed
+        last = max(self._spool.last, self._refused.last)
+        if not self._sealed or last < self._sealed[0].sequence:
+            return
+        self._sequence = max(self._sequence, last + 1)
+        batches, self._sealed = self._sealed, deque()
+        for batch in batches:
+            self._renamed.add(batch.sequence)
+            self._previous = decode(batch.payload).previous
+            named = (self.epoch, self._sequence, self._boot)
+            if anew := self._encode(*named, batch.readings, 0):
+                self._sealed.append(anew)
+            self._sequence += 1
 
     def _let_go_of_refused(self) -> None:
         """Note what a kill left unnoted: evicted, too, such a batch would be counted twice."""
         for held in list(self._spool.waiting()):
             here = self._refused.lies_here(held)
             if here and self._refused.holds(held, self._spool.payload(held)):
-                self._spool.acknowledge(held.sequence)
+                self._spool.acknowledge(held)
 
     # Batches out
 
@@ -427,11 +488,13 @@ class Buffer:
         for held in lost:
             self._losses.unreadable(self._spool, held)
 
-    def acknowledge(self, sequence: int) -> None:
-        """Let go of a batch that was delivered."""
-        if held := next(self.waiting(sequence - 1, sequence + 1), None):
-            self._refused.delivered(held.epoch, held.sequence)
-        self._spool.acknowledge(sequence)
+    def acknowledge(self, held: Held) -> None:
+        """Let go of a batch that was delivered, and of no other one of its sequence."""
+        self._refused.delivered(held.epoch, held.sequence)
+        gone = self._gone
+        if gone and held in gone.waiting(held.sequence - 1, held.sequence + 1):
+            gone.acknowledge(held)
+        self._spool.acknowledge(held)
 
     def lies_aside(self, held: Held) -> bool:
         """Whether the broker refused it before, so that it needs no more room for being kept."""
@@ -452,7 +515,7 @@ class Buffer:
         for oldest in self._refused.over(allowed - more, held):
             self._drop(oldest)
         self._refused.add(held, reason, payload)
-        self._spool.acknowledge(held.sequence)
+        self._spool.acknowledge(held)
 
     def _drop(self, aside: Aside) -> None:
         """Give up a refused batch, once no power cut can bring it back to be refused anew."""
@@ -533,4 +596,4 @@ def _segment(path: Path) -> bool:
 
 
 def _name(frame: Flushed) -> tuple[int, int, int]:
-    return frame.epoch, frame.sequence, frame.boot
+    return frame.sequence, frame.epoch, frame.boot

@@ -60,10 +60,12 @@ class Journal:
         self._unreadable = bool(bad)
         if len(data) < SLOT * SLOTS:
             self._extend(len(data))
+        self._next = -(-len(data.rstrip(b"\0")) // SLOT)  # until all of it is sealed
         frames, damaged = unsealed(data, sealed)
         known = {at for each in damaged for at in range(each.at, each.at + len(each.data), BLOCK)}
         blocks = [Damage(NAME, at, data[at : at + BLOCK], None) for at in bad if at not in known]
-        return frames, [replace(each, unreadable=bool(bad)) for each in (*damaged, *blocks)]
+        told = _joined(sorted([*damaged, *blocks], key=lambda each: each.at))
+        return frames, [replace(each, unreadable=bool(bad)) for each in told]
 
     def _extend(self, size: int) -> None:
         self._disk.write(NAME, size, bytes(SLOT * SLOTS - size))
@@ -102,6 +104,18 @@ def unsealed(data: bytes, sealed: int) -> tuple[list[Flushed], list[Damage]]:
         [frame for frame in frames if frame.sequence > sealed],
         [damage for sequence, damage in damaged if sequence > sealed],
     )
+
+
+def _joined(damaged: list[Damage]) -> list[Damage]:
+    """Return each bad stretch as one, where nobody knows what any part of it held."""
+    joined: list[Damage] = []
+    for each in damaged:
+        before = joined[-1] if joined else None
+        if before and before.at + len(before.data) == each.at and before.lost is each.lost is None:
+            joined[-1] = replace(before, data=before.data + each.data)
+        else:
+            joined.append(each)
+    return joined
 
 
 def _pack(flushed: Flushed) -> bytes:

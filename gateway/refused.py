@@ -27,6 +27,7 @@ LISTED = 20
 """How many of their names go into the status."""
 RETRY = "retry"
 """The file that asks for all of them to be offered again."""
+_GONE = "gone: did somebody remove it? its readings are not delivered"
 _SEQUENCES, _EPOCHS = 1 << 63, 1 << 32
 """Numbers from here on are in no name of ours: a sequence that ran on from there would end."""
 
@@ -119,9 +120,11 @@ class Refused:
     def _read_names(self) -> None:
         found = [aside for name in self._disk.names() if (aside := Aside.of(name))]
         found.sort(key=lambda aside: (aside.sequence, aside.epoch))
-        self._sizes = {aside: self._disk.size(aside.name) for aside in found}
+        before, self._sizes = self._sizes, {a: self._disk.size(a.name) for a in found}
         self._offer()
         self._recovered = True
+        gone = [a for a in before if (a.epoch, a.sequence) not in self._known | self._delivered]
+        self._tell(gone, _GONE)  # another disk is in place of the one that they were on
 
     def _offer(self) -> None:
         """Say which are offered; their readings are not counted: 16 MiB take 10 s to decode."""
@@ -204,14 +207,18 @@ class Refused:
         """Forget those whose files somebody removed, all at once, so that they are told of once."""
         there = set(self._disk.names())
         gone = [aside for aside in self._sizes if aside.name not in there]
-        self._forget(gone, "gone: did somebody remove it? its readings are not delivered")
+        self._forget(gone, _GONE)
 
     def _forget(self, those: list[Aside], why: str) -> None:
-        if not those:
-            return
         for aside in those:
             del self._sizes[aside]
-        self._offer()
+        if those:
+            self._offer()
+        self._tell(those, why)
+
+    def _tell(self, those: list[Aside], why: str) -> None:
+        if not those:
+            return
         more = f" and {len(those) - 1} more" if those[1:] else ""
         self.damage.append(f"{DIRECTORY}/{those[0].name}{more}: {why}")
         log.error("buffer: %s", self.damage[-1])

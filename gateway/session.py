@@ -23,7 +23,7 @@ from gateway.ration import Ration
 from gateway.reasons import MALFORMED, TOO_LARGE, of_refusal
 from gateway.retained import Retained, Status
 from gateway.spool import Held
-from gateway.suspects import Suspects
+from gateway.suspects import Name, Suspects
 from gateway.traffic import Traffic
 from gateway.wire import WireError
 
@@ -112,7 +112,7 @@ class Session:
         self._encode, self._works = encode, works
         self._state, self._suspects = state, state.suspects
         self._publisher = Publisher(client, root, ack_within)
-        self._flying: dict[int, None] = {}  # in the order in which they were sent
+        self._flying: dict[Name, None] = {}  # in the order in which they were sent
         self._window = asyncio.Semaphore(1)
         # The broker counts the status, too; one that takes a single publish has it take turns
         place_of_status = self._window if client.at_once == 1 else asyncio.Semaphore(1)
@@ -130,7 +130,7 @@ class Session:
         self._keeping: asyncio.Task[None] | None = None
 
     @property
-    def head(self) -> int | None:
+    def head(self) -> Name | None:
         """The batch that has been under way for longest, if any is."""
         return next(iter(self._flying), None)
 
@@ -162,7 +162,7 @@ class Session:
 
     async def _send(self, held: Held, lane: str) -> Sent | None:
         """Publish a batch; None: it was evicted, cannot be read for now, or is set aside."""
-        self._flying[held.sequence] = None
+        self._flying[held.name] = None
         message = await self._on_writer(self._message, held)
         if message is None:
             return None
@@ -211,7 +211,7 @@ class Session:
         return asyncio.get_running_loop().time() < self._state.backlog_due
 
     def _next(self) -> tuple[Held, str] | None:
-        if any(sequence in self._suspects for sequence in self._flying):
+        if any(name in self._suspects for name in self._flying):
             return None
         since = max(self._since, self._buffer.inherited)  # a disk may be there later than a broker
         if live := next(self._buffer.waiting(max(self._live, since)), None):
@@ -243,23 +243,24 @@ class Session:
         return latest if latest and self._free(latest) else None
 
     def _free(self, held: Held) -> bool:
-        return held.sequence not in self._suspects and held.sequence not in self._flying
+        return held.name not in self._suspects and held.name not in self._flying
 
     def _suspect(self) -> Held | None:
-        for sequence in self._suspects.due():
-            if held := next(self._buffer.waiting(sequence - 1, sequence + 1), None):
-                return held
-            self._suspects.clear(sequence)
+        for name in self._suspects.due():
+            for held in self._buffer.waiting(name[0] - 1, name[0] + 1):
+                if held.name == name:
+                    return held
+            self._suspects.clear(name)
         return None
 
     def _landed(self, held: Held) -> None:
-        self._flying.pop(held.sequence, None)
-        self._suspects.clear(held.sequence)
+        self._flying.pop(held.name, None)
+        self._suspects.clear(held.name)
         if not self._flying:
             self.news.set()
 
     async def _settle(self, held: Held, sent: Sent) -> None:
-        suspect = held.sequence in self._suspects
+        suspect = held.name in self._suspects
         code = await self._publisher.code(sent, PATIENCE_WITH_SUSPECTS if suspect else 1.0)
         if code in (SUCCESS, NOBODY_SUBSCRIBES):
             self._delivered(held, code, sent)
@@ -276,8 +277,8 @@ class Session:
 
     def _delivered(self, held: Held, code: int, sent: Sent) -> None:
         state = self._state
-        self._buffer.acknowledge(held.sequence)
-        self._suspects.delivered(held.sequence)
+        self._buffer.acknowledge(held)
+        self._suspects.delivered(held.name)
         state.refused_in_a_row = 0
         state.unheard += code == NOBODY_SUBSCRIBES
         state.last_ack_ms = time.time_ns() // 1_000_000

@@ -52,6 +52,11 @@ class Held:
     offset: int
     length: int
 
+    @property
+    def name(self) -> tuple[int, int]:
+        """Sequence and epoch: what tells it from all others, also from those of another disk."""
+        return self.sequence, self.epoch
+
 
 @dataclass(slots=True)
 class _Segment:
@@ -252,12 +257,13 @@ class Spool:
     def follow(self, other: "Spool") -> int:
         """Go on where `other` ended, whose files are gone; return how many readings that cost."""
         self.last = max(self.last, other.last)
-        self.dropped = max(self.dropped, other.dropped)
         if other.previous:
             self._saw(*other.previous)
-        here = {(held.epoch, held.sequence) for held in self._held.values()}
-        gone = [h for h in other._held.values() if (h.epoch, h.sequence) not in here]
-        return sum(held.readings for held in gone)
+        self.appended += other.appended
+        with self._lock, other._lock:
+            here = {held.name: held.readings for held in self._held.values()}
+            gone = [max(h.readings - here.get(h.name, 0), 0) for h in other._held.values()]
+        return sum(gone)
 
     def append(
         self, epoch: int, sequence: int, readings: int, first_ms: int, payload: bytes
@@ -408,14 +414,18 @@ class Spool:
         if held.segment in self._segments:
             self._segments[held.segment].bad.append(held.offset)
         self._unread.pop(held.sequence, None)
-        self.acknowledge(held.sequence)
+        self.acknowledge(held)
 
-    def acknowledge(self, sequence: int) -> None:
-        """Let go of a batch: it was delivered, or set aside."""
+    def acknowledge(self, held: Held) -> None:
+        """Let go of a batch: it was delivered, or set aside.
+
+        Another epoch's of that sequence stays: it came with a disk that was put in place of ours.
+        """
         with self._lock:
-            if sequence in self._held:
-                self._acked.add(sequence)
-                self._forget(sequence)
+            here = self._held.get(held.sequence)
+            if here and here.epoch == held.epoch:
+                self._acked.add(held.sequence)
+                self._forget(held.sequence)
 
     def _forget(self, sequence: int) -> None:
         held = self._held.pop(sequence)
@@ -467,7 +477,7 @@ class Spool:
                 raise
         self.dropped += readings
         for held in lost:
-            self.acknowledge(held.sequence)
+            self.acknowledge(held)
         self._disk.remove(victim.name)
         self._usable = False
         self.tidy()
@@ -542,8 +552,7 @@ class Spool:
     def tidy(self) -> bool:
         """Remove the segments that are done with, all but the newest; whether there were any."""
         with self._lock:
-            gaps = {gap.segment for gap in self._survey.gaps}  # whose loss is not recorded yet
-            done = {s.name: bool(s.bad) for s in self._older if not (s.waiting or s.name in gaps)}
+            done = {s.name: bool(s.bad) for s in self._older if not s.waiting}
         if done:  # or one that is missing might be one that was delivered
             self._save_acked()
         if done and not self._usable:  # the newest may be one that only recovery has seen
@@ -556,7 +565,8 @@ class Spool:
         with self._lock:
             for name in done:
                 del self._segments[name]
-            if oldest := next(iter(self._segments.values()), None):
+            oldest = next(iter(self._segments.values()), None)
+            if oldest and not self._survey.gaps:  # whose loss is not recorded yet
                 self._acked.forget_below(oldest.first)
         return bool(done)
 

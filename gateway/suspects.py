@@ -18,18 +18,22 @@ PAUSE = 60.0
 """Seconds until a suspect that was lost alone is tried again; doubles from then on."""
 LONGEST_PAUSE = 3600.0
 
+Name = tuple[int, int]
+"""Sequence and epoch of a batch: of another disk's history there may be one of that sequence."""
+
 
 class Suspects:
     """Which batches are suspected, over all connections."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        self._head, self._losses = 0, 0
+        self._head: Name | None = None
+        self._losses = 0
         self._delivered = True
-        self._tries: dict[int, int] = {}
-        self._due: dict[int, float] = {}
+        self._tries: dict[Name, int] = {}
+        self._due: dict[Name, float] = {}
 
-    def lost_at(self, head: int) -> bool:
+    def lost_at(self, head: Name) -> bool:
         """Note that the connection was lost with this batch longest under way; True: now suspect.
 
         Only the head is noted: each connection begins with one batch alone, so that sooner or later
@@ -52,30 +56,31 @@ class Suspects:
         """Whether it is to be found out if it is one batch, or any, at which connections break."""
         return self._losses >= LOSSES and self._head not in self._due
 
-    def delivered(self, sequence: int) -> None:
+    def delivered(self, name: Name) -> None:
         """Note that a batch was delivered; the fault may be gone for all if it was a suspect."""
         self._delivered = True
-        if sequence in self._due:
+        if name in self._due:
             self._due = dict.fromkeys(self._due, self._now())
-        self.clear(sequence)
+        self.clear(name)
 
-    def clear(self, sequence: int) -> None:
+    def clear(self, name: Name) -> None:
         """Forget a batch that is gone."""
-        self._tries.pop(sequence, None)
-        self._due.pop(sequence, None)
-        if sequence == self._head:
+        self._tries.pop(name, None)
+        self._due.pop(name, None)
+        if name == self._head:
             self._losses = 0
 
-    def __contains__(self, sequence: int) -> bool:
-        return sequence in self._due
+    def __contains__(self, name: Name) -> bool:
+        return name in self._due
 
     def __len__(self) -> int:
         return len(self._due)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(sorted(self._due))
+        """Yield their sequences."""
+        return iter(sorted(sequence for sequence, _ in self._due))
 
-    def due(self) -> Iterator[int]:
+    def due(self) -> Iterator[Name]:
         """Yield those whose turn it is, once there is nothing else to send."""
         now = self._now()
-        yield from [sequence for sequence, at in sorted(self._due.items()) if at <= now]
+        yield from [name for name, at in sorted(self._due.items()) if at <= now]

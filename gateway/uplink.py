@@ -22,7 +22,7 @@ from gateway.ration import Outages
 from gateway.retained import Status
 from gateway.session import Session, UplinkState
 from gateway.settings import Broker, UplinkSettings
-from gateway.suspects import LOSSES
+from gateway.suspects import LOSSES, Name
 
 ACK_WITHIN = 15.0
 """Seconds after which a missing PUBACK means that the link is dead."""
@@ -160,12 +160,12 @@ class Uplink:
         lasted = asyncio.get_running_loop().time() - session.began
         return not session.refused and (session.delivered > WINDOW or lasted >= self._steady)
 
-    def _suspect(self, head: int | None) -> None:
+    def _suspect(self, head: Name | None) -> None:
         if head is not None and self.state.suspects.lost_at(head):
             log.warning(
                 "batch %d: the connection was lost %d times with it under way: it goes last and "
                 "alone from now on; does the broker or a firewall bound what a message may hold?",
-                *(head, LOSSES),
+                *(head[0], LOSSES),
             )
 
     async def farewell(self, status: Status, within: float) -> None:

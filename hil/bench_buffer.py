@@ -59,7 +59,7 @@ class Ours:
             self._buffer.append(reading)
         self._buffer.tick(float(second))
         for held in list(self._buffer.waiting()):
-            self._buffer.acknowledge(held.sequence)
+            self._buffer.acknowledge(held)
 
     def written(self) -> int:
         """Return how many bytes were written to files."""

@@ -35,12 +35,36 @@ class CrashDisk:
         self._unsynced: list[tuple[str, int, bytes | None]] = []
         self._renamed: list[tuple[str, str]] = []
         self._below: dict[str, CrashDisk] = {}
+        self._replaced = False
 
     def names(self) -> list[str]:
         return sorted(self._live)
 
+    def image(self) -> "CrashDisk":
+        """Return a copy of it, as a command that copies files makes one."""
+        copy = CrashDisk()
+        copy._put(self)
+        return copy
+
+    def swap(self, other: "CrashDisk") -> None:
+        """Put a copy of another in its place, under whoever goes on using it."""
+        self._put(other)
+        self._replaced = True
+
+    def _put(self, other: "CrashDisk") -> None:
+        self._live = {name: bytearray(data) for name, data in other._live.items()}
+        self._durable = {name: bytes(data) for name, data in other._live.items()}
+        self._entries = set(self._live)
+        self._unsynced, self._renamed = [], []
+        self.bad, self.limit = set(), None
+        for name in self._below.keys() | other._below.keys():
+            self.below(name)._put(other.below(name))
+
     def replaced(self) -> bool:
-        return False
+        return self._replaced
+
+    def reopen(self) -> None:
+        self._replaced = False
 
     def make_way(self, name: str, fits: object) -> None:
         pass

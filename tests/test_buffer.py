@@ -99,7 +99,7 @@ def test_an_acknowledged_batch_does_not_come_back(tmp_path: Path):
     buffer.tick(0.0)
     buffer.tick(60.0)
     take(buffer, 2.0)
-    buffer.acknowledge(1)
+    buffer.acknowledge(next(buffer.waiting()))
     buffer.close()
     assert values(opened(tmp_path, epoch=2)) == [2.0]
 
@@ -108,7 +108,7 @@ def test_without_the_ranges_everything_on_disk_is_sent_again(tmp_path: Path):
     buffer = opened(tmp_path)
     take(buffer, 1.0)
     buffer.close()
-    buffer.acknowledge(1)
+    buffer.acknowledge(next(buffer.waiting()))
     buffer.tick(1.0)
     (tmp_path / "acked").write_bytes(b"\xff" * 4096)
     again = opened(tmp_path, epoch=2)
@@ -118,7 +118,7 @@ def test_without_the_ranges_everything_on_disk_is_sent_again(tmp_path: Path):
 def test_of_ranges_that_are_torn_the_ones_before_hold(tmp_path: Path):
     buffer = sealed(tmp_path, 1, 1, 1)
     for sequence in (1, 2):
-        buffer.acknowledge(sequence)
+        buffer.acknowledge(next(buffer.waiting(sequence - 1)))
         buffer.tick(100.0 * sequence)
     sound = (tmp_path / "acked").read_bytes()
 
@@ -144,7 +144,7 @@ def test_a_segment_that_is_removed_stops_nothing_else(tmp_path: Path):
         for held in list(buffer.waiting()):
             buffer.payload(held)
         buffer.tick(float(second))
-    buffer.acknowledge(2)
+    buffer.acknowledge(next(buffer.waiting(1)))
     buffer.tick(9.0)
     assert (buffer.fault, buffer.stats().dropped, values(buffer)) == (None, 1, [3.0])
     assert [path.name for path in tmp_path.glob("*.seg")] == ["00000003.seg"]
@@ -181,7 +181,7 @@ def test_ranges_in_the_form_of_an_earlier_version_are_none(tmp_path: Path, range
 def test_what_another_history_has_acknowledged_is_not_let_go_of(tmp_path: Path):
     other = sealed(tmp_path / "other", 1, 1, 1)
     for sequence in (1, 2, 3):
-        other.acknowledge(sequence)
+        other.acknowledge(next(other.waiting(sequence - 1)))
     other.tick(100.0)
     opened(tmp_path / "ours", epoch=3).close()
     take(ours := opened(tmp_path / "ours", epoch=4), 5.0)
@@ -207,7 +207,7 @@ def test_finished_segments_go_but_never_the_newest(tmp_path: Path):
         buffer = opened(tmp_path, epoch)
         take(buffer, float(epoch))
         buffer.close()
-        buffer.acknowledge(epoch)
+        buffer.acknowledge(next(buffer.waiting()))
         buffer.tick(1.0)
     assert len(list(tmp_path.glob("*.seg"))) == 1
     assert opened(tmp_path, epoch=9).last == 5
@@ -269,7 +269,7 @@ def test_what_was_acknowledged_before_it_was_damaged_is_no_loss(tmp_path: Path):
     buffer = sealed(tmp_path, 2, 3, 4)
     held = list(buffer.waiting())
     for sequence in (1, 2):
-        buffer.acknowledge(sequence)
+        buffer.acknowledge(next(buffer.waiting(sequence - 1)))
     buffer.tick(100.0)
     flip(tmp_path / held[1].segment, held[1].offset + 5)
     again = opened(tmp_path, epoch=2)
@@ -279,7 +279,7 @@ def test_what_was_acknowledged_before_it_was_damaged_is_no_loss(tmp_path: Path):
 def test_what_was_acknowledged_out_of_order_is_not_sent_again(tmp_path: Path):
     buffer = sealed(tmp_path, 1, 1, 1, 1)
     for sequence in (1, 2, 4):
-        buffer.acknowledge(sequence)
+        buffer.acknowledge(next(buffer.waiting(sequence - 1)))
     buffer.tick(100.0)
     buffer.tick(200.0)
     assert [held.sequence for held in opened(tmp_path, epoch=2).waiting()] == [3]
@@ -407,9 +407,10 @@ def test_acknowledgements_are_written_down_once_a_second_at_most(tmp_path: Path)
     for tick in range(31):
         take(buffer, float(tick))
         buffer.tick(tick / 10)
-        buffer.acknowledge(tick)
+        for held in list(buffer.waiting(before=tick + 1)):
+            buffer.acknowledge(held)
     assert disk.names_written.count("acked") == 1 + 4  # first of all it takes its room
-    buffer.acknowledge(31)
+    buffer.acknowledge(next(buffer.waiting(30)))
     buffer.close()
     assert list(opened(tmp_path, epoch=2).waiting()) == []
 
@@ -615,10 +616,9 @@ def test_a_directory_that_is_gone_is_begun_anew_and_what_it_held_is_counted(
     buffer.tick(62.0)
     assert buffer.stats().dropped_by == {"state directory removed": 2}
     assert "was removed or replaced" in buffer.stats().faults[0]
-    assert buffer.last == 1
     again = opened(state, epoch=2)
     assert values(again) == [3.0, 4.0]
-    assert [(b.epoch, b.sequence) for b in batches(again)] == [(1, 2)]
+    assert [(b.epoch, b.sequence) for b in batches(again)] == [(1, 2), (1, 3)]
     assert again.stats().dropped == 2
 
 
@@ -763,7 +763,7 @@ def test_a_start_that_was_cut_off_does_not_cost_the_segment_that_carries_the_seq
 ):
     buffer = sealed(tmp_path, 1, 1, 1)
     for sequence in (1, 2, 3):
-        buffer.acknowledge(sequence)
+        buffer.acknowledge(next(buffer.waiting(sequence - 1)))
     (tmp_path / "acked").unlink()
     (tmp_path / "00000002.seg").touch()
     disk = SmallDisk(tmp_path)
@@ -776,7 +776,7 @@ def test_on_a_full_disk_what_is_acknowledged_goes_first(tmp_path: Path):
     disk = SmallDisk(tmp_path)
     buffer, _ = filled(disk)
     for held in list(buffer.waiting()):
-        buffer.acknowledge(held.sequence)
+        buffer.acknowledge(held)
     disk.most = sum(path.stat().st_size for path in tmp_path.iterdir())
     for _ in range(20):
         fill(buffer)
@@ -856,7 +856,7 @@ def test_what_is_delivered_goes_although_the_disk_takes_nothing(tmp_path: Path):
     disk = SmallDisk(tmp_path)
     buffer, _ = filled(disk)
     for held in list(buffer.waiting()):
-        buffer.acknowledge(held.sequence)
+        buffer.acknowledge(held)
     disk.dead = True
     fill(buffer)
     assert "Input/output error" in buffer.stats().faults[0]
@@ -920,7 +920,7 @@ def test_the_oldest_reading_that_waits_is_known_wherever_it_is(tmp_path: Path):
     again = opened(tmp_path, epoch=2)
     take(again, 2.0, at=8)
     assert again.stats().oldest_ms == 10**12 + 5
-    again.acknowledge(1)
+    again.acknowledge(next(again.waiting()))
     assert again.stats().oldest_ms == 10**12 + 8
 
 

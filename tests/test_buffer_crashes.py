@@ -2,6 +2,8 @@
 
 import re
 from contextlib import suppress
+from dataclasses import dataclass
+from operator import eq
 from random import Random
 
 from crash_disk import PAGE, CrashDisk, PowerCut
@@ -24,6 +26,16 @@ A refused batch takes 4096 of them.
 """
 
 
+@dataclass
+class Image:
+    """A copy of a disk, and what it holds that is to be delivered."""
+
+    disk: CrashDisk
+    values: set[object]
+    aside: int = 0
+    """How many readings lie aside on it, and may go a second time."""
+
+
 class PowerCuts(RuleBasedStateMachine):
     """A gateway on a disk whose power fails, and a receiver that de-duplicates."""
 
@@ -38,7 +50,7 @@ class PowerCuts(RuleBasedStateMachine):
         self.offset, self.clock, self.boot = 1_000_000, ClockState.NEVER_SET, 1
         self.taken = 0
         self.kept: set[int] = set()  # values that must arrive
-        self.batches: dict[tuple[int, int], bytes] = {}
+        self.batches: dict[tuple[int, int], list[object]] = {}
         self.named: dict[object, tuple[int, int]] = {}
         self.epochs = 0
         self.bounded = max_size is not None
@@ -52,10 +64,18 @@ class PowerCuts(RuleBasedStateMachine):
         self.twice = 0
         self.wiped = False
         self.unsure = 0  # told as "at most"
+        self.images: list[Image] = []
+        self.taken_away: set[object] = set()  # with a disk that was replaced
+        self.forgotten: set[object] = set()  # of what a power cut came before it was counted
+        self.renamed: set[object] = set()  # got another name in this run, on another disk
+        self.two_names: set[object] = set()  # did so in one before, which nobody knows any more
         self.start()
 
     def start(self) -> None:
         self.epochs += 1
+        self.two_names |= self.renamed
+        self.renamed.clear()
+        self.disk.reopen()
         self.buffer = Buffer(self.disk, self.settings, "g", self.boot, epoch=self.epochs)
         self.pending: dict[int, float] = {}  # not flushed yet, and since when
         self.tick()
@@ -83,12 +103,16 @@ class PowerCuts(RuleBasedStateMachine):
             if self.lies_aside(*name):  # a start on a full disk has only now let go of its copy
                 self.refused |= self.on_disk.pop(name)
                 continue
-            self.twice += len(self.refused & self.on_disk[name])
+            self.count_again(self.on_disk[name])
             self.evicted |= self.on_disk.pop(name)
         for name in waiting.keys() - self.on_disk.keys():
             batch = decode(self.buffer.payload(waiting[name]))
             self.on_disk[name] = {reading.value for reading in batch.readings}
         assert self.buffer.fault or len(self.evicted) <= self.buffer.stats().dropped
+
+    def count_again(self, went: set[object]) -> None:
+        """What was counted as lost, or might be, came back since, and may be counted once more."""
+        self.twice += len((self.refused | self.evicted | self.forgotten) & went)
 
     def lies_aside(self, epoch: int, sequence: int) -> bool:
         return any(n.startswith(f"{sequence}-{epoch}-") for n in self.buffer.stats().refused)
@@ -128,7 +152,7 @@ class PowerCuts(RuleBasedStateMachine):
                 if ack:
                     self.acked |= self.on_disk[held.epoch, held.sequence]
                     self.unnoted |= self.on_disk[held.epoch, held.sequence]
-                    self.buffer.acknowledge(held.sequence)
+                    self.buffer.acknowledge(held)
                     self.let_go(held)
 
     @rule()
@@ -152,19 +176,16 @@ class PowerCuts(RuleBasedStateMachine):
     def receive(self, held: Held) -> None:
         payload = self.buffer.payload(held)
         name = held.epoch, held.sequence
-        if name in self.batches:
-            assert self.batches[name] == payload or self.is_rest_of(self.batches[name], payload)
-            return
-        self.batches[name] = payload
         batch = decode(payload)
         assert (batch.epoch, batch.sequence) == name
-        for reading in batch.readings:
-            assert self.named.setdefault(reading.value, name) == name
-
-    def is_rest_of(self, whole: bytes, part: bytes) -> bool:
-        """Of a batch that is wiped the journal may still have what was flushed of it."""
-        had, left = ([r.value for r in decode(batch).readings] for batch in (whole, part))
-        return self.wiped and left == had[: len(left)]
+        values = [reading.value for reading in batch.readings]
+        if name in self.batches:  # the journal, or an image's, may have its beginning alone
+            assert all(map(eq, self.batches[name], values))
+            assert self.images or self.wiped or self.batches[name] == values
+            return
+        self.batches[name] = values
+        for value in values:
+            assert self.named.setdefault(value, name) == name or value in self.two_names
 
     @rule(syncs=st.integers(1, 3))
     def syncs_fail(self, syncs: int) -> None:
@@ -252,6 +273,105 @@ class PowerCuts(RuleBasedStateMachine):
             self.kept |= self.pending.keys()
         self.start()
 
+    @rule()
+    def somebody_copies_the_directory(self) -> None:
+        self.images.append(self.image())
+
+    def image(self) -> "Image":
+        values = set().union(*self.on_disk.values()) | (self.in_ram() & self.kept)
+        aside = sum(len(self.batches[a.epoch, a.sequence]) for a in self.buffer._refused._sizes)
+        return Image(self.disk.image(), values, aside)
+
+    def in_ram(self) -> set[object]:
+        parts = [*self.buffer._sealed, *filter(None, [self.buffer._filling])]
+        return {reading.value for part in parts for reading in part.readings}
+
+    def another_box_leaves_its_disk(self, count: int, share: float) -> None:
+        theirs = {"disk": CrashDisk(), "on_disk": {}, "evicted": set(), "kept": set()}
+        ours = {
+            name: getattr(self, name) for name in (*theirs, "buffer", "pending", "renamed", "now")
+        }
+        vars(self).update(theirs, renamed=set())
+        self.start()
+        for _ in range(count):
+            self.take(2, False, SEAL)
+        self.deliver(True, share)
+        self.take(2, True, 1.0)
+        self.images.append(self.image())
+        self.forgotten |= self.evicted
+        vars(self).update(ours)
+
+    @rule(
+        which=st.integers(0, 99),
+        syncs=st.sampled_from([0, 0, 1, 2]),
+        changes=st.none() | st.integers(0, 20),
+        count=st.integers(0, 2),
+        theirs=st.integers(0, 4),
+    )
+    def another_disk_is_put_in_place(
+        self, which: int, syncs: int, changes: int | None, count: int, theirs: int
+    ) -> None:
+        """An older image, an empty one, or another box's; the daemon goes on.
+
+        Counted is what was on the one before and is not on it. What it holds, also in its journal,
+        is delivered: once more if it was before, and then there may be more in a batch of the same
+        name. What waits in RAM is no more flushed than what has just come. A power cut before all
+        that is done costs what is not on it, uncounted.
+        """
+        self.take(count, True, 1.0)
+        if theirs:
+            which = len(self.images)
+            self.another_box_leaves_its_disk(theirs, self.random.random())
+        image = [*self.images, Image(CrashDisk(), set())][which % (len(self.images) + 1)]
+        gone, self.on_disk = self.on_disk, {}
+        unsealed = [frame for parts in self.buffer._unsealed or () for frame in parts]
+        gone[0, 0] = {reading.value for frame in unsealed for reading in frame.readings}
+        for name in filter(lambda name: self.lies_aside(*name), list(gone)):
+            self.refused |= gone.pop(name)  # told of by name, not counted
+        in_ram, named_anew = self.in_ram(), len(self.buffer._renamed)
+        self.kept -= in_ram
+        self.pending |= dict.fromkeys(in_ram, self.now - FLUSH)
+        self.doubtful |= self.acked
+        self.twice += image.aside
+        self.disk.swap(image.disk)
+        self.disk.failing, self.disk.fuse = syncs, changes
+        try:
+            for _ in range(1 + syncs):
+                self.buffer.tick(self.now)
+            cut = False
+        except PowerCut:
+            cut = True
+        if len(self.buffer._renamed) > named_anew:
+            self.renamed |= in_ram
+        self.disk.fuse = None
+        if cut:
+            self.forget(gone, image)
+            self.crash()
+        else:
+            assert not self.buffer.fault
+            self.see_what_went_with(gone, image)
+            self.tick()
+
+    def forget(self, gone: dict[tuple[int, int], set[object]], image: "Image") -> None:
+        went = image.values.union(*gone.values())
+        self.count_again(went)
+        self.forgotten |= self.evicted | went
+        self.evicted = set()
+        self.kept = (self.kept & self.named.keys()) | (image.values - self.renamed)
+
+    def see_what_went_with(self, gone: dict[tuple[int, int], set[object]], image: "Image") -> None:
+        here: dict[tuple[int, int], set[object]] = {}
+        for held in self.buffer.waiting():
+            batch = decode(self.buffer.payload(held))
+            here[batch.epoch, batch.sequence] = {reading.value for reading in batch.readings}
+        went = set().union(*(values - here.get(name, set()) for name, values in gone.items()))
+        self.taken_away |= went
+        missing = image.values.difference(self.in_ram(), self.renamed, *here.values())
+        assert self.bounded or not missing
+        self.count_again(went | missing)
+        self.evicted |= went | missing
+        self.kept |= image.values.intersection(*[set().union(*here.values())])
+
     def teardown(self) -> None:
         if not hasattr(self, "buffer"):
             return
@@ -265,8 +385,8 @@ class PowerCuts(RuleBasedStateMachine):
         assert not self.buffer.stats().refused
         # What a start seals, it may evict in the same tick, before anybody can see it
         unseen = self.kept - self.named.keys() - self.evicted
-        assert self.bounded or not (unseen or self.evicted)
-        arrived = self.named.keys() - self.evicted - self.refused - self.doubtful
+        assert self.bounded or not (unseen or self.evicted - self.taken_away)
+        arrived = self.named.keys() - self.evicted - self.refused - self.doubtful - self.forgotten
         lost = len(self.evicted) + len(unseen)
         most = self.taken - len(arrived) + self.twice + self.unsure
         assert lost <= self.buffer.stats().dropped <= most

@@ -69,7 +69,7 @@ def test_what_is_acknowledged_does_not_wait(tmp_path: Path, capsys: Said):
     for value in (1.0, 2.0):
         take(buffer, value)
         buffer.close()
-    buffer.acknowledge(1)
+    buffer.acknowledge(next(buffer.waiting()))
     buffer.tick(1.0)
     assert look(tmp_path, capsys)["waiting_readings"] == 1
 

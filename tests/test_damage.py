@@ -251,7 +251,7 @@ def test_of_what_is_wiped_the_delivered_is_not_lost(tmp_path: Path):
     buffer = opened(tmp_path, 3)
     first = [held for held in buffer.waiting() if held.epoch == 1]
     for held in first[:-1]:
-        buffer.acknowledge(held.sequence)
+        buffer.acknowledge(held)
     buffer.tick(10.0)
     buffer.close()
     segment = tmp_path / "00000001.seg"
@@ -279,7 +279,7 @@ def test_a_segment_that_went_for_it_was_delivered_is_not_lost(tmp_path: Path):
     buffer = opened(tmp_path, 4)
     for held in list(buffer.waiting()):
         if held.epoch == 2:
-            buffer.acknowledge(held.sequence)
+            buffer.acknowledge(held)
     buffer.tick(10.0)
     assert not (tmp_path / "00000002.seg").exists()
     shutil.copytree(tmp_path, tmp_path.with_suffix(".again"))
@@ -554,7 +554,7 @@ def test_a_buffer_of_another_version_is_kept_whole_and_told(tmp_path: Path, vers
     for value in (1.0, 2.0):
         take(buffer, value)
         buffer.close()
-    buffer.acknowledge(2)
+    buffer.acknowledge(next(buffer.waiting(1)))
     buffer.tick(100.0)
     take(buffer, 3.0, durable=True)
     buffer.tick(101.0)
@@ -610,7 +610,7 @@ def test_what_comes_after_an_older_image_was_restored_is_new_to_the_receiver(
                 batch = decode(buffer.payload(held) or b"")
                 found = [reading.value for reading in batch.readings]
                 received.setdefault((batch.epoch, batch.sequence), found)
-                buffer.acknowledge(held.sequence)
+                buffer.acknowledge(held)
 
     run(random.randint(1, 9))
     shutil.copytree(state, image)
@@ -672,7 +672,7 @@ def test_a_segment_of_another_box_is_kept_though_its_sequences_are_ours(tmp_path
     (tmp_path / "ours/00000007.seg").write_bytes(theirs)
     again = opened(tmp_path / "ours", 3)
     for held in list(again.waiting()):
-        again.acknowledge(held.sequence)
+        again.acknowledge(held)
     again.tick(100.0)
     assert (tmp_path / "ours/00000007.seg.damaged").read_bytes() == theirs
     assert again.stats().dropped == 1

@@ -40,7 +40,7 @@ class Owner:
             for held in list(self.buffer.waiting())[:-20]:
                 payload_end = held.first_ms - 10**12 + held.readings - 1
                 self.delivered = payload_end
-                self.buffer.acknowledge(held.sequence)
+                self.buffer.acknowledge(held)
 
 
 def seen(glance: Glance) -> tuple[set[int], int]:

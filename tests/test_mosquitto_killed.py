@@ -14,6 +14,7 @@ from delivery import Box, delivering, until
 from trials import found, times
 
 from gateway.settings import Broker as Address
+from gateway.spool import Held
 from gateway.wire import decode
 from hil.mosquitto import Mosquitto
 from hil.seat import HOST, Seat
@@ -106,9 +107,9 @@ def note_acknowledgements(box: Box) -> dict[int, int]:
     noted: dict[int, int] = {}
     acknowledge = box.buffer.acknowledge
 
-    def note(sequence: int) -> None:
-        noted[sequence] = time.time_ns()
-        acknowledge(sequence)
+    def note(held: Held) -> None:
+        noted[held.sequence] = time.time_ns()
+        acknowledge(held)
 
     box.buffer.acknowledge = note
     return noted

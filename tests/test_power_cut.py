@@ -74,7 +74,7 @@ class Box:
             if self._random.random() < 0.5:
                 self.past.received |= named(self._buffer, held)
                 if self._random.random() < 0.7:
-                    self._buffer.acknowledge(held.sequence)
+                    self._buffer.acknowledge(held)
         if self._random.random() < 0.1:
             self.close()
             self._buffer = opened(self._directory, next(self._epochs))

@@ -53,7 +53,7 @@ def test_one_that_is_delivered_is_gone(tmp_path: Path):
     buffer = refused(tmp_path)
     ask(tmp_path)
     buffer.tick(62.0)
-    buffer.acknowledge(1)
+    buffer.acknowledge(next(buffer.waiting()))
     assert values(buffer) == [1.0]
     buffer.tick(63.0)
     assert buffer.stats().refused == ["2-1-0x99.again"]
@@ -157,7 +157,7 @@ def refuse_ask_and_deliver(buffer: Buffer, directory: Path, arrived: set[tuple[i
     for held in waiting[1:]:
         assert buffer.payload(held)
         arrived.add((held.epoch, held.sequence))
-        buffer.acknowledge(held.sequence)
+        buffer.acknowledge(held)
     buffer.tick(101.0)
 
 
@@ -225,7 +225,7 @@ def test_one_that_such_a_kill_left_torn_is_taken_from_the_spool(tmp_path: Path, 
 def test_a_delivery_after_such_a_kill_removes_it(tmp_path: Path, killed: Path):
     killed.write_bytes(b"")
     again = opened(tmp_path, epoch=2)
-    again.acknowledge(1)
+    again.acknowledge(next(again.waiting()))
     again.tick(1.0)
     assert again.stats().refused == []
 

@@ -109,7 +109,7 @@ def test_what_such_a_block_costs_is_counted_once_and_the_file_is_kept(tmp_path: 
         assert (tmp_path / "00000001.seg").read_bytes() == sound
         buffer.close()
     for held in list(buffer.waiting()):
-        buffer.acknowledge(held.sequence)
+        buffer.acknowledge(held)
     buffer.tick(10.0)
     assert not (tmp_path / "00000001.seg").exists()
     assert (tmp_path / "00000001.seg.damaged").read_bytes() == sound
@@ -141,7 +141,7 @@ def test_a_disk_that_is_out_of_reach_is_waited_for(tmp_path: Path):
 def test_where_the_ranges_cannot_be_read_everything_is_sent_again(tmp_path: Path):
     written(tmp_path)
     buffer = started(Disk(tmp_path))
-    buffer.acknowledge(2)
+    buffer.acknowledge(next(buffer.waiting(1)))
     buffer.close()
     buffer = started(WornDisk(tmp_path, ("acked", 0), ("acked", BLOCK)))
     assert len(list(buffer.waiting())) == 5
@@ -162,6 +162,16 @@ def test_a_journal_that_cannot_be_read_is_begun_anew_and_gives_what_it_can(
     take(buffer, 99.0, durable=True)
     buffer.tick(5.0)
     assert values(started(Disk(tmp_path), 3))[-1] == 99.0
+
+
+@pytest.mark.parametrize("behind", [0, 1])
+def test_a_stretch_of_the_journal_that_cannot_be_read_is_told_once(tmp_path: Path, behind: int):
+    written(tmp_path)
+    blocks = [("journal", (behind + n) * BLOCK) for n in range(2)]
+    buffer = started(WornDisk(tmp_path, *blocks, ("journal", 9 * BLOCK), ("journal", 10 * BLOCK)))
+    told = [f"unknown readings lost: journal-{at * BLOCK}" for at in (behind, 9)]
+    assert [fault.rpartition("-")[0] for fault in buffer.stats().faults] == told
+    assert values(buffer)[-1] == (2 if not behind else 0)
 
 
 # While it runs
@@ -211,7 +221,7 @@ def test_a_batch_that_can_be_read_a_moment_later_is_delivered_by_the_same_connec
             box.disk.away = True
             async with delivering(box):
                 await until(lambda: len(both(broker.received)) == 7)
-                box.disk.failures = 2
+                box.disk.failures = 3
                 for _ in range(2):
                     await box.tick()
                     assert "Input/output error" in box.buffer.stats().faults[0]

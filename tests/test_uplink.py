@@ -787,24 +787,24 @@ def test_a_suspect_is_delivered_when_the_fault_is_gone(tmp_path):
 def test_a_suspect_that_breaks_off_alone_is_tried_ever_more_rarely():
     now = 0.0
     suspects = Suspects(lambda: now)
-    assert [suspects.lost_at(7) for _ in range(LOSSES)] == [False] * (LOSSES - 1) + [True]
+    assert [suspects.lost_at((7, 1)) for _ in range(LOSSES)] == [False] * (LOSSES - 1) + [True]
     pauses = []
     for _ in range(9):
-        assert list(suspects.due()) == [7]
-        assert not suspects.lost_at(7)
+        assert list(suspects.due()) == [(7, 1)]
+        assert not suspects.lost_at((7, 1))
         began = now
         while not list(suspects.due()):
             now += 1
         pauses.append(now - began)
     assert pauses == [60, 120, 240, 480, 960, 1920, 3600, 3600, 3600]
-    suspects.clear(7)
-    assert 7 not in suspects
-    assert not suspects.lost_at(7)
+    suspects.clear((7, 1))
+    assert (7, 1) not in suspects
+    assert not suspects.lost_at((7, 1))
 
 
 def test_losses_at_one_batch_after_the_other_make_no_suspect():
     suspects = Suspects()
-    assert not any(suspects.lost_at(head) for head in (1, 2, 1, 2, 1, 2, 3, 3, 4, 3, 3))
+    assert not any(suspects.lost_at((head, 1)) for head in (1, 2, 1, 2, 1, 2, 3, 3, 4, 3, 3))
 
 
 def test_what_is_found_on_a_disk_that_came_late_is_backlog(tmp_path):

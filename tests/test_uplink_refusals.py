@@ -163,7 +163,7 @@ def test_a_suspect_is_not_the_one_to_find_out_by_if_any_goes(tmp_path):
             box = Box(tmp_path, address(broker))
             await box.seal(3)
             box.state.refused_in_a_row = IN_A_ROW
-            assert [box.state.suspects.lost_at(3) for _ in range(LOSSES)][-1]
+            assert [box.state.suspects.lost_at((3, box.buffer.epoch)) for _ in range(LOSSES)][-1]
             async with delivering(box):
                 await box.empty()
             assert both(broker.received) == [1, 2, 3]
@@ -233,21 +233,21 @@ def test_when_a_suspect_is_delivered_all_are_due():
     now = 0.0
     suspects = Suspects(lambda: now)
     for head in (1, 2):
-        assert [suspects.lost_at(head) for _ in range(LOSSES)][-1]
-        suspects.delivered(9)
-        suspects.lost_at(head)
+        assert [suspects.lost_at((head, 1)) for _ in range(LOSSES)][-1]
+        suspects.delivered((9, 1))
+        suspects.lost_at((head, 1))
     assert not list(suspects.due())
-    suspects.delivered(2)
-    assert list(suspects.due()) == [1]
+    suspects.delivered((2, 1))
+    assert list(suspects.due()) == [(1, 1)]
 
 
 def test_a_second_suspicion_needs_something_that_was_delivered():
     suspects = Suspects()
-    assert [suspects.lost_at(1) for _ in range(LOSSES)][-1]
-    assert not any(suspects.lost_at(2) for _ in range(9))
+    assert [suspects.lost_at((1, 1)) for _ in range(LOSSES)][-1]
+    assert not any(suspects.lost_at((2, 1)) for _ in range(9))
     assert suspects.in_doubt
-    suspects.delivered(3)
-    assert suspects.lost_at(2)
+    suspects.delivered((3, 1))
+    assert suspects.lost_at((2, 1))
     assert not suspects.in_doubt
 
 

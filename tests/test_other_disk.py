@@ -1,0 +1,357 @@
+"""Another disk, or an older image, in place of ours under a daemon that runs."""
+
+import errno
+import shutil
+from pathlib import Path
+
+from delivery import BATCHES, Box, address, delivering, lane, run, until
+
+from gateway.buffer import Buffer
+from gateway.disk import Disk
+from gateway.reading import TEMPERATURE, ClockState, Instant, Reading, Value
+from gateway.settings import BufferSettings
+from gateway.wire import Batch, decode
+from hil.broker import Broker, Faults
+
+SETTINGS = BufferSettings(flush_interval=10, seal_interval=60)
+
+
+class FailingDisk(Disk):
+    """One of whose next syncs of a segment the one of that number fails."""
+
+    fails_at = 0
+    full = False
+    """Whether all behind that one fail as well, for want of room."""
+    cuts = True
+    """Whether it cuts off what was not synced."""
+
+    def cut(self, name: str, length: int) -> None:
+        if self.cuts:
+            super().cut(name, length)
+
+    def sync(self, name: str) -> None:
+        super().sync(name)
+        if name.endswith(".seg"):
+            self.fails_at -= 1
+            if self.fails_at == 0:
+                if self.full:
+                    self.fails_at = 1
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                raise OSError(errno.EIO, "Input/output error")
+
+
+def opened(directory: Path, epoch: int) -> Buffer:
+    disk = FailingDisk(directory)
+    buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=epoch)
+    buffer.tick(0.0)
+    return buffer
+
+
+def take(buffer: Buffer, value: Value, offset: int = 10**12) -> None:
+    at = Instant(offset, 0, ClockState.SYNCED)
+    buffer.append(Reading("river", TEMPERATURE, at, value), durable=True)
+
+
+def seal(buffer: Buffer, *values: Value) -> Buffer:
+    """Have it seal a batch of each of these values."""
+    for value in values:
+        take(buffer, value)
+        buffer.tick(0.0)
+        buffer.tick(60.0)
+    return buffer
+
+
+def flush(buffer: Buffer, *values: Value, offset: int = 10**12) -> Buffer:
+    for value in values:
+        take(buffer, value, offset)
+    buffer.tick(1.0)
+    return buffer
+
+
+def deliver(buffer: Buffer) -> None:
+    for held in list(buffer.waiting()):
+        buffer.acknowledge(held)
+
+
+def batches(buffer: Buffer) -> list[Batch]:
+    return [decode(buffer.payload(held) or b"") for held in buffer.waiting()]
+
+
+def held(buffer: Buffer) -> list[tuple[int, int, list[Value]]]:
+    return [
+        (batch.epoch, batch.sequence, [reading.value for reading in batch.readings])
+        for batch in batches(buffer)
+    ]
+
+
+def swap(buffer: Buffer, other: Path) -> None:
+    """Put another directory in place of the buffer's, which is `other` from then on."""
+    state = buffer._disk.directory
+    state.rename(aside := state.with_name("aside"))
+    other.rename(state)
+    aside.rename(other)
+
+
+def test_an_acknowledgement_lets_go_of_no_other_historys_batch(tmp_path: Path):
+    seal(opened(tmp_path / "other", 2), 2.0)
+    buffer = seal(opened(tmp_path / "state", 1), 1.0)
+    sent = next(buffer.waiting())
+    swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
+    buffer.acknowledge(sent)
+    assert held(buffer) == [(2, 1, [2.0])]
+    deliver(buffer)
+    assert held(buffer) == []
+
+
+def test_what_another_disks_journal_holds_is_delivered_whatever_ours_had_come_to(tmp_path: Path):
+    flush(seal(opened(tmp_path / "other", 2), 1.0), 2.0)
+    deliver(buffer := seal(opened(tmp_path / "state", 1), 3.0, 4.0, 5.0))
+    swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
+    assert held(buffer) == [(2, 1, [1.0]), (2, 2, [2.0])]
+    assert buffer.stats().dropped == 0
+
+
+def test_what_another_disks_journal_holds_is_sealed_once_though_a_sync_fails(tmp_path: Path):
+    other = opened(tmp_path / "other", 2)
+    seal(flush(flush(other, 0.0), 1.0))
+    other.tick(60.0)
+    flush(other, 2.0)  # it stands where the first frame was
+    (tmp_path / "other/00000001.seg").unlink()
+    buffer = opened(tmp_path / "state", 1)
+    buffer._disk.fails_at = 3  # a head and a batch come first
+    swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
+    assert "Input/output error" in str(buffer.fault)
+    assert held(buffer) == [(2, 1, [1.0])]
+    deliver(buffer)
+    buffer.tick(3.0)
+    assert held(buffer) == [(2, 2, [2.0])]
+    assert (buffer.fault, buffer.stats().dropped) == (None, 0)
+
+
+def test_what_waits_in_ram_is_named_above_what_another_disk_has_acknowledged(tmp_path: Path):
+    deliver(other := seal(opened(tmp_path / "other", 2), 1.0, 2.0, 3.0))
+    other.close()
+    buffer = flush(opened(tmp_path / "state", 1), 4.0)
+    swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
+    assert held(opened(tmp_path / "state", 3)) == [(1, 4, [4.0])]
+
+
+def test_what_waits_in_ram_is_named_above_what_another_disk_holds(tmp_path: Path):
+    seal(opened(tmp_path / "other", 2), 1.0)
+    buffer = flush(opened(tmp_path / "state", 1), 2.0)
+    swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
+    assert held(buffer) == [(2, 1, [1.0]), (1, 2, [2.0])]
+    assert buffer.stats().dropped == 0
+
+
+def test_what_waits_in_ram_is_named_above_what_another_disk_has_aside(tmp_path: Path):
+    other = seal(opened(tmp_path / "other", 2), 1.0, 2.0)
+    for refused in list(other.waiting()):
+        other.set_aside(refused, 0x99)
+    for path in (tmp_path / "other").iterdir():
+        if path.is_file():
+            path.unlink()
+    buffer = flush(opened(tmp_path / "state", 1), 3.0)
+    swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
+    assert held(buffer) == [(1, 3, [3.0])]
+
+
+def test_what_waits_in_ram_keeps_its_name_where_the_directory_is_begun_anew(tmp_path: Path):
+    (tmp_path / "other").mkdir()
+    buffer = flush(seal(opened(tmp_path / "state", 1), 1.0), 2.0)
+    before = buffer.stats().sealed
+    swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
+    assert held(buffer) == [(1, 2, [2.0])]
+    assert buffer.stats().dropped_by == {"state directory removed": 1}
+    assert buffer.stats().sealed > before
+
+
+def test_a_first_batch_that_is_named_anew_names_the_epoch_before_as_well(tmp_path: Path):
+    seal(opened(tmp_path / "other", 2), 1.0, 2.0)
+    seal(opened(tmp_path / "state", 1), 3.0)
+    buffer = flush(opened(tmp_path / "state", 3), 4.0)
+    swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
+    last = batches(buffer)[-1]
+    assert (last.epoch, last.sequence, last.previous) == (3, 3, (1, 1))
+
+
+def test_what_was_named_anew_has_one_name_when_the_disk_of_before_is_put_back(tmp_path: Path):
+    seal(opened(tmp_path / "other", 2), 1.0)
+    buffer = flush(opened(tmp_path / "state", 1), 2.0)
+    swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
+    assert held(buffer)[-1] == (1, 2, [2.0])
+    deliver(buffer)
+    swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
+    assert held(buffer) == []
+
+
+def test_a_batch_whose_sync_failed_has_one_name_when_its_disk_is_put_back(tmp_path: Path):
+    seal(opened(tmp_path / "other", 2), 1.0)
+    take(buffer := opened(tmp_path / "state", 1), 2.0)
+    buffer._disk.fails_at, buffer._disk.cuts = 1, False
+    buffer.tick(0.0)
+    buffer.tick(60.0)
+    swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
+    assert held(buffer)[-1] == (1, 2, [2.0])
+    deliver(buffer)
+    swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
+    assert held(buffer) == []
+
+
+def test_a_batch_that_reached_another_disk_though_its_sync_failed_is_there_once(tmp_path: Path):
+    take(buffer := opened(tmp_path / "state", 1), 1.0)
+    buffer.tick(0.0)
+    buffer._disk.fails_at, buffer._disk.cuts = 1, False
+    buffer.tick(60.0)
+    shutil.copytree(tmp_path / "state", tmp_path / "other")
+    swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
+    assert held(buffer) == [(1, 1, [1.0])]
+
+
+def test_the_journal_of_an_image_gives_back_what_was_sealed_since(tmp_path: Path):
+    buffer = flush(opened(tmp_path / "state", 1), 1.0)
+    shutil.copytree(tmp_path / "state", tmp_path / "other")
+    flush(seal(buffer, 2.0), 3.0)
+    swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
+    assert held(buffer) == [(1, 1, [1.0]), (1, 2, [3.0])]
+    assert buffer.stats().dropped_by == {"state directory removed": 1}
+
+
+def test_what_the_journal_of_an_image_has_and_ram_as_well_is_sealed_once(tmp_path: Path):
+    buffer = flush(opened(tmp_path / "state", 1), 1.0)
+    shutil.copytree(tmp_path / "state", tmp_path / "other")
+    flush(buffer, 2.0)
+    swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
+    assert held(buffer) == [(1, 1, [1.0, 2.0])]
+    assert buffer.stats().dropped == 0
+
+
+def test_what_the_journal_of_an_image_has_stays_until_it_is_in_the_spool(tmp_path: Path):
+    buffer = flush(opened(tmp_path / "state", 1), 1.0)
+    shutil.copytree(tmp_path / "state", tmp_path / "other")
+    frame = (tmp_path / "other/journal").read_bytes()[:4096]
+    take(buffer, 2.0)
+    buffer.tick(2.0)
+    swap(buffer, tmp_path / "other")
+    buffer._disk.fails_at, buffer._disk.full = 2, True  # a head comes first
+    buffer.tick(30.0)
+    assert "No space left" in str(buffer.fault)
+    assert (tmp_path / "state/journal").read_bytes()[:4096] == frame
+    assert held(opened(tmp_path / "state", 2))[0] == (1, 1, [1.0, 2.0])
+
+
+def test_what_is_acknowledged_before_another_disk_is_known_is_not_counted(tmp_path: Path):
+    flush(opened(tmp_path / "other", 2), 1.0)
+    buffer = seal(opened(tmp_path / "state", 1), 2.0, 3.0)
+    sent = next(buffer.waiting())
+    buffer._disk.fails_at = 1
+    swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
+    buffer.acknowledge(sent)
+    buffer.tick(3.0)
+    assert buffer.stats().dropped_by == {"state directory removed": 1}
+
+
+def test_a_disk_that_goes_again_before_its_journal_is_sealed_is_counted_as_well(tmp_path: Path):
+    flush(opened(tmp_path / "other", 2), 1.0)
+    (tmp_path / "third").mkdir()
+    buffer = seal(opened(tmp_path / "state", 1), 2.0, 3.0)
+    buffer._disk.fails_at = 1
+    swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
+    swap(buffer, tmp_path / "third")
+    buffer.tick(2.0)
+    assert buffer.stats().dropped_by == {"state directory removed": 3}
+
+
+def test_what_lay_aside_on_the_disk_that_is_gone_is_told_by_name(tmp_path: Path):
+    buffer = seal(opened(tmp_path / "state", 1), 1.0, 2.0)
+    for refused in list(buffer.waiting()):
+        buffer.set_aside(refused, 0x99)
+    (tmp_path / "other").mkdir()
+    swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
+    assert buffer.stats().refused == []
+    assert "refused/1-1-0x99.batch and 1 more: gone" in buffer.stats().faults[-1]
+
+
+def test_a_directory_that_is_begun_anew_gives_no_sequence_again(tmp_path: Path):
+    (tmp_path / "other").mkdir()
+    buffer = seal(opened(tmp_path / "state", 1), 1.0, 2.0, 3.0)
+    swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
+    assert opened(tmp_path / "state", 2).last == 3
+
+
+def test_the_sum_of_what_was_dropped_does_not_shrink_while_another_disk_fails(tmp_path: Path):
+    flush(opened(tmp_path / "other", 2), 1.0)
+    (tmp_path / "third").mkdir()
+    buffer = seal(opened(tmp_path / "state", 1), 2.0, 3.0)
+    swap(buffer, tmp_path / "third")
+    buffer.tick(2.0)
+    buffer._disk.fails_at = 1
+    swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
+    assert (buffer.stats().dropped, buffer.fault is None) == (2, False)
+
+
+# While a broker is there
+
+
+def test_what_another_disk_holds_is_delivered_as_backlog_in_the_same_session(tmp_path: Path):
+    flush(seal(opened(tmp_path / "other", 2), *map(float, range(8))), 9.0)
+
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path / "state", address(broker))
+            await box.seal(3)
+            async with delivering(box):
+                await box.empty()
+                swap(box.buffer, tmp_path / "other")
+                await box.seal()
+                await box.empty()
+                await box.seal()
+                await box.empty()
+            assert broker.connects == 1
+            assert lane(broker.received, "backlog") == [1, 2, 3, *range(1, 10)]
+            assert lane(broker.received, "live") == [10, 11]
+
+    run(scenario())
+
+
+def test_a_batch_of_the_sequence_of_one_that_is_under_way_is_not_passed_over(tmp_path: Path):
+    seal(opened(tmp_path / "other", 2), *map(float, range(6)))
+
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path / "state", address(broker))
+            await box.seal(3)
+            async with delivering(box):
+                await box.empty()
+                broker.faults = Faults(ack_withheld=True, ack_topics=BATCHES)
+                await box.seal()
+                await until(lambda: lane(broker.received, "live"))
+                broker.faults = Faults()
+                swap(box.buffer, tmp_path / "other")
+                await box.seal()
+                await box.empty()
+            assert broker.connects == 1
+            assert lane(broker.received, "backlog") == [1, 2, 3, *range(1, 7)]
+            assert lane(broker.received, "live") == [4, 7]
+
+    run(scenario())
