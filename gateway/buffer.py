@@ -284,7 +284,8 @@ class Buffer:
 
     def _write_frame(self, sequence: int, part: Filling | _Sealed) -> None:
         if readings := part.readings[part.journaled :]:
-            self._journal.write(Flushed(self.epoch, sequence, self._boot, readings))
+            before = part.journaled
+            self._journal.write(Flushed(self.epoch, sequence, self._boot, readings, before))
             part.journaled = len(part.readings)
 
     # Batches

@@ -3,11 +3,13 @@
     | slot 0 | slot 1 | … | slot 63 |          slots of 4096 bytes, zeros written once
     | frame, zeros    | frame |  …             each frame begins on a slot
 
-    frame: magic "bgJ2", CRC32, length | epoch, sequence, boot, clock, wall − boot, count | rows
+    frame: magic "bgJ3", CRC32, length | epoch, sequence, boot, clock, wall − boot, count, before
+           | rows
 
 No growth, so no metadata to commit and no way to run out of space; a torn page never touches an
 earlier frame. (epoch, sequence) is the batch in which the rows *will* be sealed: with a generation
 counter in its place, every one of 300 crash runs sealed readings twice or lost flushed ones.
+`before` is how many readings of its batch earlier frames hold: it tells what a damaged one held.
 Slots are overwritten only when every frame in the file is sealed. 10 s of journal and 60 s of spool
 cost 405 bytes of device writes a reading at 2/s, SQLite with a row a reading 28 962.
 """
@@ -26,10 +28,10 @@ from gateway.reading import Instant, Quantity, Reading
 NAME = "journal"
 SLOT = 4096
 SLOTS = 64
-MAGIC = b"bgJ2"
+MAGIC = b"bgJ3"
 """What each frame begins with; another digit is another version."""
 _HEAD = struct.Struct("<4sII")  # magic, CRC32 of all that follows the length, its length
-_BODY = struct.Struct("<IQIBqI")  # epoch, sequence, boot, clock, wall − boot in ms, readings
+_BODY = struct.Struct("<IQIBqII")  # epoch, sequence, boot, clock, wall − boot in ms, count, before
 
 
 class JournalFullError(Exception):
@@ -44,6 +46,13 @@ class Flushed:
     sequence: int
     boot: int
     readings: Sequence[Reading]
+    before: int = 0
+    """Readings of the same batch that were flushed before."""
+
+    @property
+    def name(self) -> tuple[int, int]:
+        """What tells its batch from any other."""
+        return self.sequence, self.epoch
 
 
 class Journal:
@@ -130,7 +139,7 @@ def _pack(flushed: Flushed) -> bytes:
     offset = first.wall_ms - first.boot_ms
     readings = len(flushed.readings)
     ids = (flushed.epoch, flushed.sequence, flushed.boot, first.clock, offset, readings)
-    body = _BODY.pack(*ids) + packed
+    body = _BODY.pack(*ids, flushed.before) + packed
     return _HEAD.pack(MAGIC, zlib.crc32(body), len(body)) + body
 
 
@@ -141,7 +150,8 @@ def _columns(quantity: Quantity) -> tuple[str, str, int, float | None, float | N
 def _frames(data: bytes) -> tuple[list[Flushed], list[tuple[int, Damage]]]:
     frames: list[Flushed] = []
     damaged: list[tuple[int, Damage]] = []
-    nameless: list[Damage] = []  # unused, or old remains, unless a newer frame stands behind them
+    bad: list[tuple[int | None, Damage]] = []  # since the last good one
+    found: dict[tuple[int, int], int] = {}  # readings of each batch so far
     at = 0
     while at < len(data):
         ours = data.startswith(MAGIC, at)
@@ -150,16 +160,33 @@ def _frames(data: bytes) -> tuple[list[Flushed], list[tuple[int, Damage]]]:
         end = at + _slots(len(body)) if body else _end(data, at) if ours else at + SLOT
         if body:
             frames.append(frame := _unpack(body))
-            damaged += [(frame.sequence, damage) for damage in nameless]
-            nameless.clear()
+            damaged += _between(bad, frame, frame.before - found.get(frame.name, 0))
+            bad.clear()
+            found[frame.name] = frame.before + len(frame.readings)
             if not (ours and sound):
                 damaged.append((frame.sequence, Damage(NAME, at, data[at:end], 0)))
         elif ours:
-            damaged.append(_damaged(data[at:end], at))
+            bad.append(_damaged(data[at:end], at))
         else:
-            nameless.append(Damage(NAME, at, data[at:end], None))
+            begin = bad.pop()[1].at if bad and bad[-1][0] is None else at
+            bad.append((None, Damage(NAME, begin, data[begin:end], None)))
         at = end
-    return frames, damaged
+    # Without a name it is unused, or old remains, unless a newer frame stands behind it
+    return frames, damaged + [(named, damage) for named, damage in bad if named is not None]
+
+
+def _between(
+    bad: list[tuple[int | None, Damage]], frame: Flushed, missing: int
+) -> list[tuple[int, Damage]]:
+    """Return what is bad before a frame, with the readings of its batch that are missing there."""
+    told = [(frame.sequence if named is None else named, damage) for named, damage in bad]
+    here = [n for n, (sequence, _) in enumerate(told) if sequence == frame.sequence]
+    if missing > 0 and here:
+        widest = max(here, key=lambda n: len(told[n][1].data))
+        for n in here:
+            sequence, damage = told[n]
+            told[n] = sequence, replace(damage, lost=missing if n == widest else 0)
+    return told
 
 
 def _slots(body: int) -> int:
@@ -176,7 +203,7 @@ def _end(data: bytes, at: int) -> int:
 
 def _damaged(slots: bytes, at: int) -> tuple[int, Damage]:
     """Return the sequence that the head of a bad frame names, and what it says to have held."""
-    _, sequence, *_, readings = _BODY.unpack_from(slots, _HEAD.size)
+    _, sequence, *_, readings, _ = _BODY.unpack_from(slots, _HEAD.size)
     return sequence, Damage(NAME, at, slots, readings if readings <= BATCH_READINGS else None)
 
 
@@ -199,7 +226,7 @@ def _body(data: bytes | bytearray, at: int) -> bytes | None:
 
 
 def _unpack(body: bytes) -> Flushed:
-    epoch, sequence, boot, clock, offset, _ = _BODY.unpack_from(body)
+    epoch, sequence, boot, clock, offset, _, before = _BODY.unpack_from(body)
     start, named, rows = msgpack.unpackb(body[_BODY.size :])
     series = [(sensor, Quantity(*columns)) for sensor, *columns in named]
     readings = []
@@ -207,4 +234,4 @@ def _unpack(body: bytes) -> Flushed:
         sensor, quantity = series[index]
         instant = Instant(start + ms, start + ms - offset, clock)
         readings.append(Reading(sensor, quantity, instant, value, quality))
-    return Flushed(epoch, sequence, boot, readings)
+    return Flushed(epoch, sequence, boot, readings, before)

@@ -415,7 +415,7 @@ def test_acknowledgements_are_written_down_once_a_second_at_most(tmp_path: Path)
     assert list(opened(tmp_path, epoch=2).waiting()) == []
 
 
-@pytest.mark.parametrize("foreign", [b"", b"\0" * 5000, b"bgS3" * 100, b"bgJ2" + b"\xff" * 9000])
+@pytest.mark.parametrize("foreign", [b"", b"\0" * 5000, b"bgS3" * 100, b"bgJ3" + b"\xff" * 9000])
 def test_it_starts_whatever_it_finds(tmp_path: Path, foreign: bytes):
     for name in ("journal", "acked", "00000007.seg", "00000009.seg", "notes.txt"):
         (tmp_path / name).write_bytes(foreign)
