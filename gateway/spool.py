@@ -39,6 +39,11 @@ def _number(name: str) -> int:
     return int(name.removesuffix(_ENDING))
 
 
+def _of_end(sealed: int) -> str:
+    """Return what a loss at the end of all that was sealed is known by."""
+    return f"sealed-{sealed}"
+
+
 @dataclass(frozen=True, slots=True)
 class Held:
     """A sealed batch that is not yet acknowledged, and where its payload lies."""
@@ -172,7 +177,7 @@ class Spool:
         unsure = False
         if gap.missing is not None:
             lost, unsure = self._missing_in(gap, told)
-        loss = "" if gap.end is None else f"sealed-{gap.end}"
+        loss = "" if gap.end is None else _of_end(gap.end)
         return Damage(gap.segment, gap.at, gap.data, lost, gap.bridge, gap.unreadable, unsure, loss)
 
     def _missing_in(self, gap: Gap, told: list[Record]) -> tuple[int, bool]:
@@ -539,7 +544,9 @@ class Spool:
         history = self._histories[-1] if self._histories else 0
         told = Told(history, ranges, dropped, self._total, self.last, oldest)
         if self._survey.gaps and (found := self._acked.found):  # it tells of what is not counted
-            told = told._replace(sealed=found.sealed, last=found.last, oldest=found.oldest)
+            told = told._replace(oldest=found.oldest)
+            if _of_end(found.sealed) not in self.lost:
+                told = told._replace(sealed=found.sealed, last=found.last)
         self._acked.write(told)
 
     def _save_acked(self) -> None:
