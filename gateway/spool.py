@@ -20,7 +20,7 @@ import msgpack
 from gateway.acked import Acked, Told, join
 from gateway.disk import DAMAGED, FOREIGN, FULL, UNREADABLE, Damage, Disk
 from gateway.record import NOWHERE, Kind, Place, Record, claims, pack, records, size_of
-from gateway.survey import Gap, Survey, is_bad
+from gateway.survey import SEALED, Gap, Survey, is_bad
 
 SEGMENT_BYTES = 1 << 20
 ACKED_EVERY = 1.0
@@ -37,11 +37,6 @@ def is_segment(name: str) -> bool:
 
 def _number(name: str) -> int:
     return int(name.removesuffix(_ENDING))
-
-
-def _of_end(sealed: int) -> str:
-    """Return what a loss at the end of all that was sealed is known by."""
-    return f"sealed-{sealed}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +128,7 @@ class Spool:
         self._total = self._survey.place.total if self._survey.place else 0
         if told := self._acked.found:
             self._survey.end(told.oldest, told.sealed, told.last)
+            self._total = max(self._total, told.sealed)
         else:
             self._survey.end_untold()
             self._acked.since = self.last + 1
@@ -177,8 +173,8 @@ class Spool:
         unsure = False
         if gap.missing is not None:
             lost, unsure = self._missing_in(gap, told)
-        loss = "" if gap.end is None else _of_end(gap.end)
-        return Damage(gap.segment, gap.at, gap.data, lost, gap.bridge, gap.unreadable, unsure, loss)
+        more = gap.bridge, gap.unreadable, unsure, gap.loss
+        return Damage(gap.segment, gap.at, gap.data, lost, *more)
 
     def _missing_in(self, gap: Gap, told: list[Record]) -> tuple[int, bool]:
         """Return how many of the missing readings are lost, and whether it may be fewer.
@@ -316,8 +312,15 @@ class Spool:
         return next(reversed(self._segments.values()))
 
     def _lost_here(self) -> list[str]:
-        """Return what the losses were of that may still lie in a segment."""
-        return sorted(of for of in self.lost if of.partition("-")[0] in self._segments)
+        """Return what the losses were of that may still lie in a segment, or between two."""
+        since = self._begins.total
+        ends = {of for of in self.lost if of.startswith(SEALED) and int(of[len(SEALED) :]) > since}
+        return sorted(ends | {of for of in self.lost if of.partition("-")[0] in self._segments})
+
+    @property
+    def _begins(self) -> Place:
+        """Where the oldest segment does, as far as that is known."""
+        return next((s.place.begin for s in self._segments.values() if s.place.first), NOWHERE)
 
     def _write(self, record: Record) -> None:
         segment = self._newest
@@ -539,14 +542,11 @@ class Spool:
             ranges = list(self._acked.ranges)
         for held in lost:
             join(ranges, held.sequence)
-        oldest = next((s.place.begin for s in self._segments.values() if s.place.first), NOWHERE)
-        dropped += self.dropped
+        oldest, dropped = self._begins, self.dropped + dropped
         history = self._histories[-1] if self._histories else 0
         told = Told(history, ranges, dropped, self._total, self.last, oldest)
         if self._survey.gaps and (found := self._acked.found):  # it tells of what is not counted
             told = told._replace(oldest=found.oldest)
-            if _of_end(found.sealed) not in self.lost:
-                told = told._replace(sealed=found.sealed, last=found.last)
         self._acked.write(told)
 
     def _save_acked(self) -> None:

@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from gateway.disk import BLOCK, Damage
 from gateway.record import Kind, Place, Record, claims, pack, records, size_of
 
+SEALED = "sealed-"
+
 
 @dataclass(slots=True)
 class Gap:
@@ -29,10 +31,10 @@ class Gap:
     """Whether a record fits in place of the bytes."""
     missing: int | None = None
     """How many readings were sealed here; None: nothing tells."""
+    end: int = 0
+    """How many were sealed up to behind it."""
     hole: range = range(0)
     """The sequences that they had, as far as that is known."""
-    end: int | None = None
-    """At the end of all, where nothing stands behind it: how many were sealed up to there."""
     whole: bool = False
     """Whether whole segments are missing, which may have gone because they were delivered."""
 
@@ -47,9 +49,14 @@ class Gap:
         return {*self.hole, *(record.sequence for record in claims(self.data))}
 
     @property
+    def loss(self) -> str:
+        """What the loss of the missing ones is known by, wherever another start sees it."""
+        return f"{SEALED}{self.end}" if self.missing else ""
+
+    @property
     def bridge(self) -> bytes:
         """What belongs there once the missing ones are counted, so that they are met once."""
-        if not self.missing or not self.fits or self.end is not None:
+        if not self.missing or not self.fits:
             return b""
         last = self.hole[-1] if self.hole else 0
         return pack(Record(Kind.GAP, 0, last, self.missing, 0, b""))
@@ -94,7 +101,7 @@ class Survey:
             self._before, self._open = self._open or [Gap(name, 0, b"")], []
             self._begin = begin
         else:
-            self._settle(begin.total - self.place.total, begin.first - 1, skipped)
+            self._settle(self.place, begin.total, begin.first - 1, skipped)
         self.place, self._last = begin, begin.first - 1
 
     def _is_behind(self, record: Record) -> bool:
@@ -110,17 +117,17 @@ class Survey:
         if not record.place.first:  # a gap, or a head that does not tell
             record = replace(record, place=self.place)
         if record.kind != Kind.GAP:
-            self._settle(record.place.total - self.place.total, record.sequence - 1)
+            self._settle(self.place, record.place.total, record.sequence - 1)
         self.place = record.behind
         self._last = max(self._last, record.sequence - (record.kind == Kind.HEAD))
         return record
 
-    def _settle(self, missing: int | None, last: int, skipped: bool = False) -> None:
-        """Have what is open stand for so many missing readings, of batches up to `last`.
+    def _settle(self, begin: Place | None, end: int, last: int, skipped: bool = False) -> None:
+        """Have what is open stand for the readings from `begin` to `end`, of batches up to `last`.
 
-        Below 0: a batch was written a second time, after a failed sync.
+        They are fewer than none where a batch was written a second time, after a failed sync.
         """
-        missing = missing and max(missing, 0)
+        missing = max(end - begin.total, 0) if begin else None
         gaps = [gap for gap in self._open if gap.shows]
         if missing and not gaps:  # zeros, a file that was cut off, or is gone
             gaps = self._open
@@ -129,7 +136,7 @@ class Survey:
         if gaps:
             widest = max(gaps, key=lambda gap: len(gap.data))
             widest.missing, widest.hole = missing, range(self._last + 1, last + 1)
-            widest.whole = skipped
+            widest.end, widest.whole = end, skipped
         self.gaps += [gap for gap in gaps if gap.shows or gap.missing]
         self._open = []
 
@@ -144,26 +151,24 @@ class Survey:
 
         That is: where the oldest segment began, how many readings were sealed, the last sequence.
         """
-        for gap in self._open:
-            gap.end = sealed
         if self.place is None:
-            self._before = self._open or [Gap("", 0, b"", end=sealed)]
+            self._before = self._open or [Gap("", 0, b"")]
             end = Place(sealed, 0, last + 1)
         else:
-            self._settle(max(sealed - self.place.total, 0) or None, last)
+            self._settle(self.place if sealed > self.place.total else None, sealed, last)
             end = self._begin or self.place
         self._open, self._last = self._before, oldest.first - 1
-        missing = end.total - oldest.total if oldest.first else 0
-        self._settle(max(missing, 0) or None, end.first - 1)
+        known = oldest.first and end.total > oldest.total
+        self._settle(oldest if known else None, end.total, end.first - 1)
 
     def end_untold(self) -> None:
         """Settle it when nobody tells."""
         self.gaps = [gap for gap in self.gaps if gap.shows or not gap.whole]
         for gap in self.gaps:
             gap.missing = None if gap.whole else gap.missing
-        self._settle(None, 0)
+        self._settle(None, 0, 0)
         self._open = self._before
-        self._settle(None, 0)
+        self._settle(None, 0, 0)
 
 
 def _gap(name: str, at: int, data: bytes, bad: Sequence[int]) -> Gap:

@@ -217,6 +217,9 @@ class PowerCuts(RuleBasedStateMachine):
         filling=st.sampled_from([b"\0", b"\xff", b"b"]),
     )
     def power_cut_that_wipes_a_block(self, place: float, length: int, filling: bytes) -> None:
+        """On a disk that is full besides, what it cost can be recorded nowhere."""
+        self.they_free_it()
+        self.tick()
         self.disk.failing = 0
         self.doubtful |= self.acked
         self.disk.crash(self.random)
