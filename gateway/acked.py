@@ -14,7 +14,7 @@ import bisect
 import math
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import msgpack
@@ -24,17 +24,21 @@ from gateway.record import Place
 
 NAME = "acked"
 PAGE = 4096
-ACKED_RANGES = 200
+ACKED_RANGES = 150
 """Take less than a page, however long the numbers are."""
 
 _SUM = struct.Struct("<II")  # of what follows: CRC32, length
+
+
+Range = tuple[int, int, int]
+"""The first and the last sequence, and how many readings their batches have."""
 
 
 class Told(NamedTuple):
     """What a page says."""
 
     history: int
-    ranges: list[tuple[int, int]]
+    ranges: list[Range]
     dropped: int
     sealed: int
     last: int
@@ -54,7 +58,7 @@ class Acked:
         self._disk = disk
         self._writes = 0
         self._written: Told | None = None
-        self.ranges: list[tuple[int, int]] = []
+        self.ranges: list[Range] = []
         self.since = 0
         """Of those below this nothing is known."""
         self.found: Told | None = None
@@ -86,9 +90,9 @@ class Acked:
         at = bisect.bisect_right(self.ranges, (sequence, math.inf)) - 1
         return at >= 0 and self.ranges[at][1] >= sequence
 
-    def add(self, sequence: int) -> None:
-        """Take one more sequence in."""
-        join(self.ranges, sequence)
+    def add(self, sequence: int, readings: int) -> None:
+        """Take one more batch in."""
+        join(self.ranges, sequence, readings)
 
     def forget_below(self, sequence: int) -> None:
         """Drop the ranges of sequences that are no longer on disk; the last one always stays."""
@@ -116,17 +120,27 @@ class Acked:
         self._written = told
 
 
-def join(ranges: list[tuple[int, int]], sequence: int) -> None:
-    """Take one more sequence into the ranges, joining it to its neighbours."""
-    at = bisect.bisect_right(ranges, (sequence, sequence))
+def join(ranges: list[Range], sequence: int, readings: int) -> None:
+    """Take one more batch into the ranges, joining it to its neighbours; one that is in is not."""
+    at = bisect.bisect_right(ranges, (sequence, math.inf))
     first = last = sequence
+    if at > 0 and ranges[at - 1][1] >= sequence:
+        return
     if at < len(ranges) and ranges[at][0] == sequence + 1:
-        last = ranges.pop(at)[1]
-    if at > 0 and ranges[at - 1][1] >= sequence - 1:
+        _, last, more = ranges.pop(at)
+        readings += more
+    if at > 0 and ranges[at - 1][1] == sequence - 1:
         at -= 1
-        first, before = ranges.pop(at)
-        last = max(last, before)
-    ranges.insert(at, (first, last))
+        first, _, more = ranges.pop(at)
+        readings += more
+    ranges.insert(at, (first, last, readings))
+
+
+def within(ranges: Iterable[Range], hole: range) -> tuple[int, bool]:
+    """Return how many readings the ranges inside of `hole` have, and if others reach into it."""
+    near = [one for one in ranges if one[0] < hole.stop and one[1] >= hole.start]
+    inside = [one for one in near if one[0] >= hole.start and one[1] < hole.stop]
+    return sum(readings for *_, readings in inside), len(near) > len(inside)
 
 
 def _page(data: bytes) -> Told | None:
@@ -139,6 +153,6 @@ def _page(data: bytes) -> Told | None:
         return None
     match msgpack.unpackb(body):
         case [int(history), list(ranges), int(dropped), int(sealed), int(last), [*place], *rest]:
-            there = [(first, last) for first, last in ranges]
+            there = [(first, last, readings) for first, last, readings in ranges]
             return Told(history, there, dropped, sealed, last, Place(*place), *rest)
     return None  # of an earlier version: all is sent again

@@ -17,10 +17,10 @@ from threading import Lock
 
 import msgpack
 
-from gateway.acked import Acked, Told, join
+from gateway.acked import Acked, Range, Told, join, within
 from gateway.disk import DAMAGED, FOREIGN, FULL, UNREADABLE, Damage, Disk
 from gateway.record import NOWHERE, Kind, Place, Record, claims, pack, records, size_of
-from gateway.survey import SEALED, Gap, Survey, is_bad
+from gateway.survey import Gap, Survey, end_of, is_bad
 
 SEGMENT_BYTES = 1 << 20
 ACKED_EVERY = 1.0
@@ -101,8 +101,8 @@ class Spool:
         self.lost: set[str] = set()
         """What the losses on disk were of, as far as that has a name."""
         self._survey = Survey()
-        self._gone: list[range] = []
-        """Sequences whose loss is recorded, with the segment that they were in."""
+        self._gone: list[Range] = []
+        """Those whose loss is recorded, with the segment that they were in."""
         self._total = 0
         """Readings that were sealed so far, as the records tell."""
         self._spoilt: dict[int, Damage] = {}
@@ -141,7 +141,7 @@ class Spool:
         if self._acked.found:
             self._histories.append(self._acked.found.history)
             self.dropped = max(self.dropped, self._acked.found.dropped)
-        self.last = max([self.last, *(last for _, last in self._acked.ranges)])
+        self.last = max([self.last, *(last for _, last, _ in self._acked.ranges)])
         for sequence in [s for s in self._held if s in self._acked]:
             self._forget(sequence)
 
@@ -183,30 +183,40 @@ class Spool:
         """
         if not gap.missing:
             return 0, False
-        held = [self._held[s].readings for s in gap.hole if s in self._held]
-        acked = {s for s in gap.hole if s not in self._held and self._is_settled(s, gap.whole)}
-        known = {record.sequence: record.readings for record in told if record.sequence in acked}
-        if len(known) < len(acked) == len(gap.hole) - len(held):
+        held = sum(self._held[s].readings for s in gap.hole if s in self._held)
+        settled, others = within((*self._acked.ranges, *self._gone), gap.hole)
+        unsure = others or gap.hole.start < self._since
+        if unsure and all(self._is_settled(s, gap.whole) for s in gap.hole):
             return sum(map(self._lost, told)), False
-        lost = gap.missing - sum(held) - sum(known.values())
-        unsure = gap.hole.start < self._since or len(known) < len(acked)
-        return max(lost, 0), unsure
+        return max(gap.missing - held - settled, 0), unsure
 
     def _is_settled(self, sequence: int, whole: bool) -> bool:
-        """Whether a batch is delivered or counted, as far as is known; `whole` segments go so."""
-        known = sequence in self._acked or any(sequence in gone for gone in self._gone)
-        return known or (whole and sequence < self._since)
+        """Whether a batch is here, delivered, or counted; `whole` segments go for that alone."""
+        known = sequence in self._held or sequence in self._acked
+        gone = any(first <= sequence <= last for first, last, _ in self._gone)
+        return known or gone or (whole and sequence < self._since)
 
     def counted(self) -> None:
         """Take what is lost for acknowledged, or each start that meets the gap counts it."""
         if not self._survey.gaps:
             return
         with self._lock:
-            for sequence in {s for gap in self._survey.gaps for s in gap.sequences}:
-                if sequence <= self.last and sequence not in self._held:
-                    self._acked.add(sequence)
+            for gap in self._survey.gaps:
+                self._settle(gap)
         self._survey.gaps.clear()
         self._save_acked()
+
+    def _settle(self, gap: Gap) -> None:
+        told = {record.sequence: record.readings for record in claims(gap.data)}
+        if gap.missing:  # which of them had how many is not known, and their sum is
+            held = sum(self._held[s].readings for s in gap.hole if s in self._held)
+            settled, _ = within(self._acked.ranges, gap.hole)
+            told = dict.fromkeys(gap.hole, 0)
+            new = next((s for s in gap.hole if s not in self._held and s not in self._acked), 0)
+            told[new] = max(gap.missing - held - settled, 0)
+        for sequence, readings in told.items():
+            if 0 < sequence <= self.last and sequence not in self._held:
+                self._acked.add(sequence, readings)
 
     def _lost(self, record: Record) -> int:
         held = self._held.get(record.sequence)
@@ -227,7 +237,7 @@ class Spool:
             self._saw(*previous)
         elif record.kind == Kind.LOSS:
             first, _, *of = msgpack.unpackb(record.payload)
-            self._gone.append(range(first, record.sequence + 1))
+            self._gone.append((first, record.sequence, record.readings))
             named = set(of)
             if not named & self.lost:  # else written again after a failed sync
                 self.dropped += record.readings
@@ -314,7 +324,7 @@ class Spool:
     def _lost_here(self) -> list[str]:
         """Return what the losses were of that may still lie in a segment, or between two."""
         since = self._begins.total
-        ends = {of for of in self.lost if of.startswith(SEALED) and int(of[len(SEALED) :]) > since}
+        ends = {of for of in self.lost if (end := end_of(of)) and end > since}
         return sorted(ends | {of for of in self.lost if of.partition("-")[0] in self._segments})
 
     @property
@@ -432,7 +442,7 @@ class Spool:
         with self._lock:
             here = self._held.get(held.sequence)
             if here and here.epoch == held.epoch:
-                self._acked.add(held.sequence)
+                self._acked.add(held.sequence, held.readings)
                 self._forget(held.sequence)
 
     def _forget(self, sequence: int) -> None:
@@ -541,7 +551,7 @@ class Spool:
         with self._lock:
             ranges = list(self._acked.ranges)
         for held in lost:
-            join(ranges, held.sequence)
+            join(ranges, held.sequence, held.readings)
         oldest, dropped = self._begins, self.dropped + dropped
         history = self._histories[-1] if self._histories else 0
         told = Told(history, ranges, dropped, self._total, self.last, oldest)

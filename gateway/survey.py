@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from gateway.disk import BLOCK, Damage
-from gateway.record import Kind, Place, Record, claims, pack, records, size_of
+from gateway.record import Kind, Place, Record, pack, records, size_of
 
-SEALED = "sealed-"
+_SEALED = "sealed"
 
 
 @dataclass(slots=True)
@@ -44,14 +44,9 @@ class Gap:
         return self.unreadable or any(self.data)
 
     @property
-    def sequences(self) -> set[int]:
-        """Those of the batches that were here, as far as anything tells."""
-        return {*self.hole, *(record.sequence for record in claims(self.data))}
-
-    @property
     def loss(self) -> str:
         """What the loss of the missing ones is known by, wherever another start sees it."""
-        return f"{SEALED}{self.end}" if self.missing else ""
+        return f"{_SEALED}-{self.end}-{self.missing}" if self.missing else ""
 
     @property
     def bridge(self) -> bytes:
@@ -60,6 +55,12 @@ class Gap:
             return b""
         last = self.hole[-1] if self.hole else 0
         return pack(Record(Kind.GAP, 0, last, self.missing, 0, b""))
+
+
+def end_of(loss: str) -> int | None:
+    """Return how many readings were sealed up to behind a loss; None where its name is another."""
+    kind, _, rest = loss.partition("-")
+    return int(rest.partition("-")[0]) if kind == _SEALED else None
 
 
 class Survey:
