@@ -8,7 +8,8 @@ head    sequence: first of this segment; bytes: readings dropped so far, the las
         a segment
 batch   bytes: the payload exactly as it is published
 loss    sequence: the last one lost; bytes: the first one, the reason, names of what it was in
-gap     what was here is lost, and that is counted; sequence: the last one; readings: how many
+gap     what was here is lost, and that is counted; sequence: the last one; readings: how many;
+        bytes: the first one
 """
 
 import enum

@@ -386,7 +386,7 @@ class Spool:
         if record and (record.epoch, record.sequence, record.at) == (held.epoch, held.sequence, 0):
             return record.payload
         hole = range(held.sequence, held.sequence + 1)
-        gap = Gap(held.segment, at, data, missing=held.readings, hole=hole, fits=True)
+        gap = Gap(held.segment, at, data, missing=held.readings, hole=hole)
         self._spoil(held.sequence, Damage(gap.segment, at, data, gap.missing, gap.bridge))
         return None
 

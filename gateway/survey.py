@@ -12,8 +12,10 @@ What no record stands behind, such as the end of the newest segment, `acked` tel
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import msgpack
+
 from gateway.disk import BLOCK, Damage
-from gateway.record import Kind, Place, Record, pack, records, size_of
+from gateway.record import NOWHERE, Kind, Place, Record, pack, records, size_of
 
 _SEALED = "sealed"
 
@@ -27,12 +29,12 @@ class Gap:
     data: bytes
     unreadable: bool = False
     """Whether some of the bytes cannot be read; zeros stand for them."""
-    fits: bool = False
-    """Whether a record fits in place of the bytes."""
+    last: bool = False
+    """Whether nothing stands behind it in its segment."""
     missing: int | None = None
     """How many readings were sealed here; None: nothing tells."""
-    end: int = 0
-    """How many were sealed up to behind it."""
+    place: Place = NOWHERE
+    """That of the first of them."""
     hole: range = range(0)
     """The sequences that they had, as far as that is known."""
     whole: bool = False
@@ -46,15 +48,18 @@ class Gap:
     @property
     def loss(self) -> str:
         """What the loss of the missing ones is known by, wherever another start sees it."""
-        return f"{_SEALED}-{self.end}-{self.missing}" if self.missing else ""
+        end = self.place.total + (self.missing or 0)
+        return f"{_SEALED}-{end}-{self.missing}" if self.missing else ""
 
     @property
     def bridge(self) -> bytes:
         """What belongs there once the missing ones are counted, so that they are met once."""
-        if not self.missing or not self.fits:
+        if not self.missing:
             return b""
-        last = self.hole[-1] if self.hole else 0
-        return pack(Record(Kind.GAP, 0, last, self.missing, 0, b""))
+        first = msgpack.packb(self.hole.start)
+        last = self.hole.stop - 1
+        bridge = pack(Record(Kind.GAP, 0, last, self.missing, 0, first, self.place))
+        return bridge if self.last or len(bridge) <= len(self.data) else b""
 
 
 def end_of(loss: str) -> int | None:
@@ -94,7 +99,7 @@ class Survey:
             end = record.at + size_of(record.payload)
             yield record
         rest = _gap(name, end, data[end:], bad)
-        self._open.append(replace(rest, data=rest.data if rest.shows else b"", fits=True))
+        self._open.append(replace(rest, data=rest.data if rest.shows else b"", last=True))
 
     def _enter(self, name: str, begin: Place, skipped: bool) -> None:
         """Settle what is open before the segment that begins there."""
@@ -107,7 +112,7 @@ class Survey:
 
     def _is_behind(self, record: Record) -> bool:
         """Whether something ought to stand between this record and the one before it."""
-        return record.kind in (Kind.HEAD, Kind.BATCH) and record.place != self.place
+        return record.kind != Kind.LOSS and record.place.first > 0 and record.place != self.place
 
     def _pass(self, record: Record) -> Record:
         """Go on behind a record; return it with its place."""
@@ -117,8 +122,8 @@ class Survey:
             return record
         if not record.place.first:  # a gap, or a head that does not tell
             record = replace(record, place=self.place)
-        if record.kind != Kind.GAP:
-            self._settle(self.place, record.place.total, record.sequence - 1)
+        first = record.sequence if record.kind != Kind.GAP else msgpack.unpackb(record.payload)
+        self._settle(self.place, record.place.total, first - 1)
         self.place = record.behind
         self._last = max(self._last, record.sequence - (record.kind == Kind.HEAD))
         return record
@@ -137,7 +142,7 @@ class Survey:
         if gaps:
             widest = max(gaps, key=lambda gap: len(gap.data))
             widest.missing, widest.hole = missing, range(self._last + 1, last + 1)
-            widest.end, widest.whole = end, skipped
+            widest.place, widest.whole = begin or NOWHERE, skipped
         self.gaps += [gap for gap in gaps if gap.shows or gap.missing]
         self._open = []
 
@@ -174,7 +179,7 @@ class Survey:
 
 def _gap(name: str, at: int, data: bytes, bad: Sequence[int]) -> Gap:
     unreadable = bool(data) and is_bad(bad, at, len(data))
-    return Gap(name, at, data, unreadable, len(data) >= size_of(b""))
+    return Gap(name, at, data, unreadable)
 
 
 def is_bad(bad: Sequence[int], at: int, length: int) -> bool:
