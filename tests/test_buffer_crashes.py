@@ -109,6 +109,7 @@ class PowerCuts(RuleBasedStateMachine):
             batch = decode(self.buffer.payload(waiting[name]))
             self.on_disk[name] = {reading.value for reading in batch.readings}
             if self.wiped:  # on a full disk the journal could not save it before
+                self.twice += len(self.evicted & self.on_disk[name])
                 self.evicted -= self.on_disk[name]
         assert self.buffer.fault or len(self.evicted) <= self.buffer.stats().dropped
 
