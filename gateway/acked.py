@@ -3,11 +3,12 @@
     | page 0 | page 1 |        4096 bytes each, zeros written once, then overwritten in turn
 
     page: CRC32, length | history, ranges, dropped, sealed, last,
-          place at which the oldest segment begins, since, writes so far
+          place at which the oldest segment begins, losses, since, writes so far
 
 No growth: it can be written to when the disk is full. Of two pages one outlasts a torn write.
 Dropped and sealed are readings, last and since sequences: nothing is known below since. Sealed,
-last and the place tell what segments held that are gone, and the ends of those that are not.
+last and the place tell what segments held that are gone, and the ends of those that are not; the
+newest losses there bear names, so that nothing counts twice if their record is lost, too.
 """
 
 import bisect
@@ -24,8 +25,9 @@ from gateway.record import Place
 
 NAME = "acked"
 PAGE = 4096
-ACKED_RANGES = 150
-"""Take less than a page, however long the numbers are."""
+ACKED_RANGES = 140
+LOSSES = 8
+"""As many of both take less than a page, however long the numbers are."""
 
 _SUM = struct.Struct("<II")  # of what follows: CRC32, length
 
@@ -43,6 +45,7 @@ class Told(NamedTuple):
     sealed: int
     last: int
     oldest: Place
+    losses: list[str]
     since: int = 0
     writes: int = 0
 
@@ -152,7 +155,8 @@ def _page(data: bytes) -> Told | None:
     if not len(body) == length > 0 or zlib.crc32(body) != crc:
         return None
     match msgpack.unpackb(body):
-        case [int(history), list(ranges), int(dropped), int(sealed), int(last), [*place], *rest]:
+        case [history, list(ranges), dropped, sealed, last, [a, b, c], list(losses), since, writes]:
             there = [(first, last, readings) for first, last, readings in ranges]
-            return Told(history, there, dropped, sealed, last, Place(*place), *rest)
+            oldest = Place(a, b, c)
+            return Told(history, there, dropped, sealed, last, oldest, losses, since, writes)
     return None  # of an earlier version: all is sent again

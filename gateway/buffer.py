@@ -383,7 +383,7 @@ class Buffer:
         self._follow()
         self._spool.begin(self.epoch)
         self._sequence = max(self._sequence, self._spool.last + 1, self._refused.last + 1)
-        self._losses.found(self._spool.damage())
+        self._losses.found(self._spool.damage(self._refused.kept()))
         self._recovered = True
 
     def _recover_spool(self) -> None:

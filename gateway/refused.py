@@ -257,6 +257,11 @@ class Refused:
             return len(decode(self._read(aside)).readings)
         return 0
 
+    def kept(self) -> Iterator[tuple[int, int, int]]:
+        """Yield each one's sequence, twice, and how many readings are in it."""
+        for aside in self._sizes:
+            yield aside.sequence, aside.sequence, self.readings(aside)
+
     def remove(self, aside: Aside) -> None:
         """Remove its file."""
         self._disk.remove(aside.name)

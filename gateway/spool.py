@@ -10,14 +10,14 @@ they are 260 MiB and take 1.4 s, and on a full disk SQLite's WAL could not even 
 import bisect
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from threading import Lock
 
 import msgpack
 
-from gateway.acked import Acked, Range, Told, join, within
+from gateway.acked import LOSSES, Acked, Range, Told, join, within
 from gateway.disk import DAMAGED, FOREIGN, FULL, UNREADABLE, Damage, Disk
 from gateway.record import NOWHERE, Kind, Place, Record, claims, pack, records, size_of
 from gateway.survey import Gap, Survey, end_of, is_bad
@@ -108,6 +108,7 @@ class Spool:
         self._spoilt: dict[int, Damage] = {}
         self._unread: dict[int, Held] = {}
         self._acked_at = -math.inf
+        self._aside: list[Range] = []
         self._since = 0  # of those below nothing was known at recovery
         self._saved = 0  # so many sealed readings `acked` knows of, on the device
         self.recovered = False
@@ -140,6 +141,7 @@ class Spool:
         self._acked.recover(lambda history: history in ours if ours else not other)
         if self._acked.found:
             self._histories.append(self._acked.found.history)
+            self.lost.update(self._acked.found.losses)
             self.dropped = max(self.dropped, self._acked.found.dropped)
         self.last = max([self.last, *(last for _, last, _ in self._acked.ranges)])
         for sequence in [s for s in self._held if s in self._acked]:
@@ -162,8 +164,13 @@ class Spool:
                 segment.size = end
         self._disk.close(name)
 
-    def damage(self) -> list[Damage]:
-        """Return what recovery could not read, with the readings that are held nowhere else."""
+    def damage(self, aside: Iterable[Range] = ()) -> list[Damage]:
+        """Return what recovery could not read, with the readings that are held nowhere else.
+
+        `aside` are the batches that were set aside, of which `acked` may not know yet.
+        """
+        if self._survey.gaps:
+            self._aside = [one for one in aside if one[0] not in self._acked]
         found = map(self._damage, self._survey.gaps)
         return [*self._survey.mended, *(each for each in found if each.data or each.lost)]
 
@@ -184,7 +191,7 @@ class Spool:
         if not gap.missing:
             return 0, False
         held = sum(self._held[s].readings for s in gap.hole if s in self._held)
-        settled, others = within((*self._acked.ranges, *self._gone), gap.hole)
+        settled, others = within((*self._acked.ranges, *self._gone, *self._aside), gap.hole)
         unsure = others or gap.hole.start < self._since
         if unsure and all(self._is_settled(s, gap.whole) for s in gap.hole):
             return sum(map(self._lost, told)), False
@@ -193,7 +200,7 @@ class Spool:
     def _is_settled(self, sequence: int, whole: bool) -> bool:
         """Whether a batch is here, delivered, or counted; `whole` segments go for that alone."""
         known = sequence in self._held or sequence in self._acked
-        gone = any(first <= sequence <= last for first, last, _ in self._gone)
+        gone = any(first <= sequence <= last for first, last, _ in (*self._gone, *self._aside))
         return known or gone or (whole and sequence < self._since)
 
     def counted(self) -> None:
@@ -222,7 +229,8 @@ class Spool:
         held = self._held.get(record.sequence)
         if held and held.epoch == record.epoch:  # from the journal, or written a second time
             return max(record.readings - held.readings, 0)
-        return 0 if record.sequence in self._acked else record.readings
+        elsewhere = record.sequence in {sequence for sequence, *_ in self._aside}
+        return 0 if elsewhere or record.sequence in self._acked else record.readings
 
     def _take(self, segment: _Segment, record: Record) -> None:
         segment.first = segment.first or record.sequence
@@ -323,9 +331,13 @@ class Spool:
 
     def _lost_here(self) -> list[str]:
         """Return what the losses were of that may still lie in a segment, or between two."""
-        since = self._begins.total
-        ends = {of for of in self.lost if (end := end_of(of)) and end > since}
-        return sorted(ends | {of for of in self.lost if of.partition("-")[0] in self._segments})
+        return self._ends + sorted(of for of in self.lost if of.partition("-")[0] in self._segments)
+
+    @property
+    def _ends(self) -> list[str]:
+        """The names of losses that end behind where the oldest segment begins, in their order."""
+        ends = [(end, of) for of in self.lost if (end := end_of(of))]
+        return [of for end, of in sorted(ends) if end > self._begins.total]
 
     @property
     def _begins(self) -> Place:
@@ -554,7 +566,8 @@ class Spool:
             join(ranges, held.sequence, held.readings)
         oldest, dropped = self._begins, self.dropped + dropped
         history = self._histories[-1] if self._histories else 0
-        told = Told(history, ranges, dropped, self._total, self.last, oldest)
+        losses = self._ends[-LOSSES:]
+        told = Told(history, ranges, dropped, self._total, self.last, oldest, losses)
         if self._survey.gaps and (found := self._acked.found):  # it tells of what is not counted
             told = told._replace(oldest=found.oldest)
         self._acked.write(told)
