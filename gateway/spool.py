@@ -20,7 +20,7 @@ import msgpack
 from gateway.acked import LOSSES, Acked, Range, Told, join, within
 from gateway.disk import DAMAGED, FOREIGN, FULL, UNREADABLE, Damage, Disk
 from gateway.record import NOWHERE, Kind, Place, Record, claims, pack, records, size_of
-from gateway.survey import Gap, Survey, end_of, is_bad
+from gateway.survey import Gap, Survey, is_bad, sealed_span
 
 SEGMENT_BYTES = 1 << 20
 ACKED_EVERY = 1.0
@@ -188,14 +188,24 @@ class Spool:
 
         It may where some of the batches are delivered, and not even their heads are left.
         """
-        if not gap.missing:
+        missing = (gap.missing or 0) - self._counted_in(gap.span)
+        if not missing:
             return 0, False
         held = sum(self._held[s].readings for s in gap.hole if s in self._held)
         settled, others = within((*self._acked.ranges, *self._gone, *self._aside), gap.hole)
         unsure = others or gap.hole.start < self._since
         if unsure and all(self._is_settled(s, gap.whole) for s in gap.hole):
             return sum(map(self._lost, told)), False
-        return max(gap.missing - held - settled, 0), unsure
+        return max(missing - held - settled, 0), unsure
+
+    def _counted_in(self, span: range) -> int:
+        """Return how many of these readings losses stand for that are recorded."""
+        counted, end = 0, span.start
+        for loss in sorted(map(sealed_span, self.lost), key=lambda one: one.start):
+            begin, stop = max(loss.start, end), min(loss.stop, span.stop)
+            if begin < stop:
+                counted, end = counted + stop - begin, stop
+        return counted
 
     def _is_settled(self, sequence: int, whole: bool) -> bool:
         """Whether a batch is here, delivered, or counted; `whole` segments go for that alone."""
@@ -215,12 +225,8 @@ class Spool:
 
     def _settle(self, gap: Gap) -> None:
         told = {record.sequence: record.readings for record in claims(gap.data)}
-        if gap.missing:  # which of them had how many is not known, and their sum is
-            held = sum(self._held[s].readings for s in gap.hole if s in self._held)
-            settled, _ = within(self._acked.ranges, gap.hole)
+        if gap.missing:  # the name of the loss stands for the readings
             told = dict.fromkeys(gap.hole, 0)
-            new = next((s for s in gap.hole if s not in self._held and s not in self._acked), 0)
-            told[new] = max(gap.missing - held - settled, 0)
         for sequence, readings in told.items():
             if 0 < sequence <= self.last and sequence not in self._held:
                 self._acked.add(sequence, readings)
@@ -336,7 +342,7 @@ class Spool:
     @property
     def _ends(self) -> list[str]:
         """The names of losses that end behind where the oldest segment begins, in their order."""
-        ends = [(end, of) for of in self.lost if (end := end_of(of))]
+        ends = [(end, of) for of in self.lost if (end := sealed_span(of).stop)]
         return [of for end, of in sorted(ends) if end > self._begins.total]
 
     @property

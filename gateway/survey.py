@@ -46,10 +46,14 @@ class Gap:
         return self.unreadable or any(self.data)
 
     @property
+    def span(self) -> range:
+        """Which of all readings ever sealed the missing ones are."""
+        return range(self.place.total, self.place.total + (self.missing or 0))
+
+    @property
     def loss(self) -> str:
         """What the loss of the missing ones is known by, wherever another start sees it."""
-        end = self.place.total + (self.missing or 0)
-        return f"{_SEALED}-{end}-{self.missing}" if self.missing else ""
+        return f"{_SEALED}-{self.span.stop}-{self.missing}" if self.missing else ""
 
     @property
     def bridge(self) -> bytes:
@@ -62,10 +66,13 @@ class Gap:
         return bridge if self.last or len(bridge) <= len(self.data) else b""
 
 
-def end_of(loss: str) -> int | None:
-    """Return how many readings were sealed up to behind a loss; None where its name is another."""
+def sealed_span(loss: str) -> range:
+    """Return which of all readings ever sealed the name of a loss tells of, if of any."""
     kind, _, rest = loss.partition("-")
-    return int(rest.partition("-")[0]) if kind == _SEALED else None
+    if kind != _SEALED:
+        return range(0)
+    end, missing = map(int, rest.split("-"))
+    return range(end - missing, end)
 
 
 class Survey:
