@@ -675,3 +675,65 @@ def test_a_segment_of_another_box_is_kept_though_its_sequences_are_ours(tmp_path
     again.tick(100.0)
     assert (tmp_path / "ours/00000007.seg.damaged").read_bytes() == theirs
     assert again.stats().dropped == 1
+
+
+# A disk that loses blocks, and what was not synced
+
+
+def worn(disk: CrashDisk, epoch: int) -> Buffer:
+    buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=epoch)
+    buffer.tick(0.0)
+    return buffer
+
+
+def sealed_on(buffer: Buffer, *sizes: int) -> None:
+    for size in sizes:
+        take(buffer, *range(size))
+        buffer._work(0.0, buffer._seal)
+    buffer.tick(1.0)
+
+
+def cut_and_wipe(disk: CrashDisk, seed: int) -> None:
+    """Cut the power, and lose all that the newest segment holds."""
+    disk.crash(Random(seed))
+    newest = max(name for name in disk.names() if name.endswith(".seg"))
+    disk.wipe(newest, 0, disk.size(newest), b"\0")
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_what_was_just_sealed_and_is_wiped_is_counted_after_a_power_cut(seed: int):
+    sealed_on(worn(disk := CrashDisk(), 1), 3, 4)
+    cut_and_wipe(disk, seed)
+    assert worn(disk, 2).stats().dropped == 7
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_loss_whose_record_is_wiped_is_not_forgotten(seed: int):
+    sealed_on(worn(disk := CrashDisk(), 1), 3, 4)
+    for epoch in (2, 3, 4):
+        cut_and_wipe(disk, seed)
+        assert worn(disk, epoch).stats().dropped == 7
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_each_loss_is_counted_though_the_same_number_was_lost_before(seed: int):
+    disk = CrashDisk()
+    for epoch in range(1, 5):
+        buffer = worn(disk, epoch)
+        assert buffer.stats().dropped == 7 * (epoch - 1)
+        sealed_on(buffer, 3, 4)
+        cut_and_wipe(disk, seed)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_power_cut_makes_no_loss_of_a_segment_that_was_delivered(seed: int):
+    disk = CrashDisk()
+    for epoch in (1, 2, 3):
+        sealed_on(buffer := worn(disk, epoch), 3, 4)
+    for held in list(buffer.waiting()):
+        if held.epoch == 2:
+            buffer.acknowledge(held)
+    buffer.tick(1.5)  # too soon to write down what is acknowledged, but the segment may go
+    disk.crash(Random(seed))
+    again = worn(disk, 4)
+    assert (again.stats().dropped, again.stats().faults) == (0, [])
