@@ -35,7 +35,7 @@ class Disk:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.written = 0
-        """Bytes written since the start."""
+        """Bytes written since the start, in blocks: of less a device writes the whole."""
         self._open: dict[str, int] = {}
         self._identity: tuple[int, int] | None = None
         self._alone = False
@@ -189,7 +189,7 @@ class Disk:
         fd, rest = self._fd(name), memoryview(data)
         while rest:
             done = os.pwrite(fd, rest, offset)
-            self.written += done
+            self.written += (-(-(offset + done) // BLOCK) - offset // BLOCK) * BLOCK
             offset, rest = offset + done, rest[done:]
 
     def settle(self, name: str) -> None:
@@ -317,7 +317,9 @@ class Damage:
     unsure: bool = False
     """Whether fewer may be lost."""
     loss: str = ""
-    """What the loss is known by besides, where another start may see it elsewhere."""
+    """What the loss is known by, where another start may see it elsewhere."""
+    of: str = ""
+    """Which batch the bytes belong to, where other ones may come there after them."""
 
     @property
     def cost(self) -> str:
@@ -334,7 +336,14 @@ class Damage:
     @property
     def mark(self) -> str:
         """What tells it from other damage, at the same place too."""
-        return f"{self.name}-{self.at}-{zlib.crc32(self.data):08x}"
+        return "-".join(
+            filter(None, (self.name, str(self.at), f"{zlib.crc32(self.data):08x}", self.of))
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """What its loss is known by: bytes that are not there tell it from no other."""
+        return [*filter(None, [self.loss]), *([self.mark] if self.data or not self.loss else [])]
 
     def copy(self, disk: Disk) -> bool:
         """Return whether a copy is on the device; a disk too full for it is not worth a fault."""
@@ -370,6 +379,9 @@ _REMEDIES = {
     errno.ENOSPC: "free space there, or set [buffer] max_size",
     errno.EDQUOT: "free space there, or raise the quota",
     errno.EROFS: "look for the cause in dmesg, then mount -o remount,rw",
+    errno.EPERM: "a file there is protected: see lsattr DIRECTORY, then sudo chattr -i FILE",
+    errno.EEXIST: "something else stands there: remove it, or set [gateway] state_dir elsewhere",
+    errno.ENOTDIR: "something else stands there: remove it, or set [gateway] state_dir elsewhere",
     errno.EACCES: "give it to the user that bygate runs as: sudo chown -R bygate DIRECTORY",
     errno.EIO: "the disk fails: replace the SD card or drive",
 }

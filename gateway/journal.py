@@ -164,7 +164,8 @@ def _frames(data: bytes) -> tuple[list[Flushed], list[tuple[int, Damage]]]:
             bad.clear()
             found[frame.name] = frame.before + len(frame.readings)
             if not (ours and sound):
-                damaged.append((frame.sequence, Damage(NAME, at, data[at:end], 0)))
+                of = "-".join(map(str, frame.name))
+                damaged.append((frame.sequence, Damage(NAME, at, data[at:end], 0, of=of)))
         elif ours:
             bad.append(_damaged(data[at:end], at))
         else:
@@ -179,7 +180,11 @@ def _between(
     bad: list[tuple[int | None, Damage]], frame: Flushed, missing: int
 ) -> list[tuple[int, Damage]]:
     """Return what is bad before a frame, with the readings of its batch that are missing there."""
-    told = [(frame.sequence if named is None else named, damage) for named, damage in bad]
+    of = "-".join(map(str, frame.name))  # other batches' frames come there after these
+    told = [
+        (frame.sequence, replace(damage, of=of)) if named is None else (named, damage)
+        for named, damage in bad
+    ]
     here = [n for n, (sequence, _) in enumerate(told) if sequence == frame.sequence]
     if missing > 0 and here:
         widest = max(here, key=lambda n: len(told[n][1].data))
@@ -203,8 +208,9 @@ def _end(data: bytes, at: int) -> int:
 
 def _damaged(slots: bytes, at: int) -> tuple[int, Damage]:
     """Return the sequence that the head of a bad frame names, and what it says to have held."""
-    _, sequence, *_, readings, _ = _BODY.unpack_from(slots, _HEAD.size)
-    return sequence, Damage(NAME, at, slots, readings if readings <= BATCH_READINGS else None)
+    epoch, sequence, *_, readings, _ = _BODY.unpack_from(slots, _HEAD.size)
+    known = readings if readings <= BATCH_READINGS else None
+    return sequence, Damage(NAME, at, slots, known, of=f"{sequence}-{epoch}")
 
 
 def _mended(frame: bytes) -> bytes | None:

@@ -9,6 +9,8 @@ from gateway.spool import Held, Spool
 
 DAMAGED_BYTES = 16 << 20
 """What copies of damaged bytes may take."""
+COPIES = 200
+"""So many are made in one run: a card in its last days has thousands of bad places."""
 TOLD = 20
 
 log = logging.getLogger(__name__)
@@ -26,6 +28,7 @@ class Losses:
         self._unrecorded: Counter[str] = Counter()
         self._overflowed = self._overflow_recorded = 0
         self._damaged: deque[Damage] = deque()
+        self._copied = 0
 
     @property
     def overflowing(self) -> int:
@@ -89,14 +92,17 @@ class Losses:
         while self._damaged:
             self._count(spool, self._damaged[0])
             self._set_aside(self._damaged.popleft())
+        if self._copied:
+            self._keep_the_newest()
         for sequence, damage in spool.spoilt():
             self._count(spool, damage)
             spool.give_up_spoilt(sequence)
             self._set_aside(damage)
+            self._keep_the_newest()
 
     def _count(self, spool: Spool, damage: Damage) -> None:
         if damage.lost:
-            self.record(spool, damage.lost, "damaged on disk", damage.mark, damage.loss)
+            self.record(spool, damage.lost, "damaged on disk", *damage.names)
 
     def _set_aside(self, damage: Damage) -> None:
         if not damage.data:
@@ -107,17 +113,22 @@ class Losses:
             )
             damage.blank(self._disk)
             return
-        copied = damage.copy(self._disk)
-        where = damage.aside if copied else f"left in {damage.name}: no copy could be written"
+        copied = self._copied < COPIES and damage.copy(self._disk)
+        self._copied += copied
+        if copied:
+            where = damage.aside
+        elif self._copied < COPIES:
+            where = f"left in {damage.name}: no copy could be written"
+        else:
+            where = f"no copy: {COPIES} were made, replace the SD card or drive"
         self.told.append(f"{damage.cost} readings lost: {where}")
         log.error(
             "buffer: %d bytes of %s damaged, %s readings lost, %s: cut off by a power failure, or "
             "a failing disk: look for errors in dmesg",
             *(len(damage.data), damage.name, damage.cost, f"kept as {where}" if copied else where),
         )
-        if copied:
+        if copied or self._copied >= COPIES:
             damage.blank(self._disk)
-            self._keep_the_newest()
 
     def _keep_the_newest(self) -> None:
         """Remove the oldest copies while there are too many: a card that dies makes ever more."""

@@ -113,6 +113,8 @@ class Survey:
         if self.place is None:
             self._before, self._open = self._open or [Gap(name, 0, b"")], []
             self._begin = begin
+        elif begin.total < self.place.total:  # a copy, or written again after a failed sync
+            return
         else:
             self._settle(self.place, begin.total, begin.first - 1, skipped)
         self.place, self._last = begin, begin.first - 1
@@ -129,6 +131,8 @@ class Survey:
             return record
         if not record.place.first:  # a gap, or a head that does not tell
             record = replace(record, place=self.place)
+        if record.place.total < self.place.total:  # a block that holds what it did long ago, too
+            return record
         first = record.sequence if record.kind != Kind.GAP else msgpack.unpackb(record.payload)
         self._settle(self.place, record.place.total, first - 1)
         self.place = record.behind
@@ -136,11 +140,8 @@ class Survey:
         return record
 
     def _settle(self, begin: Place | None, end: int, last: int, skipped: bool = False) -> None:
-        """Have what is open stand for the readings from `begin` to `end`, of batches up to `last`.
-
-        They are fewer than none where a batch was written a second time, after a failed sync.
-        """
-        missing = max(end - begin.total, 0) if begin else None
+        """Have what is open stand for the readings from `begin` to `end`, of batches up to `last`."""
+        missing = end - begin.total if begin else None
         gaps = [gap for gap in self._open if gap.shows]
         if missing and not gaps:  # zeros, a file that was cut off, or is gone
             gaps = self._open
