@@ -22,6 +22,7 @@ from gateway import acked
 from gateway.bounds import Bounds, most
 from gateway.clock import Clock
 from gateway.disk import FULL, Disk, remedy
+from gateway.held import Held
 from gateway.intake import Intake
 from gateway.journal import JournalFullError
 from gateway.losses import Losses
@@ -29,7 +30,7 @@ from gateway.rates import Noted
 from gateway.reading import Reading
 from gateway.refused import DIRECTORY, REFUSED_BYTES, Aside, Refused, on_disk
 from gateway.settings import BufferSettings
-from gateway.spool import Held, Spool
+from gateway.spool import Spool
 from gateway.store import Store
 from gateway.wire import SizeBound
 

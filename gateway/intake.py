@@ -44,8 +44,7 @@ class Sealed:
 class Intake:
     """The readings of one run that are not in the spool, and the names of the batches they become.
 
-    `append`, `unsaved`, `waiting` and `oldest_ms` may be called beside the writer, who calls all
-    else.
+    `append`, and what says how much there is, may be called beside the writer, who calls the rest.
     """
 
     def __init__(

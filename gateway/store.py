@@ -15,11 +15,13 @@ from pathlib import Path
 
 from gateway import acked, journal, record
 from gateway.disk import Disk, of_another_version
+from gateway.held import Held
 from gateway.intake import Intake
 from gateway.journal import Flushed, Journal
 from gateway.losses import Losses
 from gateway.refused import DIRECTORY, Refused
-from gateway.spool import Held, Spool, is_segment
+from gateway.segments import is_segment
+from gateway.spool import Spool
 
 LARGEST_FILE = 4 << 20
 """Bytes; what is larger is none of ours, and reading it would take all of the memory."""
@@ -153,11 +155,11 @@ class Store:
 
     def read_again(self) -> None:
         """Offer what can be read by now; give up what cannot, though the disk is there."""
-        if not self.spool.any_unread:
+        if not self.spool.readback.any_unread:
             return
         if self._disk.dead():
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        readable, lost = self.spool.read_again()
+        readable, lost = self.spool.readback.read_again()
         self.offered_again += readable
         for held in lost:
             self._losses.unreadable(self.spool, held)

@@ -13,9 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from trials import times
 
 from gateway.buffer import Buffer
+from gateway.held import Held
 from gateway.reading import TEMPERATURE, ClockState, Instant, Reading
 from gateway.settings import BufferSettings
-from gateway.spool import Held
 from gateway.wire import decode
 
 FLUSH, SEAL = 10.0, 60.0

@@ -11,8 +11,8 @@ from test_buffer import SETTINGS, opened, take, values
 
 from gateway.buffer import Buffer
 from gateway.disk import BLOCK, Disk
+from gateway.held import Held
 from gateway.record import size_of
-from gateway.spool import Held
 from hil.broker import Broker
 
 
