@@ -6,10 +6,11 @@ from contextlib import suppress
 from gateway.age import age_ms
 from gateway.clock import Clock
 from gateway.disk import Disk
+from gateway.held import Held
 from gateway.losses import Losses
 from gateway.reading import Instant
 from gateway.settings import BufferSettings
-from gateway.spool import Held, Spool
+from gateway.spool import Spool
 from gateway.wire import WireError, decode
 
 MAX_SIZE = 512 << 20

@@ -336,9 +336,8 @@ class Damage:
     @property
     def mark(self) -> str:
         """What tells it from other damage, at the same place too."""
-        return "-".join(
-            filter(None, (self.name, str(self.at), f"{zlib.crc32(self.data):08x}", self.of))
-        )
+        mark = f"{self.name}-{self.at}-{zlib.crc32(self.data):08x}"
+        return f"{mark}-{self.of}" if self.of else mark
 
     @property
     def names(self) -> list[str]:

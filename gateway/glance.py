@@ -12,9 +12,10 @@ from pathlib import Path
 
 from gateway import acked, journal, rates, record
 from gateway.disk import DAMAGED, FOREIGN, Damage, Onlooker, of_another_version
+from gateway.held import Held
 from gateway.reading import ClockState
 from gateway.refused import DIRECTORY, Aside
-from gateway.spool import Held, Spool
+from gateway.spool import Spool
 from gateway.wire import Batch, WireError, decode
 
 _FILES = (journal.NAME, acked.NAME, rates.NAME)

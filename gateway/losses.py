@@ -5,7 +5,8 @@ from collections import Counter, deque
 from collections.abc import Iterable
 
 from gateway.disk import DAMAGED, Damage, Disk
-from gateway.spool import Held, Spool
+from gateway.held import Held
+from gateway.spool import Spool
 
 DAMAGED_BYTES = 16 << 20
 """What copies of damaged bytes may take."""
@@ -45,7 +46,7 @@ class Losses:
         `of` names what is removed next: a start after a power cut between the two meets it again,
         perhaps under one of the names alone.
         """
-        if spool.lost.intersection(of):
+        if spool.recorded.knows(of):
             return
         spool.record_loss(1, 0, readings, reason, *of)
         self.by[reason] += readings
@@ -94,9 +95,9 @@ class Losses:
             self._set_aside(self._damaged.popleft())
         if self._copied:
             self._keep_the_newest()
-        for sequence, damage in spool.spoilt():
+        for held, damage in spool.readback.spoilt():
             self._count(spool, damage)
-            spool.give_up_spoilt(sequence)
+            spool.readback.give_up_spoilt(held)
             self._set_aside(damage)
             self._keep_the_newest()
 
@@ -145,7 +146,7 @@ class Losses:
         """Count a batch that cannot be read, and let go of it; raises OSError."""
         of = f"{held.segment}-{held.offset}"
         self.record(spool, held.readings, "damaged on disk", of)
-        spool.give_up(held)
+        spool.readback.give_up_unread(held)
         self._tell(
             f"{self._disk.directory}: {held.readings} readings lost: {of} cannot be read, the file "
             "is kept: the disk fails: replace the SD card or drive"

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 
 from gateway.disk import BLOCK, Disk, remedy
-from gateway.spool import Held
+from gateway.held import Held
 from gateway.wire import WireError, decode
 
 DIRECTORY = "refused"

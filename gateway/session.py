@@ -18,11 +18,11 @@ from typing import NoReturn, TypeVar
 from gateway.buffer import Buffer
 from gateway.certificate import Outlook
 from gateway.connection import Connection, UplinkError
+from gateway.held import Held
 from gateway.publisher import Publisher, Sent
 from gateway.ration import Ration
 from gateway.reasons import MALFORMED, TOO_LARGE, of_refusal
 from gateway.retained import Retained, Status
-from gateway.spool import Held
 from gateway.suspects import Name, Suspects
 from gateway.traffic import Traffic
 from gateway.wire import WireError

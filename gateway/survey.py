@@ -140,7 +140,7 @@ class Survey:
         return record
 
     def _settle(self, begin: Place | None, end: int, last: int, skipped: bool = False) -> None:
-        """Have what is open stand for the readings from `begin` to `end`, of batches up to `last`."""
+        """Have what is open stand for readings from `begin` to `end`, of batches up to `last`."""
         missing = end - begin.total if begin else None
         gaps = [gap for gap in self._open if gap.shows]
         if missing and not gaps:  # zeros, a file that was cut off, or is gone

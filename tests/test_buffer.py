@@ -10,9 +10,11 @@ import msgpack
 import pytest
 from crash_disk import CrashDisk
 
-from gateway.buffer import BATCH_READINGS, RAM_READINGS, Buffer
+from gateway.buffer import Buffer
 from gateway.disk import LOCK, Disk
+from gateway.filling import BATCH_READINGS
 from gateway.glance import Glance
+from gateway.intake import RAM_READINGS
 from gateway.reading import TEMPERATURE, ClockState, Instant, Reading, Value
 from gateway.record import size_of
 from gateway.refused import REFUSED_BYTES

@@ -13,9 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from trials import times
 
 from gateway.buffer import Buffer
+from gateway.held import Held
 from gateway.reading import TEMPERATURE, ClockState, Instant, Reading
 from gateway.settings import BufferSettings
-from gateway.spool import Held
 from gateway.wire import decode
 
 FLUSH, SEAL = 10.0, 60.0
@@ -286,7 +286,7 @@ class PowerCuts(RuleBasedStateMachine):
         return Image(self.disk.image(), values, aside)
 
     def in_ram(self) -> set[object]:
-        parts = [*self.buffer._sealed, *filter(None, [self.buffer._filling])]
+        parts = [*self.buffer._intake.sealed, *filter(None, [self.buffer._intake.filling])]
         return {reading.value for part in parts for reading in part.readings}
 
     def another_box_leaves_its_disk(self, count: int, share: float) -> None:
@@ -327,11 +327,11 @@ class PowerCuts(RuleBasedStateMachine):
             self.another_box_leaves_its_disk(theirs, self.random.random())
         image = [*self.images, Image(CrashDisk(), set())][which % (len(self.images) + 1)]
         gone, self.on_disk = self.on_disk, {}
-        unsealed = [frame for parts in self.buffer._unsealed or () for frame in parts]
+        unsealed = [frame for parts in self.buffer._store._unsealed or () for frame in parts]
         gone[0, 0] = {reading.value for frame in unsealed for reading in frame.readings}
         for name in filter(lambda name: self.lies_aside(*name), list(gone)):
             self.refused |= gone.pop(name)  # told of by name, not counted
-        in_ram, named_anew = self.in_ram(), len(self.buffer._renamed)
+        in_ram, named_anew = self.in_ram(), len(self.buffer._intake.renamed)
         self.kept -= in_ram
         self.pending |= dict.fromkeys(in_ram, self.now - FLUSH)
         self.doubtful |= self.acked
@@ -344,7 +344,7 @@ class PowerCuts(RuleBasedStateMachine):
             cut = False
         except PowerCut:
             cut = True
-        if len(self.buffer._renamed) > named_anew:
+        if len(self.buffer._intake.renamed) > named_anew:
             self.renamed |= in_ram
         self.disk.fuse = None
         if cut:

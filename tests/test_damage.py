@@ -16,11 +16,11 @@ from trials import LONG, times
 
 from gateway.buffer import Buffer
 from gateway.disk import BLOCK, Disk
+from gateway.held import Held
 from gateway.journal import MAGIC, SLOT
 from gateway.losses import DAMAGED_BYTES
 from gateway.reading import Value
 from gateway.record import Kind, Record, records, size_of
-from gateway.spool import Held
 from gateway.wire import decode
 
 BATCHES, READINGS = times(4, 2000), times(2, 50)

@@ -13,8 +13,8 @@ from certificates import Authority
 from delivery import Box, delivering, until
 from trials import found, times
 
+from gateway.held import Held
 from gateway.settings import Broker as Address
-from gateway.spool import Held
 from gateway.wire import decode
 from hil.mosquitto import Mosquitto
 from hil.seat import HOST, Seat

@@ -17,9 +17,9 @@ from trials import mounted, times
 
 from gateway.buffer import Buffer
 from gateway.disk import Disk
+from gateway.held import Held
 from gateway.reading import Value
 from gateway.settings import BufferSettings
-from gateway.spool import Held
 from gateway.wire import Batch, decode
 from hil.broker import Broker
 from hil.loopdisk import run

@@ -40,7 +40,7 @@ def test_batches_are_filled_by_what_is_sent_of_them(tmp_path: Path):
     )
 
     async def scenario() -> None:
-        assert Service(load(file))._buffer._bound is LinesBound
+        assert Service(load(file))._buffer._intake._bound is LinesBound
 
     asyncio.run(scenario())
 

@@ -126,7 +126,7 @@ def test_bytes_of_which_nothing_can_be_made_are_set_aside(tmp_path, encoding):
             box = Box(tmp_path, address(broker), settings={"encoding": encoding})
             await box.seal()
             box.buffer._spool.append(7, 2, 1, 0, b"no batch at all")
-            box.buffer._sequence += 1
+            box.buffer._intake.go_on_behind(2)
             await box.seal()
             async with delivering(box):
                 await box.empty()

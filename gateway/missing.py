@@ -1,0 +1,106 @@
+"""What recovery found missing, and how many of those readings are lost: until it is counted.
+
+Some may be held all the same, from the journal or written twice; others were delivered.
+"""
+
+from collections.abc import Iterable
+
+from gateway.acked import Acked, Range, within
+from gateway.disk import Damage
+from gateway.held import Shelf
+from gateway.record import Record, claims, pack
+from gateway.recorded import Recorded
+from gateway.survey import Gap, Survey
+
+
+class Missing:
+    """The gaps of a survey, beside what is held and what `acked` knows."""
+
+    def __init__(self, survey: Survey, shelf: Shelf, acked: Acked, recorded: Recorded) -> None:
+        self._survey, self._shelf, self._acked, self._recorded = survey, shelf, acked, recorded
+        self._aside: list[Range] = []
+        self._since = 0  # of those below nothing was known at recovery
+
+    @property
+    def uncounted(self) -> bool:
+        """Whether there is something whose loss is not recorded yet."""
+        return bool(self._survey.gaps)
+
+    def add_foreign(self, segment: str, record: Record) -> None:
+        """Take up another box's batch of a sequence that is held: it is told of as damage is."""
+        self._survey.gaps.append(Gap(segment, record.at, pack(record), True))
+
+    def end(self, last: int) -> int:
+        """Settle the ends of the survey once all is read; return how many readings were sealed."""
+        total = self._survey.place.total if self._survey.place else 0
+        if told := self._acked.found:
+            self._survey.end(told.oldest, told.sealed, told.last)
+            total = max(total, told.sealed)
+        else:
+            self._survey.end_untold()
+            self._acked.since = last + 1
+        self._since = self._acked.since
+        return total
+
+    def damage(self, aside: Iterable[Range]) -> list[Damage]:
+        """Return what recovery could not read, with the readings that are held nowhere else."""
+        if self._survey.gaps:
+            self._aside = [one for one in aside if one[0] not in self._acked]
+        found = map(self._damage, self._survey.gaps)
+        return [*self._survey.mended, *(each for each in found if each.data or each.lost)]
+
+    def _damage(self, gap: Gap) -> Damage:
+        told = list(claims(gap.data))
+        lost = sum(map(self._lost, told)) if told else None
+        unsure = False
+        if gap.missing is not None:
+            lost, unsure = self._missing_in(gap, told)
+        more = gap.bridge, gap.unreadable, unsure, gap.loss
+        return Damage(gap.segment, gap.at, gap.data, lost, *more)
+
+    def _missing_in(self, gap: Gap, told: list[Record]) -> tuple[int, bool]:
+        """Return how many of the missing readings are lost, and whether it may be fewer.
+
+        It may where some of the batches are delivered, and not even their heads are left.
+        """
+        missing = (gap.missing or 0) - self._recorded.counted_in(gap.span)
+        if not missing:
+            return 0, False
+        held = sum(held.readings for s in gap.hole if (held := self._shelf.get(s)))
+        settled, others = within((*self._acked.ranges, *self._elsewhere), gap.hole)
+        unsure = others or gap.hole.start < self._since
+        if unsure and all(self._is_settled(s, gap.whole) for s in gap.hole):
+            return sum(map(self._lost, told)), False
+        return max(missing - held - settled, 0), unsure
+
+    @property
+    def _elsewhere(self) -> list[Range]:
+        return [*self._recorded.ranges, *self._aside]
+
+    def _is_settled(self, sequence: int, whole: bool) -> bool:
+        """Whether a batch is here, delivered, or counted; `whole` segments go for that alone."""
+        known = self._shelf.get(sequence) is not None or sequence in self._acked
+        gone = any(first <= sequence <= last for first, last, _ in self._elsewhere)
+        return known or gone or (whole and sequence < self._since)
+
+    def _lost(self, record: Record) -> int:
+        held = self._shelf.get(record.sequence)
+        if held and held.epoch == record.epoch:  # from the journal, or written a second time
+            return max(record.readings - held.readings, 0)
+        elsewhere = record.sequence in {sequence for sequence, *_ in self._aside}
+        return 0 if elsewhere or record.sequence in self._acked else record.readings
+
+    def counted(self, last: int) -> None:
+        """Take what is lost for acknowledged, or each start that meets the gap counts it."""
+        with self._shelf.lock:
+            for gap in self._survey.gaps:
+                self._settle(gap, last)
+        self._survey.gaps.clear()
+
+    def _settle(self, gap: Gap, last: int) -> None:
+        told = {record.sequence: record.readings for record in claims(gap.data)}
+        if gap.missing:  # the name of the loss stands for the readings
+            told = dict.fromkeys(gap.hole, 0)
+        for sequence, readings in told.items():
+            if 0 < sequence <= last and self._shelf.get(sequence) is None:
+                self._acked.add(sequence, readings)

@@ -1,0 +1,181 @@
+"""What lies on the disk: found again at a start, and in another directory that came in its place.
+
+    start, or another directory ──▶ make way ──▶ spool ──▶ journal ──▶ names above all of them
+                                                  ▲            │
+                                                  └── frames ──┘
+
+Each step is done once for a directory, however often the disk fails meanwhile.
+"""
+
+import errno
+import os
+from collections import deque
+from itertools import groupby
+from pathlib import Path
+
+from gateway import acked, journal, record
+from gateway.disk import Disk, of_another_version
+from gateway.held import Held
+from gateway.intake import Intake
+from gateway.journal import Flushed, Journal
+from gateway.losses import Losses
+from gateway.refused import DIRECTORY, Refused
+from gateway.segments import is_segment
+from gateway.spool import Spool
+
+LARGEST_FILE = 4 << 20
+"""Bytes; what is larger is none of ours, and reading it would take all of the memory."""
+
+
+class Store:
+    """Journal and spool of the directory that is there now.
+
+    `acknowledge` only touches memory; all else works on the disk, is the writer's, and may raise
+    OSError: it goes on where it failed when it is called again.
+    """
+
+    def __init__(self, disk: Disk, refused: Refused, losses: Losses, intake: Intake) -> None:
+        self.journal, self.spool = Journal(disk), Spool(disk)
+        self.recovered = False
+        """Whether all is known of what the directory holds."""
+        self.inherited = 0
+        """The highest sequence of the runs before this one; 0 until the disk has told."""
+        self.offered_again = 0
+        """How often batches have come among those that wait, which may be anywhere there."""
+        self._disk, self._refused, self._losses, self._intake = disk, refused, losses, intake
+        self._gone: Spool | None = None
+        """That of the directory before, until all is known of what came in its place."""
+        self._unsealed: deque[list[Flushed]] | None = None
+        """What the journal holds of batches still to be sealed; None while it is unread."""
+
+    def recover(self) -> None:
+        """Know what the directory holds, whichever it is by now."""
+        if self._disk.replaced():
+            self._begin_anew()
+        if not self.recovered:
+            self._recover()
+
+    def _begin_anew(self) -> None:
+        """Go on in another directory: somebody removed ours, or put one in its place."""
+        self._disk.reopen()
+        # What a journal there holds of it is overwritten only when it is in the spool
+        self._intake.seal(self.spool)
+        for batch in self._intake.sealed:
+            batch.journaled = 0
+        if self._unsealed:
+            self._losses.removed(sum(len(f.readings) for parts in self._unsealed for f in parts))
+        if self.spool.recovered:
+            self._follow()  # that one was gone before it was known
+            self._gone = self.spool
+        self.spool, self.journal, self.recovered = Spool(self._disk), Journal(self._disk), False
+        self._unsealed = None
+
+    def _follow(self) -> None:
+        """Go on where the directory before ended, and count what is not here of what it held."""
+        if self._gone:
+            self._losses.removed(self.spool.follow(self._gone))
+            self._gone = None
+
+    def _make_way(self) -> None:
+        ours = {journal.NAME: _journal, acked.NAME: _small, DIRECTORY: Path.is_dir}
+        ours |= dict.fromkeys(filter(is_segment, self._disk.names()), _segment)
+        for name, fits in ours.items():
+            if aside := self._disk.make_way(name, fits):
+                self._losses.made_way(name, aside)
+
+    def _recover(self) -> None:
+        self._disk.names()  # before anything changes there it is ours
+        self._make_way()
+        if not self.spool.recovered:
+            self._recover_spool()
+        if self._unsealed is None:
+            self._unsealed = self._recover_journal()
+        # Once the others are sealed under its name, a start that is cut off here knows it no more
+        self._losses.set_damage_aside(self.spool)
+        while self._unsealed:
+            self._seal_frames(self._unsealed[0])
+            self._unsealed.popleft()
+        self._intake.follow(self.spool.previous)
+        self._intake.name_anew(self.spool, max(self.spool.last, self._refused.last))
+        self._follow()
+        self.spool.begin(self._intake.epoch)
+        self._intake.go_on_behind(max(self.spool.last, self._refused.last))
+        self._losses.found(self.spool.damage(self._refused.kept()))
+        self.recovered = True
+
+    def _recover_spool(self) -> None:
+        """Read what there is, which can be delivered although the disk may take nothing."""
+        spool, intake = Spool(self._disk), self._intake
+        spool.recover()
+        for held in list(spool.waiting()):
+            if held.epoch == intake.epoch and held.sequence in intake.renamed:
+                spool.acknowledge(held)
+        if self._gone:
+            spool.dropped = max(spool.dropped, self._gone.dropped)
+        self.inherited = max(self.inherited, spool.last)
+        self.spool = spool
+        self._refused.recover()
+        self._let_go_of_refused()
+        if self._gone:
+            self.offered_again += 1
+
+    def _let_go_of_refused(self) -> None:
+        """Note what a kill left unnoted: evicted, too, such a batch would be counted twice."""
+        for held in list(self.spool.waiting()):
+            here = self._refused.lies_here(held)
+            if here and self._refused.holds(held, self.spool.payload(held)):
+                self.spool.acknowledge(held)
+
+    def _recover_journal(self) -> deque[list[Flushed]]:
+        """Return the frames that are neither in the spool nor in RAM, by batch, oldest first."""
+        frames, damaged = self.journal.recover(self.spool.last)
+        self._losses.found(damaged)
+        intake = self._intake
+        for batch in intake.sealed:  # an image of this run may have the beginning of one
+            there = [len(frame.readings) for frame in frames if frame.name == batch.name]
+            batch.journaled = 0 if damaged else sum(there)
+        in_ram = intake.renamed | {batch.sequence for batch in intake.sealed}
+        frames = [f for f in frames if f.epoch != intake.epoch or f.sequence not in in_ram]
+        frames.sort(key=_name)
+        self.inherited = max([self.inherited, *(frame.sequence for frame in frames)])
+        return deque(list(parts) for _, parts in groupby(frames, _name))
+
+    def _seal_frames(self, parts: list[Flushed]) -> None:
+        readings = [reading for part in parts for reading in part.readings]
+        sequence, epoch, boot = _name(parts[0])
+        if batch := self._intake.encode(self.spool, epoch, sequence, boot, readings):
+            batch.append_to(self.spool)
+
+    def acknowledge(self, held: Held) -> None:
+        """Let go of a batch that was delivered, also of one in the directory before."""
+        gone = self._gone
+        if gone and held in gone.waiting(held.sequence - 1, held.sequence + 1):
+            gone.acknowledge(held)
+        self.spool.acknowledge(held)
+
+    def read_again(self) -> None:
+        """Offer what can be read by now; give up what cannot, though the disk is there."""
+        if not self.spool.readback.any_unread:
+            return
+        if self._disk.dead():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        readable, lost = self.spool.readback.read_again()
+        self.offered_again += readable
+        for held in lost:
+            self._losses.unreadable(self.spool, held)
+
+
+def _small(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size <= LARGEST_FILE
+
+
+def _journal(path: Path) -> bool:
+    return _small(path) and not of_another_version(path, journal.MAGIC)
+
+
+def _segment(path: Path) -> bool:
+    return _small(path) and not of_another_version(path, record.MAGIC)
+
+
+def _name(frame: Flushed) -> tuple[int, int, int]:
+    return frame.sequence, frame.epoch, frame.boot
