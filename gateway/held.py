@@ -88,12 +88,12 @@ class Shelf:
         with self.lock:
             return len(self._order), self._readings
 
-    def lacks(self, other: "Shelf") -> int:
-        """Return how many readings are held there and not here."""
+    def lacks(self, other: "Shelf") -> dict[tuple[int, int], int]:
+        """Return how many readings of which batches, by name, are held there and not here."""
         with self.lock, other.lock:
             here = {held.name: held.readings for held in self._held.values()}
-            gone = [max(h.readings - here.get(h.name, 0), 0) for h in other._held.values()]
-        return sum(gone)
+            lacking = {h.name: h.readings - here.get(h.name, 0) for h in other._held.values()}
+        return {name: readings for name, readings in lacking.items() if readings > 0}
 
     def acknowledge(self, held: Held) -> None:
         """Let go of a batch: it was delivered, or set aside.

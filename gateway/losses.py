@@ -4,6 +4,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Iterable
 
+from gateway import acked, journal
 from gateway.disk import DAMAGED, Damage, Disk
 from gateway.held import Held
 from gateway.spool import Spool
@@ -13,6 +14,11 @@ DAMAGED_BYTES = 16 << 20
 COPIES = 200
 """So many are made in one run: a card in its last days has thousands of bad places."""
 TOLD = 20
+
+_GONE = {
+    journal.NAME: "what was flushed since the last batch is lost with it, nobody knows how much",
+    acked.NAME: "all that lies there is sent once more; whether more is missing nobody knows",
+}
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +89,11 @@ class Losses:
     def made_way(self, name: str, aside: str) -> None:
         """Tell of what stood in place of a file of ours."""
         self._tell(f"{self._disk.directory}: {name} is not one of this bygate's: kept as {aside}")
+
+    def gone(self, names: Iterable[str]) -> None:
+        """Tell of files of ours that are not there, though others are."""
+        for name in names:
+            self._tell(f"{self._disk.directory}: {name} is gone: {_GONE[name]}")
 
     def found(self, damaged: Iterable[Damage]) -> None:
         """Take up what recovery could not read as it was written."""

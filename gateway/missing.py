@@ -42,6 +42,11 @@ class Missing:
         self._since = self._acked.since
         return total
 
+    @property
+    def holes(self) -> set[int]:
+        """The sequences that are missing, as far as they are known."""
+        return {sequence for gap in self._survey.gaps if gap.missing for sequence in gap.hole}
+
     def damage(self, aside: Iterable[Range]) -> list[Damage]:
         """Return what recovery could not read, with the readings that are held nowhere else."""
         if self._survey.gaps:
@@ -69,7 +74,7 @@ class Missing:
         held = sum(held.readings for s in gap.hole if (held := self._shelf.get(s)))
         settled, others = within((*self._acked.ranges, *self._elsewhere), gap.hole)
         unsure = others or gap.hole.start < self._since
-        if unsure and all(self._is_settled(s, gap.whole) for s in gap.hole):
+        if unsure and gap.hole and all(self._is_settled(s, gap.whole) for s in gap.hole):
             return sum(map(self._lost, told)), False
         return max(missing - held - settled, 0), unsure
 

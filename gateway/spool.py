@@ -14,6 +14,7 @@ import msgpack
 from gateway.acked import LOSSES, Acked, Range, Told, join
 from gateway.disk import FOREIGN, FULL, Damage, Disk
 from gateway.held import Held, Shelf
+from gateway.journal import Flushed
 from gateway.missing import Missing
 from gateway.readback import Readback
 from gateway.record import NOWHERE, Kind, Record, size_of
@@ -147,19 +148,35 @@ class Spool:
             self._missing.counted(self.last)
             self._save_acked()
 
-    def follow(self, other: "Spool") -> int:
-        """Go on where `other` ended, whose files are gone; return how many readings that cost."""
+    def saved(self, frames: Iterable[Flushed]) -> None:
+        """Have these of the journal take the place of what was sealed of them, and is missing."""
+        told, found = self._acked.found, self._survey.place
+        if told and found:
+            again = sum(len(f.readings) for f in frames if self.last < f.sequence <= told.last)
+            self._segments.total = max(self._segments.total - again, found.total)
+
+    def follow(self, other: "Spool") -> dict[tuple[int, int], int]:
+        """Go on where `other` ended, whose files are gone.
+
+        Return how many readings of which batches, by name, that costs; where it is the same history
+        still, what is missing is counted as damage is.
+        """
+        same = self._histories[-1:] == other._histories[-1:]
+        counted = self._missing.holes if same else set()
         self.last = max(self.last, other.last)
         if other.previous:
             self._saw(*other.previous)
         self.appended += other.appended
-        return self._shelf.lacks(other._shelf)
+        lacking = self._shelf.lacks(other._shelf)
+        return {name: lost for name, lost in lacking.items() if name[0] not in counted}
 
     # Batches in
 
     def begin(self, epoch: int) -> None:
         """Begin the first segment of a run; it carries the sequence from now on."""
         self._acked.begin()
+        if told := self._acked.found:  # no name is given again, though the batch is gone
+            self.last = max(self.last, told.last)
         self._begin(epoch, self.last + 1)
 
     def _begin(self, epoch: int, sequence: int) -> None:

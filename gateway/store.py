@@ -45,6 +45,8 @@ class Store:
         self._disk, self._refused, self._losses, self._intake = disk, refused, losses, intake
         self._gone: Spool | None = None
         """That of the directory before, until all is known of what came in its place."""
+        self._removed: set[tuple[int, int]] = set()
+        """The names of batches that went with a directory, and are counted."""
         self._unsealed: deque[list[Flushed]] | None = None
         """What the journal holds of batches still to be sealed; None while it is unread."""
 
@@ -73,7 +75,10 @@ class Store:
     def _follow(self) -> None:
         """Go on where the directory before ended, and count what is not here of what it held."""
         if self._gone:
-            self._losses.removed(self.spool.follow(self._gone))
+            lost = self.spool.follow(self._gone)
+            # A mount that comes and goes takes the same ones with it each time
+            self._losses.removed(sum(lost[name] for name in lost.keys() - self._removed))
+            self._removed |= lost.keys()
             self._gone = None
 
     def _make_way(self) -> None:
@@ -106,7 +111,10 @@ class Store:
     def _recover_spool(self) -> None:
         """Read what there is, which can be delivered although the disk may take nothing."""
         spool, intake = Spool(self._disk), self._intake
+        names = self._disk.names()
         spool.recover()
+        if any(map(is_segment, names)):
+            self._losses.gone(name for name in (journal.NAME, acked.NAME) if name not in names)
         for held in list(spool.waiting()):
             if held.epoch == intake.epoch and held.sequence in intake.renamed:
                 spool.acknowledge(held)
@@ -137,6 +145,7 @@ class Store:
         in_ram = intake.renamed | {batch.sequence for batch in intake.sealed}
         frames = [f for f in frames if f.epoch != intake.epoch or f.sequence not in in_ram]
         frames.sort(key=_name)
+        self.spool.saved(frames)
         self.inherited = max([self.inherited, *(frame.sequence for frame in frames)])
         return deque(list(parts) for _, parts in groupby(frames, _name))
 

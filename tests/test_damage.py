@@ -17,7 +17,7 @@ from trials import LONG, times
 from gateway.buffer import Buffer
 from gateway.disk import BLOCK, Disk
 from gateway.held import Held
-from gateway.journal import MAGIC, SLOT
+from gateway.journal import MAGIC, SLOT, SLOTS
 from gateway.losses import DAMAGED_BYTES
 from gateway.reading import Value
 from gateway.record import Kind, Record, records, size_of
@@ -71,7 +71,7 @@ def spool(tmp_path: Path) -> Path:
             buffer.tick(0.0)
             buffer.tick(60.0)
         buffer.close()
-    (tmp_path / "sound" / "journal").unlink()
+    (tmp_path / "sound" / "journal").write_bytes(bytes(SLOT * SLOTS))
     return tmp_path / "sound"
 
 
@@ -184,7 +184,7 @@ def sealed(directory: Path, sizes: Iterable[int], epoch: int = 1) -> list[Held]:
         take(buffer, *(f"{value} {'x' * 40}" for value in range(size)))
         buffer._work(0.0, buffer._seal)
     buffer.close()
-    (directory / "journal").unlink()
+    (directory / "journal").write_bytes(bytes(SLOT * SLOTS))
     return [held for held in buffer.waiting() if held.epoch == epoch]
 
 
@@ -737,3 +737,52 @@ def test_a_power_cut_makes_no_loss_of_a_segment_that_was_delivered(seed: int):
     disk.crash(Random(seed))
     again = worn(disk, 4)
     assert (again.stats().dropped, again.stats().faults) == (0, [])
+
+
+@pytest.mark.parametrize("name", ["journal", "acked"])
+def test_a_file_that_is_gone_beside_segments_is_told_of(tmp_path: Path, name: str):
+    sealed(tmp_path, [3, 4])
+    (tmp_path / name).unlink()
+    assert f"{name} is gone: " in opened(tmp_path, 2).stats().faults[0]
+    assert opened(tmp_path, 3).stats().faults == []
+
+
+def test_a_damaged_batch_that_the_journal_saves_is_not_counted_later_either(tmp_path: Path):
+    buffer = opened(tmp_path, 1)
+    take(buffer, 1.0, 2.0, durable=True)
+    buffer.tick(1.0)
+    buffer.close()
+    (held,) = buffer.waiting()
+    spoil(tmp_path / held.segment, held.offset + 5)
+    for epoch in (2, 3, 4):
+        again = opened(tmp_path, epoch)
+        assert (values(again), again.stats().dropped) == ([1.0, 2.0], 0)
+        again.close()
+
+
+def test_what_is_sealed_after_a_loss_and_delivered_is_not_lost(tmp_path: Path):
+    """A sequence whose batch is lost is not given again: its acknowledgement would be another's."""
+    sealed(tmp_path, [3])
+    sealed(tmp_path, [20], epoch=2)
+    (tmp_path / "00000002.seg").unlink()
+    buffer = opened(tmp_path, 3)
+    take(buffer, *range(100))
+    buffer._work(0.0, buffer._seal)
+    buffer.acknowledge(list(buffer.waiting())[-1])
+    buffer.close()
+    for epoch in (4, 5):
+        again = opened(tmp_path, epoch)
+        assert again.stats().dropped == 20
+        again.close()
+
+
+@pytest.mark.parametrize("length", [512, BLOCK])
+def test_a_block_that_shows_what_another_one_holds_costs_what_was_there(
+    tmp_path: Path, length: int
+):
+    held = sealed(tmp_path, SIZES)
+    sealed(tmp_path, [3], epoch=2)
+    segment = tmp_path / "00000001.seg"
+    data = segment.read_bytes()
+    segment.write_bytes(data[:-length] + data[:length])
+    check_wiped(tmp_path, sum(h.readings for h in held if h.offset + h.length > len(data) - length))
