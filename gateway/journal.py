@@ -14,6 +14,7 @@ Slots are overwritten only when every frame in the file is sealed. 10 s of journ
 cost 405 bytes of device writes a reading at 2/s, SQLite with a row a reading 28 962.
 """
 
+import math
 import struct
 import zlib
 from collections.abc import Sequence
@@ -147,9 +148,9 @@ def _columns(quantity: Quantity) -> tuple[str, str, int, float | None, float | N
     return quantity.name, quantity.unit, quantity.decimals, quantity.low, quantity.high
 
 
-def _frames(data: bytes) -> tuple[list[Flushed], list[tuple[int, Damage]]]:
+def _frames(data: bytes) -> tuple[list[Flushed], list[tuple[float, Damage]]]:
     frames: list[Flushed] = []
-    damaged: list[tuple[int, Damage]] = []
+    damaged: list[tuple[float, Damage]] = []
     bad: list[tuple[int | None, Damage]] = []  # since the last good one
     found: dict[tuple[int, int], int] = {}  # readings of each batch so far
     at = 0
@@ -172,8 +173,11 @@ def _frames(data: bytes) -> tuple[list[Flushed], list[tuple[int, Damage]]]:
             begin = bad.pop()[1].at if bad and bad[-1][0] is None else at
             bad.append((None, Damage(NAME, begin, data[begin:end], None)))
         at = end
-    # Without a name it is unused, or old remains, unless a newer frame stands behind it
-    return frames, damaged + [(named, damage) for named, damage in bad if named is not None]
+    # Without a name it is unused, or old remains, unless a newer frame stands behind it, or it is
+    # the first: there a frame begins, if any was ever written
+    first = [(math.inf, damage) for named, damage in bad if named is None and damage.at == 0]
+    named = [(named, damage) for named, damage in bad if named is not None]
+    return frames, damaged + named + [each for each in first if any(each[1].data[:SLOT])]
 
 
 def _between(

@@ -80,7 +80,8 @@ class Losses:
 
     def removed(self, readings: int) -> None:
         """Count what was in a directory that somebody took away."""
-        self.record_later(readings, "state directory removed")
+        if readings:
+            self.record_later(readings, "state directory removed")
         self._tell(
             f"{self._disk.directory} was removed or replaced while it was in use: {readings} "
             "readings on it are lost; it was begun anew"

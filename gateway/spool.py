@@ -279,8 +279,11 @@ class Spool:
     # What is given up
 
     def record_loss(self, first: int, last: int, readings: int, reason: str, *of: str) -> None:
-        """Record, for ever, that readings were lost, and why; `of` names what they were in."""
-        names = [*filter(None, of)]
+        """Record, for ever, that readings were lost, and why; `of` names what they were in.
+
+        Each has a name, so that a copy of its record, or one written again, counts for nothing.
+        """
+        names = [*filter(None, of)] or [f"loss-{self.dropped}"]
         if not self._segments.usable:
             self._begin(self.previous[0] if self.previous else 0, self.last + 1)
         payload = msgpack.packb((first, reason, *names))

@@ -786,3 +786,12 @@ def test_a_block_that_shows_what_another_one_holds_costs_what_was_there(
     data = segment.read_bytes()
     segment.write_bytes(data[:-length] + data[:length])
     check_wiped(tmp_path, sum(h.readings for h in held if h.offset + h.length > len(data) - length))
+
+
+def test_a_journal_that_holds_no_frame_where_one_began_is_told_of(tmp_path: Path):
+    take(buffer := opened(tmp_path, 1), 1.0, durable=True)
+    buffer.tick(1.0)
+    wipe(tmp_path / "journal", 0, SLOT, b"\xff")
+    (told,) = opened(tmp_path, 2).stats().faults
+    assert told.startswith("unknown readings lost: journal-0-")
+    assert opened(tmp_path, 3).stats().faults == []
