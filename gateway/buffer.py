@@ -65,7 +65,7 @@ class Stats:
     room: int | None
     """Bytes of batches that still fit, None while that cannot be told."""
     written: int
-    """Bytes written to files since the start."""
+    """Bytes written since the start, in whole blocks."""
     size: int
     """Bytes on disk."""
 

@@ -247,8 +247,8 @@ class Connection(aiomqtt.Client):
 
     @property
     def window(self) -> int:
-        """How many batches may be under way, which leaves a place to the status."""
-        return min(WINDOW, max(self.at_once - 1, 1))
+        """How many batches may be under way."""
+        return min(WINDOW, self.at_once)
 
     @property
     def largest_packet(self) -> int:

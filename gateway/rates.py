@@ -26,13 +26,13 @@ class Rates:
 
     seconds: float
     written: int
-    """Bytes written to files."""
+    """Bytes written, in whole blocks."""
     sealed: int
     """Bytes of the batches sealed."""
 
     @property
     def written_day(self) -> int:
-        """Bytes written to files per day."""
+        """Bytes written per day, in whole blocks."""
         return round(self.written * _DAY / self.seconds)
 
     def room_days(self, room: int | None) -> float | None:

@@ -114,8 +114,9 @@ class Session:
         self._publisher = Publisher(client, root, ack_within)
         self._flying: dict[Name, None] = {}  # in the order in which they were sent
         self._window = asyncio.Semaphore(1)
-        # The broker counts the status, too; one that takes a single publish has it take turns
-        place_of_status = self._window if client.at_once == 1 else asyncio.Semaphore(1)
+        # The broker counts the status, too: where it takes no more than the window they take turns
+        shared = client.at_once <= client.window
+        place_of_status = self._window if shared else asyncio.Semaphore(1)
         self._retained = Retained(
             *(self._publisher, place_of_status, self.count_traffic),
             *(state.said, state.too_large),

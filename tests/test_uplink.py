@@ -126,8 +126,8 @@ def unanswered(messages: list[Received]) -> int:
     return sum(message.answer is None and "/batch/" in message.topic for message in messages)
 
 
-@pytest.mark.parametrize(("maximum", "window"), [(1, 1), (2, 1), (5, 4), (None, 20)])
-def test_the_window_grows_from_one_and_leaves_a_place_to_the_status(maximum, window, tmp_path):
+@pytest.mark.parametrize(("maximum", "window"), [(1, 1), (2, 2), (5, 5), (20, 20), (None, 20)])
+def test_the_window_grows_from_one_and_the_status_has_a_place_in_it(maximum, window, tmp_path):
     async def scenario() -> None:
         async with Broker(limits=Limits(receive_maximum=maximum)) as broker:
             seen = most_under_way(broker)
