@@ -40,6 +40,17 @@ class Refused:
         return _decoded(self.payload, self.aside)
 
 
+@dataclass(frozen=True, slots=True)
+class MadeWay:
+    """What was set aside since it is not this bygate's: file, directory or anything else."""
+
+    name: str
+    ours: str
+    """What it was called."""
+    of_another_version: bool
+    """Whether it is of another version of bygate."""
+
+
 class _Files(Onlooker):
     """Files and nothing else: at a pipe in place of one, whoever reads it would wait for ever."""
 
@@ -60,7 +71,7 @@ class Glance:
         self.spool = Spool(self.disk)
         self.spool.recover()
         self._flushed, _ = journal.unsealed(journaled, self.spool.last)
-        self.aside = [name for name in names if name.endswith((DAMAGED, FOREIGN))]
+        self.aside = [name for name in names if name.endswith(DAMAGED)]
         """Files that earlier damage was moved to."""
         self.foreign = list(self._foreign())
         """Names at which something stands that cannot be bygate's."""
@@ -85,10 +96,13 @@ class Glance:
             if os.path.lexists(path) and not fits:
                 yield name
 
+    @cached_property
+    def made_way(self) -> list[MadeWay]:
+        """What stood in place of a file of this bygate's until the daemon set it aside, whole."""
+        return [_made_way(path) for path in sorted(self.disk.directory.glob(f"*{FOREIGN}"))]
+
     def _check_version(self, name: str) -> None:
-        ours = journal.MAGIC if name == journal.NAME else record.MAGIC
-        if name != journal.NAME and not name.endswith(".seg"):
-            return
+        ours = _magic(name)
         if of_another_version(self.disk.directory / name, ours):
             found = self.disk.read(name, 0, len(ours))
             raise NoBuffer(
@@ -139,6 +153,19 @@ class Glance:
             except FileNotFoundError:  # delivered, or refused again, meanwhile
                 continue
             yield Refused(aside, disk.read(aside.name), since)
+
+
+def _made_way(path: Path) -> MadeWay:
+    ours = path.name.removesuffix(FOREIGN).rpartition("-")[0]
+    other = path.is_file() and of_another_version(path, _magic(ours))  # a pipe would never end
+    return MadeWay(path.name, ours, of_another_version=other)
+
+
+def _magic(name: str) -> bytes:
+    """Return what the file of that name begins with; nothing: that differs, or it is none."""
+    if name == journal.NAME:
+        return journal.MAGIC
+    return record.MAGIC if name.endswith(".seg") else b""
 
 
 def _shown(magic: bytes) -> str:

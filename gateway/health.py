@@ -52,7 +52,8 @@ class Health:
         """Return what is worth a message when it changes."""
         stats = self._buffer.stats()
         reasons = tuple(_reason(poller.state) for poller in self._pollers)
-        buffer = stats.dropped, tuple(stats.refused), tuple(stats.faults)
+        known = [rate is not None for rate in self._of_rates(stats).values()]
+        buffer = stats.dropped, tuple(stats.refused), tuple(stats.faults), known
         uplink = self._uplink
         told = tuple(uplink.suspects), uplink.outlook, uplink.unheard > 0, uplink.why
         return self._clock.state(), reasons, self._adapters(), buffer, told
@@ -80,7 +81,6 @@ class Health:
 
     def _of_buffer(self) -> dict[str, object]:
         stats = self._buffer.stats()
-        rates = self._rates(stats)
         return {
             "taken_readings": stats.taken,
             "waiting_batches": stats.waiting_batches,
@@ -89,16 +89,19 @@ class Health:
             "refused": stats.refused,
             "dropped": stats.dropped,
             "dropped_by": stats.dropped_by,
-            "room_days": None if rates is None else rates.room_days(stats.room),
-            "written_bytes_day": None if rates is None else rates.written_day,
+            **self._of_rates(stats),
             "disk_errors": stats.disk_errors,
             "faults": stats.faults,
         }
 
-    def _rates(self, stats: Stats) -> Rates | None:
-        """Return the rates since the start, None while that is too short a time."""
+    def _of_rates(self, stats: Stats) -> dict[str, object]:
+        """Return what the rates since the start tell, None while that is too short a time."""
         seconds = (self._clock.now().boot_ms - self._since.boot_ms) / 1000
-        return None if seconds < RATE_AFTER else Rates(seconds, stats.written, stats.sealed)
+        rates = None if seconds < RATE_AFTER else Rates(seconds, stats.written, stats.sealed)
+        return {
+            "room_days": None if rates is None else rates.room_days(stats.room),
+            "written_bytes_day": None if rates is None else rates.written_day,
+        }
 
     def _of_uplink(self) -> dict[str, object]:
         state = self._uplink

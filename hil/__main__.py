@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser(
         "bench", help="measure, and print the figures", epilog="Some have options of their own."
     )
-    bench.add_argument("names", nargs="+", metavar="NAME", type=_one_of(benches(), "bench"))
+    bench.add_argument("names", nargs="*", metavar="NAME", type=_one_of(benches(), "bench"))
     bench.add_argument(
         "--json", action="store_true", help="the figures as JSON, of several by name"
     )
@@ -230,6 +230,8 @@ def _setting(text: str) -> tuple[str, object]:
 
 
 def _bench(options: argparse.Namespace) -> int:
+    if not options.names:
+        raise argparse.ArgumentTypeError(f"bench needs a name: there are {', '.join(benches())}")
     arguments = [f"--{name}" for name in ("json", "quick") if getattr(options, name)]
     arguments += options.more
     together: dict[str, object] = {}

@@ -12,6 +12,8 @@ from types import TracebackType
 from typing import Self
 
 _SECTOR = 512
+_UNDO = 'umount --lazy "$1"; rm "$2"'
+"""The loop device goes with its last user."""
 
 
 class LoopDiskError(Exception):
@@ -19,12 +21,14 @@ class LoopDiskError(Exception):
 
 
 class LoopDisk:
-    """The disk, mounted while its context is open. Raises LoopDiskError on entry."""
+    """The disk, mounted while its context is open, and no longer than this process lives.
+
+    Raises LoopDiskError on entry.
+    """
 
     def __init__(self, size: int, directory: Path, name: str = "disk") -> None:
         self.path = directory / name
         self._image, self._size = directory / f"{name}.img", size
-        self._device = ""
 
     def __enter__(self) -> Self:
         with self._image.open("wb") as image:
@@ -32,11 +36,11 @@ class LoopDisk:
         self.path.mkdir()
         # without lazy initialisation, which would go on writing behind us
         run("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", str(self._image))
-        self._device = run("losetup", "--find", "--show", str(self._image)).strip()
+        self._undoing = _at_the_end(_UNDO, str(self.path), str(self._image))
         try:
-            run("mount", self._device, str(self.path))
+            run("mount", "-o", "loop", str(self._image), str(self.path))
         except LoopDiskError:
-            run("losetup", "--detach", self._device)
+            self._undoing.communicate()
             raise
         return self
 
@@ -46,9 +50,9 @@ class LoopDisk:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        run("umount", "--lazy", str(self.path))
-        run("losetup", "--detach", self._device)
-        self._image.unlink()
+        _, said = self._undoing.communicate()
+        if said:
+            raise LoopDiskError(said.strip())
 
     def mount_again(self, how: str) -> None:
         """Mount it `ro` or `rw`."""
@@ -62,19 +66,40 @@ class LoopDisk:
         finally:
             os.close(fd)
         run("sync", "--file-system", str(self.path))
-        stat = Path("/sys/block", Path(self._device).name, "stat").read_text().split()
+        device = self.path.stat().st_dev
+        number = f"{os.major(device)}:{os.minor(device)}"
+        stat = Path("/sys/dev/block", number, "stat").read_text().split()
         return int(stat[6]) * _SECTOR
 
 
 def run(*command: str) -> str:
     """Run a command of the system's and return what it prints; raises LoopDiskError."""
-    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, check=True, env={**os.environ, "PATH": path}
+            command, capture_output=True, text=True, check=True, env=_environment()
         )
     except FileNotFoundError:
         raise LoopDiskError(f"there is no {command[0]}") from None
     except subprocess.CalledProcessError as error:
         raise LoopDiskError(f"{' '.join(command)}: {error.stderr.strip()}") from None
     return done.stdout
+
+
+def _at_the_end(script: str, *arguments: str) -> "subprocess.Popen[str]":
+    """Have a shell do it as soon as its input ends: with this process, if that is killed.
+
+    In a session of its own, for a signal may be to all of the group, as those of `timeout` are.
+    """
+    return subprocess.Popen(
+        ["sh", "-c", f"cat; {script}", "sh", *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=_environment(),
+    )
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}

@@ -746,6 +746,23 @@ def test_what_a_full_disk_cost_is_known_after_a_kill(tmp_path: Path):
     assert (len(values(again)), again.stats().dropped) == (held, dropped)
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [(Disk, BufferSettings(max_size=2 << 20)), (SmallDisk, UNBOUND)],
+)
+def test_the_next_batch_that_is_sealed_tells_how_many_were_dropped(
+    tmp_path: Path, kind: type[Disk], settings: BufferSettings
+):
+    buffer = Buffer(kind(tmp_path), settings, "trd-0042", boot=7, epoch=1)
+    while not (dropped := buffer.stats().dropped):
+        fill(buffer)
+    last = batches(buffer)[-1].sequence
+    take(buffer, 1.0)
+    buffer.close()
+    told = {batch.sequence: batch.dropped for batch in batches(buffer)}
+    assert (told[last], told[last + 1]) == (0, dropped)
+
+
 def test_what_a_disk_that_was_full_at_the_start_cost_is_known_after_a_kill(tmp_path: Path):
     buffer, _ = filled(SmallDisk(tmp_path))
     buffer.close()

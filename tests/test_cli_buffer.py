@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from gateway_process import ROOT, batches, gateway, readings, sensor
-from test_buffer import SETTINGS, opened, take
+from test_buffer import SETTINGS, opened, take, values
 
 from gateway.bounds import room
 from gateway.cli import main
@@ -176,6 +176,48 @@ def test_what_stands_where_a_file_belongs_is_named_and_the_others_are_read(
     assert told["waiting_readings"] == 1
     mine = (name, what) == ("refused", "a directory")
     assert [each.split(":")[0] for each in told["damage"]] == ([] if mine else [name])
+
+
+@pytest.mark.parametrize("what", STANDS)
+def test_what_was_set_aside_for_it_is_none_of_bygates_and_is_no_damage(
+    tmp_path: Path, capsys: Said, what: str
+):
+    opened(tmp_path / "state").close()
+    (tmp_path / "state/journal").unlink(missing_ok=True)
+    STANDS[what](tmp_path / "state/journal")
+    opened(tmp_path / "state", epoch=2)
+    told = look(tmp_path, capsys)
+    assert (told["damage"], told["set_aside"]) == (
+        [],
+        [
+            "journal-0.foreign: none of bygate's, set aside whole as it stood in place of journal: "
+            "move it away"
+        ],
+    )
+    assert main(["buffer", "-c", str(config(tmp_path))]) == 1
+    assert "\naside     journal-0.foreign: none of bygate's" in capsys.readouterr().out
+
+
+def test_what_was_set_aside_of_another_version_is_no_damage_and_that_version_delivers_it(
+    tmp_path: Path, capsys: Said
+):
+    buffer = opened(tmp_path / "state")
+    take(buffer, 1.0)
+    buffer.close()
+    theirs = tmp_path / "state/00000001.seg"
+    theirs.write_bytes((whole := theirs.read_bytes()).replace(b"bgS3", b"bgS4"))
+    opened(tmp_path / "state", epoch=2)
+    told = look(tmp_path, capsys)
+    assert (told["damage"], told["waiting_readings"]) == ([], 0)
+    assert [each.partition(",")[0] for each in told["set_aside"]] == [
+        "00000001.seg-0.foreign: of another version of bygate"
+    ]
+    assert "state_dir of its own as 00000001.seg" in told["set_aside"][0]
+    kept = (tmp_path / "state/00000001.seg-0.foreign").read_bytes()
+    assert kept.replace(b"bgS4", b"bgS3") == whole
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/00000001.seg").write_bytes(whole)
+    assert values(opened(tmp_path / "own")) == [1.0]
 
 
 def wrong(directory: Path, said: Said) -> str:

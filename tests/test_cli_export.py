@@ -276,6 +276,46 @@ def test_killed_at_any_step_a_sum_that_is_there_is_that_of_the_file(
     assert seen == {(True, True), (True, False), (False, False), (False, True)}
 
 
+def noted(monkeypatch: pytest.MonkeyPatch, directory: Path) -> list[str]:
+    """Return what is synced, renamed and removed from now on, in its order; it is done as well."""
+    steps: list[str] = []
+    sync, rename, remove = os.fsync, os.rename, os.unlink
+
+    def noting_sync(fd: int) -> None:
+        path = Path(f"/proc/self/fd/{fd}").readlink()
+        steps.append(f"sync {path.name}" if path == directory else f"sync {path.stat().st_size}")
+        sync(fd)
+
+    def noting_rename(source: Path, target: Path) -> None:
+        steps.append(f"rename to {target.name}")
+        rename(source, target)
+
+    def noting_remove(path: Path) -> None:
+        remove(path)
+        steps.append(f"remove {path.name}")
+
+    monkeypatch.setattr(os, "fsync", noting_sync)
+    monkeypatch.setattr(os, "rename", noting_rename)
+    monkeypatch.setattr(os, "unlink", noting_remove)
+    return steps
+
+
+def test_all_of_it_is_on_the_device_before_it_gets_its_name_and_its_name_before_the_sum(
+    tmp_path: Path, held: list[Value], monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "out.sha256").write_text("of an older one")
+    steps = noted(monkeypatch, tmp_path)
+    assert export(tmp_path, "out", "--overwrite") == 0
+    monkeypatch.undo()
+    sizes = [(tmp_path / name).stat().st_size for name in ("out", "out.sha256")]
+    assert steps == [
+        *(f"sync {size}" for size in sizes),
+        *("remove out.sha256", f"sync {tmp_path.name}"),
+        *("rename to out", f"sync {tmp_path.name}"),
+        *("rename to out.sha256", f"sync {tmp_path.name}"),
+    ]
+
+
 # Formats
 
 

@@ -22,7 +22,7 @@ from gateway.settings import BufferSettings
 from gateway.traffic import Traffic
 
 DAY_MS = 86_400_000
-RATE_MS = RATE_AFTER * 1000
+RATE_MS = int(RATE_AFTER * 1000)
 
 
 class Box:
@@ -98,6 +98,18 @@ def test_without_a_batch_there_is_no_rate(tmp_path: Path):
     box = Box(tmp_path)
     box.ms = DAY_MS
     assert box.said("buffer")["room_days"] is None
+
+
+def test_a_rate_that_becomes_known_is_worth_a_message_and_not_each_one_after(tmp_path: Path):
+    box = Box(tmp_path)
+    box.ms = RATE_MS - 1
+    assert not box.changed()
+    box.ms = RATE_MS  # what is written in a day is known
+    assert box.changed()
+    box.seal()
+    assert (box.said("buffer")["room_days"] is not None, box.changed()) == (True, True)
+    box.seal()
+    assert not box.changed()
 
 
 def test_catching_up_takes_no_time_where_nothing_waits_and_is_unknown_without_a_pace(

@@ -52,6 +52,18 @@ def test_wrong_usage_is_told_in_words(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("options", [[], ["--json", "--quick"]], ids=" ".join)
+def test_without_a_name_it_is_told_which_benches_there_are(
+    options: list[str], capsys: pytest.CaptureFixture[str]
+):
+    assert hil.__main__.main(["bench", *options]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == (
+        "",
+        "hil: bench needs a name: there are ble, buffer, idle, uplink, wire\n",
+    )
+
+
 @pytest.mark.skipif(not shutil.which("dbus-daemon"), reason="dbus is not installed")
 def test_the_bench_of_bluetooth_counts_what_was_lost(capsys: pytest.CaptureFixture[str]):
     arguments = ["bench", "ble", "--json", "--quick", "--seconds", "2", "--strangers", "5"]

@@ -14,7 +14,7 @@ from gateway.cli import DEFAULT_CONFIG
 from gateway.cli.columns import columns
 from gateway.config import Config, load
 from gateway.disk import VOLATILE, volatile
-from gateway.glance import Glance, NoBuffer, Refused
+from gateway.glance import Glance, MadeWay, NoBuffer, Refused
 from gateway.health import utc
 from gateway.rates import noted
 from gateway.reasons import PUBACK
@@ -35,7 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what lies there; 1 for damage, refused batches or a buffer that cannot be read."""
+    """Print what lies there; 1 where that is something to be seen to, or cannot be read."""
     config = load(args.config)
     directory = config.gateway.state_dir
     try:
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return 1
     print(json.dumps(told, indent=2) if args.json else "\n".join(_as_text(told)))
-    return int(bool(told["damage"] or told["refused"]))
+    return int(bool(told["damage"] or told["set_aside"] or told["refused"]))
 
 
 @contextmanager
@@ -106,6 +106,7 @@ def _told(config: Config, glance: Glance) -> dict[str, Any]:
         "room_days": None if rates is None else rates.room_days(left),
         "written_bytes_day": None if rates is None else rates.written_day,
         "damage": list(_damage(glance)),
+        "set_aside": [f"{each.name}: {_set_aside(each)}" for each in glance.made_way],
         "refused": refused,
     }
 
@@ -120,6 +121,15 @@ def _damage(glance: Glance) -> Iterator[str]:
         yield f"{name}: none of bygate's, so that what was in it is not shown: move it away"
     for name in glance.aside:
         yield f"{name}: damaged bytes, set aside: look for disk errors in dmesg, then move it away"
+
+
+def _set_aside(each: MadeWay) -> str:
+    if each.of_another_version:
+        return (
+            "of another version of bygate, set aside whole, so that nothing of it is lost: to have "
+            f"it delivered, move it to a state_dir of its own as {each.ours}, and run that version"
+        )
+    return f"none of bygate's, set aside whole as it stood in place of {each.ours}: move it away"
 
 
 def _refused(each: Refused) -> dict[str, Any]:
@@ -149,6 +159,8 @@ def _as_text(told: dict[str, Any]) -> Iterator[str]:
     yield f"dropped   {told['dropped']} readings since the buffer was created"
     for damage in told["damage"]:
         yield f"damage    {damage}"
+    for aside in told["set_aside"]:
+        yield f"aside     {aside}"
     if told["refused"]:
         heads = ("REFUSED", "REASON", "READINGS", "BYTES", "SINCE", "STATE")
         yield f"\n{columns(heads, *map(_row, told['refused']))}"
