@@ -17,8 +17,9 @@ from trials import LONG, times
 from gateway.buffer import Buffer
 from gateway.disk import BLOCK, Disk
 from gateway.held import Held
+from gateway.intake import RAM_READINGS
 from gateway.journal import MAGIC, SLOT, SLOTS
-from gateway.losses import DAMAGED_BYTES
+from gateway.losses import COPIES, DAMAGED_BYTES
 from gateway.reading import Value
 from gateway.record import Kind, Record, records, size_of
 from gateway.wire import decode
@@ -795,3 +796,50 @@ def test_a_journal_that_holds_no_frame_where_one_began_is_told_of(tmp_path: Path
     (told,) = opened(tmp_path, 2).stats().faults
     assert told.startswith("unknown readings lost: journal-0-")
     assert opened(tmp_path, 3).stats().faults == []
+
+
+def test_a_copy_of_a_segment_counts_no_loss_again(tmp_path: Path):
+    take(buffer := opened(tmp_path, 1), 1.0)
+    for _ in range(RAM_READINGS + 5):
+        take(buffer, 2.0)
+    buffer.close()
+    assert buffer.stats().dropped == 6
+    shutil.copy(tmp_path / "00000001.seg", tmp_path / "00000009.seg")
+    assert opened(tmp_path, 2).stats().dropped == 6
+
+
+def test_what_is_lost_is_counted_though_the_place_of_the_next_is_damaged_and_acked_gone(
+    tmp_path: Path,
+):
+    held = sealed(tmp_path, [1000] * 8)
+    (tmp_path / "acked").write_bytes(bytes(8192))
+    segment, head = tmp_path / "00000001.seg", size_of(b"")
+    wipe(segment, held[3].offset + 10, held[3].offset + 30, b"\xff")
+    wipe(segment, held[4].offset - 20, held[4].offset - 12, b"\x55")
+    assert head > 20
+    assert opened(tmp_path, 2).stats().dropped == 1000
+
+
+def test_a_batch_that_lies_aside_is_not_lost_with_its_segment(tmp_path: Path):
+    """A power cut may forget that it is settled."""
+    take(buffer := opened(tmp_path, 1), 1.0, 2.0)
+    buffer._work(0.0, buffer._seal)
+    buffer.tick(10.0)
+    (held,) = buffer.waiting()
+    before = (tmp_path / "acked").read_bytes()
+    buffer.set_aside(held, 0x99)
+    buffer._disk.close_all()
+    (tmp_path / "acked").write_bytes(before)
+    segment = tmp_path / held.segment
+    wipe(segment, 0, segment.stat().st_size, b"\0")
+    assert opened(tmp_path, 2).stats().dropped == 0
+
+
+def test_of_a_card_with_thousands_of_bad_places_not_all_are_copied(tmp_path: Path):
+    held = sealed(tmp_path, [3] * (COPIES + 50))
+    for one in held:
+        spoil(tmp_path / one.segment, one.offset + 5)
+        spoil(tmp_path / one.segment, one.offset - 60)
+    again = opened(tmp_path, 2)
+    assert again.stats().dropped == 3 * len(held)
+    assert len(aside(tmp_path)) <= COPIES

@@ -355,3 +355,28 @@ def test_a_batch_of_the_sequence_of_one_that_is_under_way_is_not_passed_over(tmp
             assert lane(broker.received, "live") == [4, 7]
 
     run(scenario())
+
+
+def test_a_mount_that_comes_and_goes_is_counted_once(tmp_path: Path):
+    buffer = seal(opened(tmp_path / "state", 1), 1.0, 2.0, 3.0)
+    state, away = tmp_path / "state", tmp_path / "away"
+    for second in range(3):
+        state.rename(away)
+        buffer.tick(100.0 + second)
+        shutil.rmtree(state)
+        away.rename(state)
+        buffer.tick(200.0 + second)
+    assert [values for *_, values in held(buffer)] == [[1.0], [2.0], [3.0]]
+    assert (
+        buffer.stats().dropped == 3
+    )  # when it was away the first time nobody knew that it returns
+
+
+def test_the_newest_segment_that_is_removed_while_it_runs_is_counted_once(tmp_path: Path):
+    for epoch in (1, 2):
+        buffer = seal(opened(tmp_path / "state", epoch), 1.0, 2.0, 3.0)
+    buffer._disk.close_all()
+    buffer = seal(opened(tmp_path / "state", 3), 4.0, 5.0)
+    max((tmp_path / "state").glob("*.seg")).unlink()
+    buffer.tick(100.0)
+    assert (len(held(buffer)), buffer.stats().dropped) == (7, 1)  # the journal has the last
