@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gateway import reading as q
 from gateway.disk import Disk
+from gateway.journal import Journal
 from gateway.reading import Instant, Reading
 from gateway.spool import Spool
 from gateway.wire import Batch, encode
@@ -53,6 +54,7 @@ def fill(directory: Path, count: int) -> int:
     disk = _Unsynced(directory)
     spool = Spool(disk)
     spool.recover()
+    Journal(disk).recover(spool.last)
     spool.begin(1)
     batches = -(-count // BATCH)
     for sequence in range(1, batches + 1):

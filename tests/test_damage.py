@@ -836,10 +836,28 @@ def test_a_batch_that_lies_aside_is_not_lost_with_its_segment(tmp_path: Path):
 
 
 def test_of_a_card_with_thousands_of_bad_places_not_all_are_copied(tmp_path: Path):
-    held = sealed(tmp_path, [3] * (COPIES + 50))
+    held = sealed(tmp_path, [3] * 2 * (COPIES + 50))[::2]
     for one in held:
         spoil(tmp_path / one.segment, one.offset + 5)
-        spoil(tmp_path / one.segment, one.offset - 60)
-    again = opened(tmp_path, 2)
-    assert again.stats().dropped == 3 * len(held)
-    assert len(aside(tmp_path)) <= COPIES
+    for epoch in (2, 3):
+        again = opened(tmp_path, epoch)
+        assert (again.stats().dropped, len(aside(tmp_path))) == (3 * len(held), COPIES)
+        again.close()
+    assert again.stats().faults == []
+
+
+@pytest.mark.parametrize("changes", range(14))
+def test_a_power_cut_amid_a_start_counts_nothing_that_the_journal_saves(changes: int):
+    for seed in range(10):
+        buffer = worn(disk := CrashDisk(), 1)
+        take(buffer, 1.0, 2.0, durable=True)
+        buffer.tick(1.0)
+        buffer.close()
+        (held,) = buffer.waiting()
+        disk.spoil(held.segment, held.offset + 5)
+        disk.fuse = changes
+        with suppress(PowerCut):
+            worn(disk, 2)
+        disk.crash(Random(seed))
+        again = worn(disk, 3)
+        assert (values(again), again.stats().dropped) == ([1.0, 2.0], 0)
