@@ -9,6 +9,7 @@ batches on 4 KiB that were wiped, going by the heads that were left, 5 of 195 re
 What no record stands behind, such as the end of the newest segment, `acked` tells of.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +18,7 @@ import msgpack
 from gateway.disk import BLOCK, Damage
 from gateway.record import NOWHERE, Kind, Place, Record, pack, records, size_of
 
-_SEALED = "sealed"
+_SEALED = re.compile(r"sealed-([0-9]+)-([0-9]+)")
 
 
 @dataclass(slots=True)
@@ -53,7 +54,7 @@ class Gap:
     @property
     def loss(self) -> str:
         """What the loss of the missing ones is known by, wherever another start sees it."""
-        return f"{_SEALED}-{self.span.stop}-{self.missing}" if self.missing else ""
+        return f"sealed-{self.span.stop}-{self.missing}" if self.missing else ""
 
     @property
     def bridge(self) -> bytes:
@@ -68,11 +69,10 @@ class Gap:
 
 def sealed_span(loss: str) -> range:
     """Return which of all readings ever sealed the name of a loss tells of, if of any."""
-    kind, _, rest = loss.partition("-")
-    if kind != _SEALED:
-        return range(0)
-    end, missing = map(int, rest.split("-"))
-    return range(end - missing, end)
+    if found := _SEALED.fullmatch(loss):
+        end, missing = map(int, found.groups())
+        return range(end - missing, end)
+    return range(0)
 
 
 class Survey:
