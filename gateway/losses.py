@@ -59,7 +59,8 @@ class Losses:
 
     def record_later(self, readings: int, reason: str) -> None:
         """Have a loss recorded once the disk can."""
-        self._unrecorded[reason] += readings
+        if readings:
+            self._unrecorded[reason] += readings
 
     def record_all(self, spool: Spool) -> None:
         """Record what is not yet; raises OSError."""
@@ -80,8 +81,7 @@ class Losses:
 
     def removed(self, readings: int) -> None:
         """Count what was in a directory that somebody took away."""
-        if readings:
-            self.record_later(readings, "state directory removed")
+        self.record_later(readings, "state directory removed")
         self._tell(
             f"{self._disk.directory} was removed or replaced while it was in use: {readings} "
             "readings on it are lost; it was begun anew"
@@ -99,6 +99,12 @@ class Losses:
     def found(self, damaged: Iterable[Damage]) -> None:
         """Take up what recovery could not read as it was written."""
         self._damaged = deque(damaged)
+
+    def leave(self) -> int:
+        """Let go of what was found on a disk that is gone; return what of it is not counted."""
+        left = sum(damage.lost or 0 for damage in self._damaged)
+        self._damaged.clear()
+        return left
 
     def set_damage_aside(self, spool: Spool) -> None:
         """Count what cannot be read, once, report it, and keep a copy; raises OSError."""

@@ -155,14 +155,18 @@ class Spool:
             again = sum(len(f.readings) for f in frames if self.last < f.sequence <= told.last)
             self._segments.total = max(self._segments.total - again, found.total)
 
+    @property
+    def history(self) -> int | None:
+        """What tells this directory from another one; None: nothing here does."""
+        return self._histories[-1] if self._histories else None
+
     def follow(self, other: "Spool") -> dict[tuple[int, int], int]:
         """Go on where `other` ended, whose files are gone.
 
         Return how many readings of which batches, by name, that costs; where it is the same history
         still, what is missing is counted as damage is.
         """
-        same = self._histories[-1:] == other._histories[-1:]
-        counted = self._missing.holes if same else set()
+        counted = self._missing.holes if self.history == other.history else set()
         self.last = max(self.last, other.last)
         if other.previous:
             self._saw(*other.previous)

@@ -47,6 +47,8 @@ class Store:
         """That of the directory before, until all is known of what came in its place."""
         self._removed: set[tuple[int, int]] = set()
         """The names of batches that went with a directory, and are counted."""
+        self._left = 0
+        """Readings that were lost there, which could not be recorded yet."""
         self._unsealed: deque[list[Flushed]] | None = None
         """What the journal holds of batches still to be sealed; None while it is unread."""
 
@@ -68,7 +70,9 @@ class Store:
             self._losses.removed(sum(len(f.readings) for parts in self._unsealed for f in parts))
         if self.spool.recovered:
             self._follow()  # that one was gone before it was known
-            self._gone = self.spool
+            if not self.recovered:
+                self._losses.found(self.spool.damage(self._refused.kept()))
+            self._gone, self._left = self.spool, self._losses.leave()
         self.spool, self.journal, self.recovered = Spool(self._disk), Journal(self._disk), False
         self._unsealed = None
 
@@ -79,7 +83,9 @@ class Store:
             # A mount that comes and goes takes the same ones with it each time
             self._losses.removed(sum(lost[name] for name in lost.keys() - self._removed))
             self._removed |= lost.keys()
-            self._gone = None
+            if self._gone.history != self.spool.history:  # else the damage is found again
+                self._losses.record_later(self._left, "damaged on disk")
+            self._gone, self._left = None, 0
 
     def _make_way(self) -> None:
         ours = {journal.NAME: _journal, acked.NAME: _small, DIRECTORY: Path.is_dir}
