@@ -12,6 +12,7 @@ What no record stands behind, such as the end of the newest segment, `acked` tel
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import msgpack
 
@@ -67,6 +68,7 @@ class Gap:
         return bridge if self.last or len(bridge) <= len(self.data) else b""
 
 
+@lru_cache(1 << 14)  # each loss that is recorded asks for all of them
 def sealed_span(loss: str) -> range:
     """Return which of all readings ever sealed the name of a loss tells of, if of any."""
     if found := _SEALED.fullmatch(loss):
