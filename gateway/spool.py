@@ -226,14 +226,14 @@ class Spool:
     def write_acked(self, now: float) -> None:
         """Write down what was acknowledged; at most once a second, for each costs a block.
 
-        What was sealed is synced, too: it tells of the newest batches if they are damaged.
+        What was sealed is synced, at once: it tells of the newest batches if they are damaged.
         """
+        if self._segments.total != self._saved:
+            self._save_acked()
         if self._acked_at <= now < self._acked_at + ACKED_EVERY:
             return
         self._write_acked()
         self._acked_at = now
-        if self._segments.total != self._saved:
-            self._save_acked()
 
     def _write_acked(self, dropped: int = 0, lost: Sequence[Held] = ()) -> None:
         """Write down what is acknowledged, and these as if they were, for so many are dropped."""
