@@ -9,7 +9,7 @@ from random import Random
 from crash_disk import PAGE, CrashDisk, PowerCut
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from trials import times
 
 from gateway.buffer import Buffer
@@ -214,6 +214,7 @@ class PowerCuts(RuleBasedStateMachine):
         self.disk.failing = 0
         self.crash()
 
+    @precondition(lambda self: not self.images)
     @rule(
         place=st.floats(0, 1),
         length=st.sampled_from([1, 100, PAGE]),
@@ -304,6 +305,7 @@ class PowerCuts(RuleBasedStateMachine):
         self.forgotten |= self.evicted
         vars(self).update(ours)
 
+    @precondition(lambda self: not self.wiped)  # both in one run are open, see tests/README.md
     @rule(
         which=st.integers(0, 99),
         syncs=st.sampled_from([0, 0, 1, 2]),
