@@ -18,6 +18,7 @@ from gateway.certificate import outlook
 from gateway.connection import WINDOW, Connection, TakenOver, UplinkError, heed_cancel
 from gateway.credentials import off_the_loop
 from gateway.encoding import ENCODINGS
+from gateway.lately import SAVED_WITHIN
 from gateway.ration import Outages
 from gateway.retained import Status
 from gateway.session import Session, UplinkState
@@ -46,12 +47,13 @@ class Uplink:
         about: bytes | None = None,
         wait: wait_base | None = None,
         ack_within: float = ACK_WITHIN,
+        saved_within: float = SAVED_WITHIN,
         steady: float = STEADY,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.state = UplinkState(gap=1 / settings.backlog_rate if settings.backlog_rate else 0.0)
         self._about, self._now = about, now
-        self._ack_within, self._steady = ack_within, steady
+        self._ack_within, self._saved_within, self._steady = ack_within, saved_within, steady
         self._settings, self._gateway = settings, gateway
         self._buffer, self._writer = buffer, writer
         self._wait = wait_random_exponential(0.5, max=60) if wait is None else wait
@@ -135,13 +137,14 @@ class Uplink:
                     encode=ENCODINGS[self._settings.encoding],
                     state=self.state,
                     ack_within=self._ack_within,
+                    saved_within=self._saved_within,
                     works=self._works,
                 )
                 self.state.connected = True
                 try:
                     await session.run(status, self._settings.status_interval, self._about)
                 finally:
-                    session.count_traffic()
+                    session.end()
         except* (OSError, UplinkError) as group:
             failure = _first(group)
         finally:
