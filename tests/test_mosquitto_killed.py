@@ -18,7 +18,7 @@ from hil.mosquitto import Mosquitto
 from hil.seat import HOST, Seat
 
 KILLS = 4
-BETWEEN = 20
+BETWEEN = 40
 """Batches from one kill to the next, on average."""
 
 TLS = """\
