@@ -31,10 +31,12 @@ class Health:
         uplink: UplinkState,
         *,
         adapters: Callable[[], Mapping[str, object]] = dict,
+        volatile: str | None = None,
     ) -> None:
+        """`volatile` is the kind of the buffer's file system, if it does not outlast a reboot."""
         self._gateway, self._clock = gateway, clock
         self._buffer, self._pollers, self._uplink = buffer, pollers, uplink
-        self._adapters = adapters
+        self._adapters, self._volatile = adapters, volatile
         self._since = clock.now()
 
     def payload(self, state: str) -> bytes:
@@ -92,6 +94,7 @@ class Health:
             **self._of_rates(stats),
             "disk_errors": stats.disk_errors,
             "faults": stats.faults,
+            "volatile": self._volatile,
         }
 
     def _of_rates(self, stats: Stats) -> dict[str, object]:

@@ -72,9 +72,9 @@ class Service:
         # have threads of their own: one that hangs must not hold up a sync.
         self._writer = ThreadPoolExecutor(1, "writer")
         self._threads = ThreadPoolExecutor(max(len(config.sensors), 1), "sensor")
-        disk = _own(config.gateway.state_dir)
+        self._disk = _own(config.gateway.state_dir)
         self._buffer = Buffer(
-            *(disk, config.buffer, config.gateway.id, self._clock.boot),
+            *(self._disk, config.buffer, config.gateway.id, self._clock.boot),
             clock=self._clock,
             bound=BOUNDS[config.uplink.encoding],
         )
@@ -85,6 +85,7 @@ class Service:
         self._uplink = Uplink(
             *(config.uplink, config.gateway.id, self._buffer, self._writer), about=about(config)
         )
+        self._uplink.state.traffic.recall(self._disk)
         self._health = Health(
             config.gateway.id,
             self._clock,
@@ -92,6 +93,7 @@ class Service:
             self._pollers,
             self._uplink.state,
             adapters=self._radio.states if self._radio else dict,
+            volatile=volatile(config.gateway.state_dir),
         )
 
     def _poller(self, sensor: SensorSettings) -> Poller:
@@ -156,6 +158,7 @@ class Service:
             uplink.cancel()
             watch.cancel()
         await self._on_writer(self._buffer.close)  # what was acknowledged last is written down
+        await self._on_writer(partial(self._uplink.state.traffic.write, self._disk))
         if lost := self._buffer.unsaved:
             log.error("stopped: %d readings are lost: %s", lost, self._buffer.fault)
             return False
@@ -191,6 +194,7 @@ class Service:
     async def _tick(self) -> None:
         now = asyncio.get_running_loop().time()
         await self._on_writer(partial(self._buffer.tick, now))
+        await self._on_writer(partial(self._uplink.state.traffic.note, self._disk))
         self._uplink.wake()
 
     async def _on_writer(self, work: Callable[[], None]) -> None:

@@ -1,10 +1,22 @@
 """Bytes that a connection costs on a metered link: both ways, pings, TLS and headers."""
 
+import json
 import socket
 import struct
 import time
-from collections import Counter
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from threading import Lock
+
+from gateway.disk import Disk
+
+NAME = "traffic"
+NOTED_EVERY = 3600.0
+_SIZE = 1024
+_DAY = 86_400
+_MOST = 1 << 53
+"""What no count comes to, unless the file is damaged."""
 
 # bytes_acked, bytes_received, segs_out and segs_in of struct tcp_info. Source: linux/tcp.h
 _TCP_INFO = struct.Struct("=120xQQII")
@@ -35,23 +47,61 @@ def _info(sock: socket.socket) -> tuple[int, int, int, int]:
 
 
 class Traffic:
-    """Bytes of the last 30 days, as far as the daemon has been running."""
+    """Bytes of the last 30 days that the daemon has run, over its starts.
+
+    The time that it runs is what it counts by: at a start the wall clock may be of any year. `note`
+    and `write` are for the writer's thread, the others may run beside it.
+    """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self._now = now
-        self._days: Counter[int] = Counter()
+        self._lock = Lock()
+        self._now, self._began = now, now()
+        self._ran = 0.0  # before this start
+        self._today = 0
+        self._days = deque([0], maxlen=30)  # today's, then those of each day before
+        self._next = 0.0
 
     def add(self, sent: int) -> None:
         """Count bytes of today."""
-        self._days[self._day()] += sent
+        with self._lock:
+            self._turn()
+            self._days[0] += sent
 
     @property
     def month(self) -> int:
         """Bytes of today and the 29 days before."""
-        oldest = self._day() - 29
-        for day in [day for day in self._days if day < oldest]:
-            del self._days[day]
-        return self._days.total()
+        with self._lock:
+            self._turn()
+            return sum(self._days)
 
-    def _day(self) -> int:
-        return int(self._now() // 86_400)
+    def _turn(self) -> None:
+        today = int(self._runs() // _DAY)
+        for _ in range(min(today - self._today, len(self._days) + 1)):
+            self._days.appendleft(0)
+        self._today = today
+
+    def _runs(self) -> float:
+        return self._ran + self._now() - self._began
+
+    def recall(self, disk: Disk) -> None:
+        """Go on where the run before ended, as far as that was noted."""
+        with suppress(OSError, ValueError, TypeError):
+            ran, *days = json.loads(disk.read(NAME, 0, _SIZE))
+            if all(0 <= number < _MOST for number in (ran, *days)):
+                self._ran, self._today = ran, int(ran // _DAY)
+                self._days.clear()
+                self._days.extend(map(int, days or [0]))
+
+    def note(self, disk: Disk) -> None:
+        """Write it down if it was not within the last hour."""
+        if self._runs() >= self._next:
+            self.write(disk)
+
+    def write(self, disk: Disk) -> None:
+        """Write it down; where that fails it is not worth a fault."""
+        with self._lock:
+            self._turn()
+            line = json.dumps([round(self._runs()), *self._days])
+        with suppress(OSError):
+            disk.write(NAME, 0, line.encode().ljust(_SIZE))
+        self._next = self._runs() + NOTED_EVERY

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jumping
+import pytest
 
 from drivers import sds011
 from gateway.buffer import Buffer
@@ -225,3 +226,41 @@ def test_traffic_is_of_the_last_thirty_days():
     assert traffic.month == 3000
     day = 100
     assert traffic.month == 0
+
+
+def test_traffic_goes_on_over_starts_by_the_time_that_the_daemon_ran(tmp_path: Path):
+    hours, disk = 0, Disk(tmp_path)
+    for _ in range(3):
+        traffic = Traffic(lambda: hours * 3600.0)
+        traffic.recall(disk)
+        traffic.add(1)
+        hours += 15 * 24
+        traffic.add(100)
+        traffic.write(disk)
+    assert traffic.month == 100 + 1 + 100  # of days 30 and 45
+
+
+@pytest.mark.parametrize(
+    "noted", [b"", b"[]", b"{}", b"[1e400, 1]", b"[7, -1]", b"[7, null]", b"7"]
+)
+def test_traffic_that_was_noted_and_damaged_is_counted_anew(tmp_path: Path, noted: bytes):
+    Path(tmp_path, "traffic").write_bytes(noted)
+    traffic = Traffic()
+    traffic.recall(Disk(tmp_path))
+    traffic.add(5)
+    assert traffic.month == 5
+
+
+def test_traffic_is_noted_once_an_hour(tmp_path: Path):
+    seconds, disk = 0.0, Disk(tmp_path)
+    traffic = Traffic(lambda: seconds)
+    for seconds in range(2 * 3600):  # noqa: B007
+        traffic.note(disk)
+    assert disk.written == 2 * 4096
+
+
+def test_a_buffer_that_does_not_outlast_a_reboot_is_told(tmp_path: Path):
+    box = Box(tmp_path)
+    assert box.said("buffer")["volatile"] is None
+    box.health = Health(*("it", box.clock, box.buffer, [], box.uplink), volatile="tmpfs")
+    assert box.said("buffer")["volatile"] == "tmpfs"
