@@ -14,7 +14,7 @@ from gateway.disk import Disk
 NAME = "traffic"
 NOTED_EVERY = 3600.0
 _SIZE = 1024
-_DAY = 86_400
+_DAY, _DAYS = 86_400, 30
 _MOST = 1 << 53
 """What no count comes to, unless the file is damaged."""
 
@@ -58,7 +58,7 @@ class Traffic:
         self._now, self._began = now, now()
         self._ran = 0.0  # before this start
         self._today = 0
-        self._days = deque([0], maxlen=30)  # today's, then those of each day before
+        self._days = deque([0], maxlen=_DAYS)  # today's, then those of each day before
         self._next = 0.0
 
     def add(self, sent: int) -> None:
@@ -76,7 +76,7 @@ class Traffic:
 
     def _turn(self) -> None:
         today = int(self._runs() // _DAY)
-        for _ in range(min(today - self._today, len(self._days) + 1)):
+        for _ in range(min(today - self._today, _DAYS)):
             self._days.appendleft(0)
         self._today = today
 

@@ -229,12 +229,12 @@ def test_traffic_is_of_the_last_thirty_days():
 
 
 def test_traffic_goes_on_over_starts_by_the_time_that_the_daemon_ran(tmp_path: Path):
-    hours, disk = 0, Disk(tmp_path)
+    disk = Disk(tmp_path)
     for _ in range(3):
-        traffic = Traffic(lambda: hours * 3600.0)
+        times = iter([0.0, 0.0, *[15 * 86_400.0] * 9])
+        traffic = Traffic(times.__next__)
         traffic.recall(disk)
         traffic.add(1)
-        hours += 15 * 24
         traffic.add(100)
         traffic.write(disk)
     assert traffic.month == 100 + 1 + 100  # of days 30 and 45
