@@ -9,6 +9,7 @@ from itertools import islice
 from gateway import __version__
 from gateway.buffer import Buffer, Stats
 from gateway.clock import Clock
+from gateway.connection import WINDOW
 from gateway.driver import PortError
 from gateway.poller import Poller, SensorState
 from gateway.rates import RATE_AFTER, Rates
@@ -38,9 +39,11 @@ class Health:
         self._buffer, self._pollers, self._uplink = buffer, pollers, uplink
         self._adapters, self._volatile = adapters, volatile
         self._since = clock.now()
+        self._told_to_wait = False
 
     def payload(self, state: str) -> bytes:
         """Return the snapshot as JSON."""
+        self._told_to_wait = self._buffer.stats().waiting_batches > 0
         return _json(self.snapshot(state))
 
     def will(self, state: str = "offline") -> bytes:
@@ -58,7 +61,13 @@ class Health:
         buffer = stats.dropped, tuple(stats.refused), tuple(stats.faults), known
         uplink = self._uplink
         told = tuple(uplink.suspects), uplink.outlook, uplink.unheard > 0, uplink.why
-        return self._clock.state(), reasons, self._adapters(), buffer, told
+        lag = self._lag(stats.waiting_batches)
+        return self._clock.state(), reasons, self._adapters(), buffer, told, lag
+
+    def _lag(self, waiting: int) -> object:
+        """Return what changes when the end of a backlog is foretold, and when it has come."""
+        foretold = waiting > WINDOW and self._uplink.catch_up(waiting) is not None
+        return foretold, self._told_to_wait and not waiting
 
     def snapshot(self, state: str) -> dict[str, object]:
         """Return everything known now; `state` is online or offline."""

@@ -10,17 +10,17 @@ AGAIN = 60.0
 
 
 class Ration:
-    """BURST at once, then one each AGAIN seconds."""
+    """BURST at once, then one each `again` seconds."""
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self._now = now
+    def __init__(self, now: Callable[[], float] = time.monotonic, again: float = AGAIN) -> None:
+        self._now, self._again = now, again
         self._left, self._at = float(BURST), now()
 
     @property
     def left(self) -> int:
         """How often it may be told now."""
         now = self._now()
-        self._left, self._at = min(self._left + (now - self._at) / AGAIN, BURST), now
+        self._left, self._at = min(self._left + (now - self._at) / self._again, BURST), now
         return int(self._left)
 
     def take(self) -> None:

@@ -53,8 +53,9 @@ class Retained:
         """Publish the status when it changes and every so often, for ever."""
         loop = asyncio.get_running_loop()
         while True:
-            digest, published = status.digest(), loop.time()
-            await self.tell(status, "online")
+            published = loop.time()
+            payload, digest = status.payload("online"), status.digest()
+            await self._tell(payload, status.will("online"))
             # Asked once a second: an event from each thing that may change would tie it to them all
             while loop.time() < published + every and not (
                 changes.left and status.digest() != digest
@@ -68,8 +69,11 @@ class Retained:
 
     async def tell(self, status: Status, state: str) -> None:
         """Publish the status, or a short one where the broker takes no more."""
-        if not await self._publish("status", status.payload(state), "whole status"):
-            await self._publish("status", status.will(state), "status")
+        await self._tell(status.payload(state), status.will(state))
+
+    async def _tell(self, whole: bytes, short: bytes) -> None:
+        if not await self._publish("status", whole, "whole status"):
+            await self._publish("status", short, "status")
 
     async def publish(self, name: str, payload: bytes) -> None:
         """Publish a message that stays there."""

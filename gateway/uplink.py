@@ -19,7 +19,7 @@ from gateway.connection import WINDOW, Connection, TakenOver, UplinkError, heed_
 from gateway.credentials import off_the_loop
 from gateway.encoding import ENCODINGS
 from gateway.lately import SAVED_WITHIN
-from gateway.ration import Outages
+from gateway.ration import Outages, Ration
 from gateway.retained import Status
 from gateway.session import Session, UplinkState
 from gateway.settings import Broker, UplinkSettings
@@ -28,6 +28,8 @@ from gateway.suspects import LOSSES, Name
 ACK_WITHIN = 15.0
 """Seconds after which a missing PUBACK means that the link is dead."""
 LOOK_EVERY = 3600.0
+PINGS = 3
+"""As many go by from one status of what comes and goes to the next: a metered link has few."""
 STEADY = 30.0
 """Seconds after which a session that is lost is followed by the next one at once."""
 
@@ -51,7 +53,10 @@ class Uplink:
         steady: float = STEADY,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self.state = UplinkState(gap=1 / settings.backlog_rate if settings.backlog_rate else 0.0)
+        self.state = UplinkState(
+            gap=1 / settings.backlog_rate if settings.backlog_rate else 0.0,
+            changes=Ration(again=PINGS * settings.keepalive),
+        )
         self._about, self._now = about, now
         self._ack_within, self._saved_within, self._steady = ack_within, saved_within, steady
         self._settings, self._gateway = settings, gateway

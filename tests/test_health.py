@@ -12,6 +12,7 @@ from drivers import sds011
 from gateway.buffer import Buffer
 from gateway.certificate import Outlook
 from gateway.clock import Clock
+from gateway.connection import WINDOW
 from gateway.disk import Disk
 from gateway.driver import BadChecksum, NoReply, PortError
 from gateway.health import Health
@@ -264,3 +265,20 @@ def test_a_buffer_that_does_not_outlast_a_reboot_is_told(tmp_path: Path):
     assert box.said("buffer")["volatile"] is None
     box.health = Health(*("it", box.clock, box.buffer, [], box.uplink), volatile="tmpfs")
     assert box.said("buffer")["volatile"] == "tmpfs"
+
+
+def test_a_forecast_and_the_end_of_a_backlog_are_each_worth_a_message(tmp_path: Path):
+    box = Box(tmp_path)
+    box.seal(WINDOW + 1)
+    box.said("uplink")
+    box.changed()
+    assert not box.changed()
+    box.uplink.pace = 0.5
+    assert box.changed()
+    for held in list(box.buffer.waiting()):
+        box.buffer.acknowledge(held)
+    assert box.changed()
+    assert box.said("buffer")["waiting_batches"] == 0
+    box.changed()  # as of the status that was published
+    box.seal()
+    assert not box.changed()

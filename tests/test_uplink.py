@@ -17,6 +17,8 @@ from tenacity import wait_fixed
 from tenacity.wait import wait_base
 
 import hil.mosquitto
+from gateway.clock import Clock
+from gateway.health import Health
 from gateway.reading import COUNT, Instant, Reading
 from gateway.settings import Broker as Address
 from gateway.suspects import LOSSES, Suspects
@@ -988,6 +990,31 @@ def test_what_was_sent_is_counted_and_the_pace_is_known_while_connected(tmp_path
                 counted, messages = box.state.traffic.month, len(broker.received)
                 assert sent + 52 * 2 < counted < sent + 350 * (messages + 10)
                 assert box.state.pace is None
+
+    run(scenario())
+
+
+def test_the_status_foretells_when_a_backlog_is_delivered_and_tells_when_it_is(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker), settings={"backlog_rate": 50.0})
+            box.status = Health("trd-0042", Clock(), box.buffer, [], box.state)
+            await box.seal(150)
+            told: list[tuple[int, int | None]] = []
+
+            def at_its_end() -> bool:
+                statuses = [m for m in broker.received if m.topic.endswith("/status")]
+                of = [json.loads(message.payload) for message in statuses]
+                told[:] = [
+                    (s["buffer"]["waiting_batches"], s["uplink"]["caught_up_in_s"]) for s in of
+                ]
+                return bool(told) and told[-1] == (0, 0)
+
+            async with delivering(box):
+                await until(at_its_end)
+            assert told[0] == (150, None)
+            assert any(0 < seconds <= 3 for _, seconds in told[1:])
+            assert len(told) <= 4
 
     run(scenario())
 
