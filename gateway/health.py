@@ -81,11 +81,12 @@ class Health:
         }
 
     def _who(self, state: str) -> dict[str, object]:
+        now = self._clock.now()  # it may have been set since
         return {
             "state": state,
             "gateway": self._gateway,
             "version": __version__,
-            "since": utc(self._since.wall_ms),
+            "since": utc(now.wall_ms - now.boot_ms + self._since.boot_ms),
             "boot": self._clock.boot,
             "epoch": self._buffer.epoch,
         }

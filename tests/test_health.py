@@ -282,3 +282,12 @@ def test_a_forecast_and_the_end_of_a_backlog_are_each_worth_a_message(tmp_path: 
     box.changed()  # as of the status that was published
     box.seal()
     assert not box.changed()
+
+
+def test_the_start_is_told_by_the_clock_that_was_set_since(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(jumping, "START_MS", 0)
+    box = Box(tmp_path)
+    assert json.loads(box.health.will())["since"] == "1970-01-01T00:00:00Z"
+    box.ms = 60_000
+    monkeypatch.setattr(jumping, "START_MS", 1_763_900_000_000)
+    assert json.loads(box.health.will())["since"] == "2025-11-23T12:13:20Z"
