@@ -233,14 +233,23 @@ class Refused:
         """Whether the batch is one of these."""
         return (held.epoch, held.sequence) in self._known
 
-    def holds(self, held: Held, payload: bytes | None) -> bool:
-        """Whether the batch is one of these down to its bytes, on the device."""
-        key = (held.epoch, held.sequence)
+    def on_device(self, name: tuple[int, int]) -> bytes | None:
+        """Return the bytes of the batch of this sequence and epoch, if it is one of these.
+
+        They are on the device, too.
+        """
         with suppress(OSError):
-            for aside in [one for one in self._sizes if (one.epoch, one.sequence) == key]:
+            for aside in [one for one in self._sizes if (one.sequence, one.epoch) == name]:
                 self._disk.settle(aside.name)
                 self._disk.sync_directory()
-                return self._read(aside) == payload
+                return self._read(aside)
+        return None
+
+    def keeps(self, name: tuple[int, int]) -> bool:
+        """Whether that batch is one of these, whole and on the device."""
+        with suppress(WireError):
+            batch = decode(self.on_device(name) or b"")
+            return (batch.sequence, batch.epoch) == name
         return False
 
     def over(self, most: int, but: Held) -> Iterator[Aside]:
@@ -278,6 +287,7 @@ class Refused:
         before = next((one for one in self._sizes if (one.sequence, one.epoch) == key), aside)
         self._disk.names()
         self._disk.write(before.name, 0, payload)
+        self._disk.cut(before.name, len(payload))
         self._disk.sync(before.name)
         self._disk.close(before.name)
         self._sizes[before] = len(payload)

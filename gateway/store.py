@@ -136,12 +136,15 @@ class Store:
     def _let_go_of_refused(self) -> None:
         """Note what a kill left unnoted: evicted, too, such a batch would be counted twice."""
         for held in list(self.spool.waiting()):
-            here = self._refused.lies_here(held)
-            if here and self._refused.holds(held, self.spool.payload(held)):
+            here = self._refused.lies_here(held) and self._refused.on_device(held.name)
+            if here and here == self.spool.payload(held):
                 self.spool.acknowledge(held)
 
     def _recover_journal(self) -> deque[list[Flushed]]:
-        """Return the frames that are neither in the spool nor in RAM, by batch, oldest first."""
+        """Return the frames of what is neither in the spool, in RAM nor aside, by batch in order.
+
+        Of one that lies aside there may be the beginning alone, which would take its place.
+        """
         frames, damaged = self.journal.recover(self.spool.last)
         self._losses.found(damaged)
         intake = self._intake
@@ -150,6 +153,8 @@ class Store:
             batch.journaled = 0 if damaged else sum(there)
         in_ram = intake.renamed | {batch.sequence for batch in intake.sealed}
         frames = [f for f in frames if f.epoch != intake.epoch or f.sequence not in in_ram]
+        aside = {name for name in {frame.name for frame in frames} if self._refused.keeps(name)}
+        frames = [frame for frame in frames if frame.name not in aside]
         frames.sort(key=_name)
         self.spool.saved(frames)
         self.inherited = max([self.inherited, *(frame.sequence for frame in frames)])

@@ -76,7 +76,7 @@ class CrashDisk:
         return len(self._live[name])
 
     def read(self, name: str, offset: int = 0, length: int = -1) -> bytes:
-        data = self._live.setdefault(name, bytearray())
+        data = self._live.get(name, b"")
         return bytes(data[offset:] if length < 0 else data[offset : offset + length])
 
     def salvage(self, name: str) -> tuple[bytes, list[int]]:

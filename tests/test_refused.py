@@ -237,6 +237,30 @@ def test_after_such_a_kill_it_is_not_counted_as_dropped_where_the_spool_is_full(
     assert (again.stats().dropped, again.stats().refused) == (0, [killed.name])
 
 
+def test_one_that_takes_the_place_of_a_longer_file_ends_where_it_ends(tmp_path: Path, killed: Path):
+    batch = killed.read_bytes()
+    killed.write_bytes(batch + b"rest")
+    again = opened(tmp_path, epoch=2)
+    again.set_aside(next(again.waiting()), 0x95)
+    assert (tmp_path / "refused/1-1-0x95.batch").read_bytes() == batch
+
+
+def test_the_beginning_that_the_journal_has_of_one_takes_no_place_of_it(tmp_path: Path):
+    """A power cut forgot that it was refused, and took its segment along."""
+    buffer = opened(tmp_path)
+    take(buffer, 1.0, durable=True)
+    buffer.tick(0.0)
+    take(buffer, 2.0)
+    buffer.close()
+    buffer.set_aside(next(buffer.waiting()), 0x99)
+    (tmp_path / "00000001.seg").unlink()
+    again = opened(tmp_path, epoch=2)
+    assert (values(again), again.stats().dropped) == ([], 0)
+    ask(tmp_path)
+    again.tick(1.0)
+    assert values(again) == [1.0, 2.0]
+
+
 def test_one_that_is_refused_again_never_makes_room_for_itself(tmp_path: Path):
     refused(tmp_path, 1)
     ask(tmp_path)
