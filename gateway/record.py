@@ -164,7 +164,8 @@ def claims(data: bytes) -> Iterator[Record]:
     at = 0
     while 0 <= at <= len(data) - size_of(b""):
         record = _read(data, at, b"")
-        if record.kind == Kind.BATCH and record.readings <= BATCH_READINGS:
+        whole = 0 < record.place.first <= record.sequence  # the last number of its head
+        if record.kind == Kind.BATCH and 0 < record.readings <= BATCH_READINGS and whole:
             yield record
         elif sealed := _sealed(data, at):
             yield sealed

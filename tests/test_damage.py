@@ -21,7 +21,7 @@ from gateway.intake import RAM_READINGS
 from gateway.journal import MAGIC, SLOT, SLOTS
 from gateway.losses import COPIES, DAMAGED_BYTES
 from gateway.reading import Value
-from gateway.record import Kind, Record, records, size_of
+from gateway.record import Kind, Record, claims, records, size_of
 from gateway.wire import decode
 
 BATCHES, READINGS = times(4, 2000), times(2, 50)
@@ -861,3 +861,14 @@ def test_a_power_cut_amid_a_start_counts_nothing_that_the_journal_saves(changes:
         disk.crash(Random(seed))
         again = worn(disk, 3)
         assert (values(again), again.stats().dropped) == ([1.0, 2.0], 0)
+
+
+# More than one thing at a time
+
+
+@pytest.mark.parametrize("begin", range(size_of(b"")))
+def test_of_a_head_whose_end_is_wiped_only_what_is_whole_counts(tmp_path: Path, begin: int):
+    (held,) = sealed(tmp_path, [7])
+    data = (tmp_path / held.segment).read_bytes()[held.offset - size_of(b"") :]
+    told = [record.readings for record in claims(data[:begin].ljust(len(data), b"\0"))]
+    assert told in ([], [7])
