@@ -25,7 +25,7 @@ from gateway.record import Place
 
 NAME = "acked"
 PAGE = 4096
-ACKED_RANGES = 140
+ACKED_RANGES = 120
 LOSSES = 8
 """As many of both take less than a page, however long the numbers are."""
 
@@ -107,7 +107,8 @@ class Acked:
 
     def write(self, told: Told) -> None:
         """Write what differs from what was written last; unsynced."""
-        told = told._replace(writes=self._writes, since=self.since)
+        ranges = told.ranges[-ACKED_RANGES:]  # what no disk could count yet keeps all of them
+        told = told._replace(ranges=ranges, writes=self._writes, since=self.since)
         if told == self._written:
             return
         told = told._replace(writes=self._writes + 1)

@@ -10,13 +10,14 @@ import msgpack
 import pytest
 from crash_disk import CrashDisk
 
+from gateway.acked import LOSSES, PAGE, Acked, Told
 from gateway.buffer import Buffer
 from gateway.disk import LOCK, Disk
 from gateway.filling import BATCH_READINGS
 from gateway.glance import Glance
 from gateway.intake import RAM_READINGS
 from gateway.reading import TEMPERATURE, ClockState, Instant, Reading, Value
-from gateway.record import size_of
+from gateway.record import Place, size_of
 from gateway.refused import REFUSED_BYTES
 from gateway.settings import BufferSettings
 from gateway.wire import Batch, decode
@@ -133,6 +134,19 @@ def test_of_ranges_that_are_torn_the_ones_before_hold(tmp_path: Path):
 
     assert sorted([left(0), left(1)]) == [[2, 3], [3]]
     assert left(0, 1) == [1, 2, 3]
+
+
+def test_more_ranges_and_longer_names_than_a_page_takes_spoil_no_page(tmp_path: Path):
+    most = (1 << 64) - 1
+    place, losses = Place(most, most, most), [f"sealed-{most}-{most}-{most}"] * LOSSES
+    ranges = [(most - 500 + n, most, most) for n in range(500)]
+    written = Acked(Disk(tmp_path))
+    for n in range(2):
+        written.write(Told(most, ranges, most - n, most, most, place, losses))
+    assert (tmp_path / "acked").stat().st_size <= 2 * PAGE
+    again = Acked(Disk(tmp_path))
+    again.recover(lambda history: True)
+    assert again.ranges == ranges[-len(again.ranges) :] != []
 
 
 def test_a_segment_that_is_removed_stops_nothing_else(tmp_path: Path):
