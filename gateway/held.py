@@ -88,12 +88,12 @@ class Shelf:
         with self.lock:
             return len(self._order), self._readings
 
-    def lacks(self, other: "Shelf") -> dict[tuple[int, int], int]:
-        """Return how many readings of which batches, by name, are held there and not here."""
+    def lacks(self, other: "Shelf") -> dict[tuple[int, int], range]:
+        """Return which readings of which batches, by name, are held there and not here."""
         with self.lock, other.lock:
             here = {held.name: held.readings for held in self._held.values()}
-            lacking = {h.name: h.readings - here.get(h.name, 0) for h in other._held.values()}
-        return {name: readings for name, readings in lacking.items() if readings > 0}
+            lacking = {h.name: range(here.get(h.name, 0), h.readings) for h in other._held.values()}
+        return {name: readings for name, readings in lacking.items() if readings}
 
     def acknowledge(self, held: Held) -> None:
         """Let go of a batch: it was delivered, or set aside.

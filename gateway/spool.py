@@ -160,10 +160,14 @@ class Spool:
         """What tells this directory from another one; None: nothing here does."""
         return self._histories[-1] if self._histories else None
 
-    def follow(self, other: "Spool") -> dict[tuple[int, int], int]:
+    def goes_on(self, other: "Spool") -> bool:
+        """Whether it holds what `other` does, or did: no other history, nor an older image."""
+        return self.history == other.history and self._segments.total >= other._segments.total
+
+    def follow(self, other: "Spool") -> dict[tuple[int, int], range]:
         """Go on where `other` ended, whose files are gone.
 
-        Return how many readings of which batches, by name, that costs; where it is the same history
+        Return which readings of which batches, by name, that costs; where it is the same history
         still, what is missing is counted as damage is.
         """
         counted = self._missing.holes if self.history == other.history else set()

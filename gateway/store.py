@@ -10,7 +10,7 @@ Each step is done once for a directory, however often the disk fails meanwhile.
 import errno
 import os
 from collections import deque
-from itertools import groupby
+from itertools import groupby, starmap
 from pathlib import Path
 
 from gateway import acked, journal, record
@@ -45,8 +45,8 @@ class Store:
         self._disk, self._refused, self._losses, self._intake = disk, refused, losses, intake
         self._gone: Spool | None = None
         """That of the directory before, until all is known of what came in its place."""
-        self._removed: set[tuple[int, int]] = set()
-        """The names of batches that went with a directory, and are counted."""
+        self._removed: dict[tuple[int, int], int] = {}
+        """How many readings were left of the batches, by name, of which some are counted."""
         self._left = 0
         """Readings that were lost there, which could not be recorded yet."""
         self._unsealed: deque[list[Flushed]] | None = None
@@ -79,13 +79,19 @@ class Store:
     def _follow(self) -> None:
         """Go on where the directory before ended, and count what is not here of what it held."""
         if self._gone:
-            lost = self.spool.follow(self._gone)
-            # A mount that comes and goes takes the same ones with it each time
-            self._losses.removed(sum(lost[name] for name in lost.keys() - self._removed))
-            self._removed |= lost.keys()
-            if self._gone.history != self.spool.history:  # else the damage is found again
+            self._losses.removed(sum(starmap(self._count, self.spool.follow(self._gone).items())))
+            if not self.spool.goes_on(self._gone):  # else the damage is found again
                 self._losses.record_later(self._left, "damaged on disk")
             self._gone, self._left = None, 0
+
+    def _count(self, name: tuple[int, int], readings: range) -> int:
+        """Return how many of these of a batch, which are not here, are not counted yet.
+
+        A mount that comes and goes takes the same ones with it each time.
+        """
+        left = min(self._removed.get(name, readings.stop), readings.stop)
+        self._removed[name] = min(left, readings.start)
+        return left - self._removed[name]
 
     def _make_way(self) -> None:
         ours = {journal.NAME: _journal, acked.NAME: _small, DIRECTORY: Path.is_dir}

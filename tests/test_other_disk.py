@@ -8,6 +8,7 @@ from delivery import BATCHES, Box, address, delivering, lane, run, until
 
 from gateway.buffer import Buffer
 from gateway.disk import Disk
+from gateway.journal import SLOT, SLOTS
 from gateway.reading import TEMPERATURE, ClockState, Instant, Reading, Value
 from gateway.settings import BufferSettings
 from gateway.wire import Batch, decode
@@ -370,6 +371,40 @@ def test_a_mount_that_comes_and_goes_is_counted_once(tmp_path: Path):
     assert (
         buffer.stats().dropped == 3
     )  # when it was away the first time nobody knew that it returns
+
+
+def test_what_was_left_of_a_batch_is_counted_when_that_goes_as_well(tmp_path: Path):
+    buffer = flush(opened(tmp_path / "state", 1), 1.0)
+    shutil.copytree(tmp_path / "state", tmp_path / "other")
+    (tmp_path / "third").mkdir()
+    seal(buffer, 2.0, 3.0)
+    for other, dropped in (("other", 2), ("third", 3), ("third", 3), ("other", 3)):
+        swap(buffer, tmp_path / other)
+        buffer.tick(100.0)
+        assert buffer.stats().dropped == dropped
+
+
+def damaged(directory: Path) -> Buffer:
+    """Start where a batch is wiped, on a disk that fails before that is counted."""
+    (segment,) = directory.glob("*.seg")
+    segment.write_bytes(segment.read_bytes()[:70] + b"wiped")
+    (directory / "journal").write_bytes(bytes(SLOT * SLOTS))
+    disk = FailingDisk(directory)
+    disk.fails_at = 1
+    buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=2)
+    buffer.tick(0.0)
+    assert buffer.fault and not buffer.stats().dropped
+    return buffer
+
+
+def test_damage_that_is_not_counted_yet_is_when_an_older_image_is_put_in_place(tmp_path: Path):
+    buffer = opened(tmp_path / "state", 1)
+    shutil.copytree(tmp_path / "state", tmp_path / "other")
+    seal(buffer, 1.0)
+    buffer = damaged(tmp_path / "state")
+    swap(buffer, tmp_path / "other")
+    buffer.tick(1.0)
+    assert (buffer.fault, buffer.stats().dropped) == (None, 1)
 
 
 def test_the_newest_segment_that_is_removed_while_it_runs_is_counted_once(tmp_path: Path):
