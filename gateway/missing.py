@@ -37,8 +37,7 @@ class Missing:
             self._survey.end(told.oldest, told.sealed, told.last)
             total = max(total, told.sealed)
         else:
-            self._survey.end_untold()
-            self._acked.since = last + 1
+            self._acked.since = self._survey.end_untold()
         self._since = self._acked.since
         return total
 

@@ -152,7 +152,7 @@ class Survey:
         if gaps:
             widest = max(gaps, key=lambda gap: len(gap.data))
             widest.missing, widest.hole = missing, range(self._last + 1, last + 1)
-            widest.place, widest.whole = begin or NOWHERE, skipped
+            widest.place, widest.whole = begin or NOWHERE, skipped and not widest.shows
         self.gaps += [gap for gap in gaps if gap.shows or gap.missing]
         self._open = []
 
@@ -177,14 +177,16 @@ class Survey:
         known = oldest.first and end.total > oldest.total
         self._settle(oldest if known else None, end.total, end.first - 1)
 
-    def end_untold(self) -> None:
-        """Settle it when nobody tells."""
+    def end_untold(self) -> int:
+        """Settle it when nobody tells; return below which sequence that leaves something open."""
+        since = max([gap.hole.stop for gap in self.gaps if gap.missing], default=0)
         self.gaps = [gap for gap in self.gaps if gap.shows or not gap.whole]
         for gap in self.gaps:
             gap.missing = None if gap.whole else gap.missing
         self._settle(None, 0, 0)
         self._open = self._before
         self._settle(None, 0, 0)
+        return max(since, self._begin.first if self._begin else 0)
 
 
 def _gap(name: str, at: int, data: bytes, bad: Sequence[int]) -> Gap:

@@ -872,3 +872,12 @@ def test_of_a_head_whose_end_is_wiped_only_what_is_whole_counts(tmp_path: Path, 
     data = (tmp_path / held.segment).read_bytes()[held.offset - size_of(b"") :]
     told = [record.readings for record in claims(data[:begin].ljust(len(data), b"\0"))]
     assert told in ([], [7])
+
+
+def test_a_damaged_batch_is_lost_though_nobody_knew_once_what_was_acknowledged(tmp_path: Path):
+    (held,) = sealed(tmp_path, [3])
+    (tmp_path / "acked").unlink()
+    for epoch in (2, 3):  # of these segments the empty one went
+        opened(tmp_path, epoch).close()
+    wipe(tmp_path / held.segment, held.offset - size_of(b""), held.offset + 30, b"b")
+    assert opened(tmp_path, 4).stats().dropped == 3
