@@ -5,7 +5,7 @@ Some may be held all the same, from the journal or written twice; others were de
 
 from collections.abc import Iterable
 
-from gateway.acked import Acked, Range, within
+from gateway.acked import Acked, within
 from gateway.disk import Damage
 from gateway.held import Shelf
 from gateway.record import Record, claims, pack
@@ -18,7 +18,6 @@ class Missing:
 
     def __init__(self, survey: Survey, shelf: Shelf, acked: Acked, recorded: Recorded) -> None:
         self._survey, self._shelf, self._acked, self._recorded = survey, shelf, acked, recorded
-        self._aside: list[Range] = []
         self._since = 0  # of those below nothing was known at recovery
 
     @property
@@ -41,15 +40,23 @@ class Missing:
         self._since = self._acked.since
         return total
 
+    def lie_aside(self, batches: Iterable[tuple[int, int]]) -> None:
+        """Take these for acknowledged, by sequence and readings: a power cut may forget that.
+
+        It takes long to read them: only where something is missing.
+        """
+        for sequence, readings in batches if self.uncounted else ():
+            with self._shelf.lock:
+                if readings and self._shelf.get(sequence) is None:
+                    self._acked.add(sequence, readings)
+
     @property
     def holes(self) -> set[int]:
         """The sequences that are missing, as far as they are known."""
         return {sequence for gap in self._survey.gaps if gap.missing for sequence in gap.hole}
 
-    def damage(self, aside: Iterable[Range]) -> list[Damage]:
+    def damage(self) -> list[Damage]:
         """Return what recovery could not read, with the readings that are held nowhere else."""
-        if self._survey.gaps:
-            self._aside = [one for one in aside if one[0] not in self._acked]
         found = map(self._damage, self._survey.gaps)
         return [*self._survey.mended, *(each for each in found if each.data or each.lost)]
 
@@ -71,28 +78,23 @@ class Missing:
         if not missing:
             return 0, False
         held = sum(held.readings for s in gap.hole if (held := self._shelf.get(s)))
-        settled, others = within((*self._acked.ranges, *self._elsewhere), gap.hole)
+        settled, others = within((*self._acked.ranges, *self._recorded.ranges), gap.hole)
         unsure = others or gap.hole.start < self._since
         if unsure and gap.hole and all(self._is_settled(s, gap.whole) for s in gap.hole):
             return sum(map(self._lost, told)), False
         return max(missing - held - settled, 0), unsure
 
-    @property
-    def _elsewhere(self) -> list[Range]:
-        return [*self._recorded.ranges, *self._aside]
-
     def _is_settled(self, sequence: int, whole: bool) -> bool:
         """Whether a batch is here, delivered, or counted; `whole` segments go for that alone."""
         known = self._shelf.get(sequence) is not None or sequence in self._acked
-        gone = any(first <= sequence <= last for first, last, _ in self._elsewhere)
+        gone = any(first <= sequence <= last for first, last, _ in self._recorded.ranges)
         return known or gone or (whole and sequence < self._since)
 
     def _lost(self, record: Record) -> int:
         held = self._shelf.get(record.sequence)
         if held and held.epoch == record.epoch:  # from the journal, or written a second time
             return max(record.readings - held.readings, 0)
-        elsewhere = record.sequence in {sequence for sequence, *_ in self._aside}
-        return 0 if elsewhere or record.sequence in self._acked else record.readings
+        return 0 if record.sequence in self._acked else record.readings
 
     def counted(self, last: int) -> None:
         """Take what is lost for acknowledged, or each start that meets the gap counts it."""

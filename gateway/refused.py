@@ -266,10 +266,11 @@ class Refused:
             return len(decode(self._read(aside)).readings)
         return 0
 
-    def kept(self) -> Iterator[tuple[int, int, int]]:
-        """Yield each one's sequence, twice, and how many readings are in it."""
+    def kept(self) -> Iterator[tuple[int, int]]:
+        """Yield the sequence of each that can be read, and how many readings are in it."""
         for aside in self._sizes:
-            yield aside.sequence, aside.sequence, self.readings(aside)
+            with suppress(OSError):
+                yield aside.sequence, self.readings(aside)
 
     def remove(self, aside: Aside) -> None:
         """Remove its file."""

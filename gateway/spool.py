@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import msgpack
 
-from gateway.acked import LOSSES, Acked, Range, Told, join
+from gateway.acked import LOSSES, Acked, Told, join
 from gateway.disk import FOREIGN, FULL, Damage, Disk
 from gateway.held import Held, Shelf
 from gateway.journal import Flushed
@@ -135,12 +135,13 @@ class Spool:
         )
         self._shelf.add(held)
 
-    def damage(self, aside: Iterable[Range] = ()) -> list[Damage]:
-        """Return what recovery could not read, with the readings that are held nowhere else.
+    def lie_aside(self, batches: Iterable[tuple[int, int]]) -> None:
+        """Know the sequences of batches that were set aside, and how many readings each has."""
+        self._missing.lie_aside(batches)
 
-        `aside` are the batches that were set aside, of which `acked` may not know yet.
-        """
-        return self._missing.damage(aside)
+    def damage(self) -> list[Damage]:
+        """Return what recovery could not read, with the readings that are held nowhere else."""
+        return self._missing.damage()
 
     def counted(self) -> None:
         """Take what is lost for acknowledged, or each start that meets the gap counts it."""

@@ -71,7 +71,7 @@ class Store:
         if self.spool.recovered:
             self._follow()  # that one was gone before it was known
             if not self.recovered:
-                self._losses.found(self.spool.damage(self._refused.kept()))
+                self._losses.found(self.spool.damage())
             self._gone, self._left = self.spool, self._losses.leave()
         self.spool, self.journal, self.recovered = Spool(self._disk), Journal(self._disk), False
         self._unsealed = None
@@ -117,7 +117,7 @@ class Store:
         self._follow()
         self.spool.begin(self._intake.epoch)
         self._intake.go_on_behind(max(self.spool.last, self._refused.last))
-        self._losses.found(self.spool.damage(self._refused.kept()))
+        self._losses.found(self.spool.damage())
         self.recovered = True
 
     def _recover_spool(self) -> None:
@@ -135,6 +135,7 @@ class Store:
         self.inherited = max(self.inherited, spool.last)
         self.spool = spool
         self._refused.recover()
+        spool.lie_aside(self._refused.kept())
         self._let_go_of_refused()
         if self._gone:
             self.offered_again += 1

@@ -407,6 +407,21 @@ def test_damage_that_is_not_counted_yet_is_when_an_older_image_is_put_in_place(t
     assert (buffer.fault, buffer.stats().dropped) == (None, 1)
 
 
+def test_of_damage_that_is_left_behind_what_lay_aside_is_not_counted(tmp_path: Path):
+    """It is told of by name."""
+    buffer = seal(opened(tmp_path / "state", 1), 1.0)
+    before = (tmp_path / "state/acked").read_bytes()
+    buffer.set_aside(next(buffer.waiting()), 0x99)
+    buffer._disk.close_all()
+    (tmp_path / "state/acked").write_bytes(before)
+    (tmp_path / "other").mkdir()
+    buffer = damaged(tmp_path / "state")
+    swap(buffer, tmp_path / "other")
+    buffer.tick(1.0)
+    assert (buffer.fault, buffer.stats().dropped) == (None, 0)
+    assert "refused/1-1-0x99.batch: gone" in " ".join(buffer.stats().faults)
+
+
 def test_the_newest_segment_that_is_removed_while_it_runs_is_counted_once(tmp_path: Path):
     for epoch in (1, 2):
         buffer = seal(opened(tmp_path / "state", epoch), 1.0, 2.0, 3.0)

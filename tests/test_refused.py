@@ -379,6 +379,18 @@ def test_one_that_cannot_be_read_does_not_hold_up_the_others(tmp_path: Path, fai
     assert values(opened(tmp_path, epoch=3)) == [0.0, 1.0]
 
 
+def test_one_that_cannot_be_read_holds_up_no_start_on_a_disk_that_is_damaged(
+    tmp_path: Path, failing: Buffer
+):
+    failing.close()
+    FailingDisk.cannot.add("read 1-1-0x99.again")
+    segment = max(tmp_path.glob("*.seg"))
+    segment.write_bytes(segment.read_bytes() + b"damage")
+    again = Buffer(FailingDisk(tmp_path), SETTINGS, "trd-0042", boot=7, epoch=3)
+    again.tick(0.0)
+    assert (again.fault, again.stats().dropped) == (None, 0)
+
+
 def test_the_buffer_goes_on_without_them_while_the_directory_cannot_be_read(
     tmp_path: Path, failing: Buffer
 ):
@@ -504,3 +516,20 @@ def test_a_power_cut_counts_what_has_no_room_any_more_once(changes: int):
             again.set_aside(held, 0x99)
         assert again.stats().refused == ["2-1-0x99.batch"]
         assert again.stats().dropped == 5
+
+
+def test_one_that_had_no_room_is_not_counted_once_more_as_damaged():
+    disk, small = CrashDisk(), replace(SETTINGS, max_size=4 * 4096)
+    first, second, third = (Buffer(disk, small, "g", boot=7, epoch=epoch) for epoch in (1, 2, 3))
+    take(first, 1.0, 2.0)
+    first._work(0.0, first._seal)
+    first.set_aside(next(first.waiting()), 0x99)
+    take(first, 3.0, durable=True)
+    first.tick(0.0)
+    disk.crash(Random(1))
+    disk.wipe("00000001.seg", 70, disk.size("00000001.seg"), b"b")
+    disk.bad.add("00000001.seg")  # the next start meets it, and cannot blank it
+    second.tick(0.0)
+    second.set_aside(next(second.waiting()), 0x99)
+    third.tick(0.0)
+    assert (third.stats().dropped, third.stats().refused) == (2, ["2-1-0x99.batch"])
