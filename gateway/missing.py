@@ -66,7 +66,7 @@ class Missing:
         unsure = False
         if gap.missing is not None:
             lost, unsure = self._missing_in(gap, told)
-        more = gap.bridge, gap.unreadable, unsure, gap.loss
+        more = gap.bridge, gap.unreadable, unsure, gap.loss(lost or 0)
         return Damage(gap.segment, gap.at, gap.data, lost, *more)
 
     def _missing_in(self, gap: Gap, told: list[Record]) -> tuple[int, bool]:
@@ -74,7 +74,8 @@ class Missing:
 
         It may where some of the batches are delivered, and not even their heads are left.
         """
-        missing = (gap.missing or 0) - self._recorded.counted_in(gap.span)
+        counted, spared = self._recorded.counted_in(gap.span)
+        missing = (gap.missing or 0) - counted
         if not missing:
             return 0, False
         held = sum(held.readings for s in gap.hole if (held := self._shelf.get(s)))
@@ -82,7 +83,8 @@ class Missing:
         unsure = others or gap.hole.start < self._since
         if unsure and gap.hole and all(self._is_settled(s, gap.whole) for s in gap.hole):
             return sum(map(self._lost, told)), False
-        return max(missing - held - settled, 0), unsure
+        elsewhere = held + settled - spared
+        return max(missing - max(elsewhere, 0), 0), unsure
 
     def _is_settled(self, sequence: int, whole: bool) -> bool:
         """Whether a batch is here, delivered, or counted; `whole` segments go for that alone."""

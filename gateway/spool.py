@@ -92,7 +92,7 @@ class Spool:
         self._acked.recover(lambda history: history in ours if ours else not other)
         if self._acked.found:
             self._histories.append(self._acked.found.history)
-            self.recorded.names.update(self._acked.found.losses)
+            self.recorded.add(self._acked.found.losses)
             self.dropped = max(self.dropped, self._acked.found.dropped)
         self.last = max([self.last, *(last for _, last, _ in self._acked.ranges)])
         self._shelf.drop(s for s in self._shelf.sequences() if s in self._acked)
@@ -105,14 +105,14 @@ class Spool:
         elif record.kind == Kind.HEAD:
             dropped, previous, history, *lost = msgpack.unpackb(record.payload)
             self._histories.append(history)
-            self.recorded.names.update(lost)
+            self.recorded.add(lost)
             self.dropped = max(self.dropped, dropped)
             self._saw(*previous)
         elif record.kind == Kind.LOSS:
             first, _, *of = msgpack.unpackb(record.payload)
             if not self.recorded.knows(of):  # else written again after a failed sync
                 self.dropped += record.readings
-            self.recorded.names.update(of)
+            self.recorded.add(of)
             self.recorded.ranges.append((first, record.sequence, record.readings))
             self._shelf.drop(s for s in self._shelf.sequences() if first <= s <= record.sequence)
 
@@ -298,7 +298,7 @@ class Spool:
         payload = msgpack.packb((first, reason, *names))
         self._segments.write(Record(Kind.LOSS, 0, last, readings, 0, payload))
         self.dropped += readings
-        self.recorded.names.update(names)
+        self.recorded.add(names)
         self._save_acked()  # the sum stands in two places: one record may be damaged
 
     def ends(self) -> list[Held]:

@@ -13,13 +13,14 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import msgpack
 
 from gateway.disk import BLOCK, Damage
 from gateway.record import NOWHERE, Kind, Place, Record, pack, records, size_of
 
-_SEALED = re.compile(r"sealed-([0-9]+)-([0-9]+)")
+_SEALED = re.compile(r"sealed-([0-9]+)-([0-9]+)-([0-9]+)")
 
 
 @dataclass(slots=True)
@@ -52,10 +53,9 @@ class Gap:
         """Which of all readings ever sealed the missing ones are."""
         return range(self.place.total, self.place.total + (self.missing or 0))
 
-    @property
-    def loss(self) -> str:
-        """What the loss of the missing ones is known by, wherever another start sees it."""
-        return f"sealed-{self.span.stop}-{self.missing}" if self.missing else ""
+    def loss(self, lost: int) -> str:
+        """Return what the loss of so many is known by, wherever another start sees it."""
+        return f"sealed-{self.span.stop}-{self.missing}-{lost}" if self.missing else ""
 
     @property
     def bridge(self) -> bytes:
@@ -68,13 +68,27 @@ class Gap:
         return bridge if self.last or len(bridge) <= len(self.data) else b""
 
 
+class Sealed(NamedTuple):
+    """Some of all readings ever sealed, which were missing."""
+
+    begin: int
+    end: int
+    lost: int
+    """So many of them were lost, beside what was counted of them before."""
+
+    @property
+    def span(self) -> range:
+        """Which they are."""
+        return range(self.begin, self.end)
+
+
 @lru_cache(1 << 14)  # each loss that is recorded asks for all of them
-def sealed_span(loss: str) -> range:
-    """Return which of all readings ever sealed the name of a loss tells of, if of any."""
+def sealed(loss: str) -> Sealed | None:
+    """Return which sealed readings the name of a loss tells of, if of any."""
     if found := _SEALED.fullmatch(loss):
-        end, missing = map(int, found.groups())
-        return range(end - missing, end)
-    return range(0)
+        end, missing, lost = map(int, found.groups())
+        return Sealed(end - missing, end, lost)
+    return None
 
 
 class Survey:

@@ -866,6 +866,33 @@ def test_a_power_cut_amid_a_start_counts_nothing_that_the_journal_saves(changes:
 # More than one thing at a time
 
 
+def test_what_is_lost_beside_a_loss_that_was_counted_counts_in_full(tmp_path: Path):
+    """Of what was missing the first time a batch was delivered."""
+    held = sealed(tmp_path, [3, 4, 5, 6])
+    buffer = opened(tmp_path, 2)
+    buffer.acknowledge(held[2])
+    buffer.tick(10.0)
+    buffer.close()
+    segment, ends = tmp_path / "00000001.seg", held[3].offset - size_of(b"")
+    for first, lost in ((held[1], 4), (held[0], 4 + 3)):
+        wipe(segment, first.offset, ends, b"\xff")
+        assert opened(tmp_path, 2 + lost).stats().dropped == lost
+
+
+def test_damage_that_was_counted_stands_for_more_once_what_is_behind_it_is_gone(tmp_path: Path):
+    held = sealed(tmp_path, [3, 4])
+    for epoch in (2, 3):
+        sealed(tmp_path, [5], epoch)
+    segment = tmp_path / "00000001.seg"
+    wipe(segment, held[1].offset, segment.stat().st_size, b"\xff")
+    damaged = segment.read_bytes()
+    assert opened(tmp_path, 4).stats().dropped == 4
+    segment.write_bytes(damaged)  # as where there was no room for a copy of it
+    (tmp_path / "00000002.seg").unlink()
+    for epoch in (5, 6):
+        assert opened(tmp_path, epoch).stats().dropped == 4 + 5
+
+
 @pytest.mark.parametrize("begin", range(size_of(b"")))
 def test_of_a_head_whose_end_is_wiped_only_what_is_whole_counts(tmp_path: Path, begin: int):
     (held,) = sealed(tmp_path, [7])
