@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from gateway.acked import Acked, within
 from gateway.disk import Damage
 from gateway.held import Shelf
+from gateway.journal import Flushed
 from gateway.record import Record, claims, pack
 from gateway.recorded import Recorded
 from gateway.survey import Gap, Survey
@@ -50,6 +51,20 @@ class Missing:
                 if readings and self._shelf.get(sequence) is None:
                     self._acked.add(sequence, readings)
 
+    def saved(self, frames: Iterable[Flushed], last: int) -> int:
+        """Have these of the journal take the place of what was sealed after `last`, and is missing.
+
+        Return how many readings fewer are missing then: they are sealed again, behind the others.
+        """
+        told = self._acked.found
+        for gap in self._survey.gaps:
+            if told and gap.missing and gap.span.stop == told.sealed:
+                again = sum(len(f.readings) for f in frames if last < f.sequence <= told.last)
+                gap.again = min(again, gap.missing)
+                gap.missing -= gap.again
+                return gap.again
+        return 0
+
     @property
     def holes(self) -> set[int]:
         """The sequences that are missing, as far as they are known."""
@@ -81,16 +96,19 @@ class Missing:
         held = sum(held.readings for s in gap.hole if (held := self._shelf.get(s)))
         settled, others = within((*self._acked.ranges, *self._recorded.ranges), gap.hole)
         unsure = others or gap.hole.start < self._since
-        if unsure and gap.hole and all(self._is_settled(s, gap.whole) for s in gap.hole):
+        of = {record.sequence for record in told}
+        if unsure and gap.hole and all(s in of or self._is_settled(s, gap.whole) for s in gap.hole):
             return sum(map(self._lost, told)), False
-        elsewhere = held + settled - spared
+        elsewhere = held + settled - spared - gap.again
         return max(missing - max(elsewhere, 0), 0), unsure
 
     def _is_settled(self, sequence: int, whole: bool) -> bool:
-        """Whether a batch is here, delivered, or counted; `whole` segments go for that alone."""
-        known = self._shelf.get(sequence) is not None or sequence in self._acked
+        """Whether a batch was delivered, or is counted; `whole` segments go for that alone.
+
+        One that is held may be the beginning of what was sealed: the journal had no more.
+        """
         gone = any(first <= sequence <= last for first, last, _ in self._recorded.ranges)
-        return known or gone or (whole and sequence < self._since)
+        return sequence in self._acked or gone or (whole and sequence < self._since)
 
     def _lost(self, record: Record) -> int:
         held = self._shelf.get(record.sequence)

@@ -151,10 +151,7 @@ class Spool:
 
     def saved(self, frames: Iterable[Flushed]) -> None:
         """Have these of the journal take the place of what was sealed of them, and is missing."""
-        told, found = self._acked.found, self._survey.place
-        if told and found:
-            again = sum(len(f.readings) for f in frames if self.last < f.sequence <= told.last)
-            self._segments.total = max(self._segments.total - again, found.total)
+        self._segments.total -= self._missing.saved(frames, self.last)
 
     @property
     def history(self) -> int | None:

@@ -36,6 +36,8 @@ class Gap:
     """Whether nothing stands behind it in its segment."""
     missing: int | None = None
     """How many readings were sealed here; None: nothing tells."""
+    again: int = 0
+    """How many more were, which the journal has."""
     place: Place = NOWHERE
     """That of the first of them."""
     hole: range = range(0)

@@ -893,6 +893,43 @@ def test_damage_that_was_counted_stands_for_more_once_what_is_behind_it_is_gone(
         assert opened(tmp_path, epoch).stats().dropped == 4 + 5
 
 
+def partly_flushed_by(buffer: Buffer) -> None:
+    """Have it seal a batch of three readings, one of which the journal has as well."""
+    take(buffer, 1.0, durable=True)
+    buffer.tick(0.0)
+    take(buffer, 2.0, 3.0)
+    buffer._work(0.0, buffer._seal)
+    buffer.tick(0.0)
+
+
+def test_what_the_journal_saved_of_a_lost_batch_may_be_lost_later(tmp_path: Path):
+    partly_flushed_by(buffer := opened(tmp_path, 1))
+    for epoch, lost in ((2, 2), (3, 3)):
+        (held,) = buffer.waiting()
+        wipe(tmp_path / held.segment, held.offset - size_of(b""), held.offset + 30, b"b")
+        buffer = opened(tmp_path, epoch)
+        assert buffer.stats().dropped == lost
+        (tmp_path / "journal").write_bytes(bytes(SLOT * SLOTS))
+    assert values(buffer) == []
+
+
+def test_what_the_journal_has_of_a_batch_does_not_stand_for_all_of_it(tmp_path: Path):
+    """Nor where all others that are missing with it were delivered."""
+    sealed(tmp_path, [5])
+    buffer = opened(tmp_path, 2)
+    take(buffer, *range(5))
+    buffer._work(0.0, buffer._seal)
+    partly_flushed_by(buffer)
+    for held in list(buffer.waiting())[:2]:
+        buffer.acknowledge(held)
+    buffer.tick(10.0)
+    (segment,) = tmp_path.glob("*.seg")
+    wipe(segment, 0, segment.stat().st_size, b"\xff")
+    again = opened(tmp_path, 3)
+    assert (values(again), again.stats().dropped) == ([1.0], 7)
+    assert "at most 7 readings lost" in again.stats().faults[0]
+
+
 @pytest.mark.parametrize("begin", range(size_of(b"")))
 def test_of_a_head_whose_end_is_wiped_only_what_is_whole_counts(tmp_path: Path, begin: int):
     (held,) = sealed(tmp_path, [7])
