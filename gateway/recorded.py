@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from gateway.acked import Range
+from gateway.record import Place
 from gateway.segments import Segments
 from gateway.survey import Sealed, sealed
 
@@ -47,13 +48,12 @@ class Recorded:
             end = max(end, stop)
         return counted, max(counted - lost, 0)
 
-    def still_in(self, segments: Segments) -> list[str]:
+    def still_in(self, segments: Segments, oldest: Place) -> list[str]:
         """Return the names of what may still lie in a segment, or between two."""
         here = sorted(of for of in self.names if of.partition("-")[0] in segments)
-        return self.ends(segments) + here
+        return self.ends(oldest) + here
 
-    def ends(self, segments: Segments) -> list[str]:
+    def ends(self, oldest: Place) -> list[str]:
         """Return the names of those that end behind where the oldest segment begins, in order."""
-        since = segments.begins.total
         ends = [(loss.end, of) for of in self.names if (loss := sealed(of))]
-        return [of for end, of in sorted(ends) if end > since]
+        return [of for end, of in sorted(ends) if end > oldest.total]

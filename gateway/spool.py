@@ -17,7 +17,7 @@ from gateway.held import Held, Shelf
 from gateway.journal import Flushed
 from gateway.missing import Missing
 from gateway.readback import Readback
-from gateway.record import NOWHERE, Kind, Record, size_of
+from gateway.record import NOWHERE, Kind, Place, Record, size_of
 from gateway.recorded import Recorded
 from gateway.segments import Segment, Segments, number_of
 from gateway.survey import Survey, is_bad
@@ -54,7 +54,7 @@ class Spool:
         self.appended = 0
         """Bytes of the batches that were appended."""
         self._acked_at = -math.inf
-        self._saved = 0  # so many sealed readings `acked` knows of, on the device
+        self._saved = 0, 0  # so many sealed and dropped readings `acked` knows of, on the device
         self.recovered = False
 
     # What there is at a start
@@ -188,7 +188,7 @@ class Spool:
     def _begin(self, epoch: int, sequence: int) -> None:
         history = self._histories[-1] if self._histories else epoch
         previous = self.previous or (0, 0)
-        lost = self.recorded.still_in(self._segments)
+        lost = self.recorded.still_in(self._segments, self._begins)
         head = msgpack.packb((self.dropped, previous, history, *lost))
         self._segments.begin(Record(Kind.HEAD, epoch, sequence, 0, 0, head))
         self._histories.append(history)
@@ -228,9 +228,10 @@ class Spool:
     def write_acked(self, now: float) -> None:
         """Write down what was acknowledged; at most once a second, for each costs a block.
 
-        What was sealed is synced, at once: it tells of the newest batches if they are damaged.
+        What was sealed or dropped is synced, at once: the newest segment may be damaged, which
+        holds the newest batches, and perhaps the only head.
         """
-        if self._segments.total != self._saved:
+        if (self._segments.total, self.dropped) != self._saved:
             self._save_acked()
         if self._acked_at <= now < self._acked_at + ACKED_EVERY:
             return
@@ -243,20 +244,27 @@ class Spool:
             ranges = list(self._acked.ranges)
         for held in lost:
             join(ranges, held.sequence, held.readings)
-        oldest, dropped = self._segments.begins, self.dropped + dropped
+        oldest, dropped = self._begins, self.dropped + dropped
         history = self._histories[-1] if self._histories else 0
-        losses = self.recorded.ends(self._segments)[-LOSSES:]
+        losses = self.recorded.ends(oldest)[-LOSSES:]
         told = Told(history, ranges, dropped, self._segments.total, self.last, oldest, losses)
         if self._missing.uncounted and (found := self._acked.found):  # that tells of them
-            told = told._replace(oldest=found.oldest)
+            sealed, last = max(told.sealed, found.sealed), max(told.last, found.last)
+            told = told._replace(sealed=sealed, last=last)
         self._acked.write(told)
+
+    @property
+    def _begins(self) -> Place:
+        """Where the oldest segment begins, or did before what is missing was."""
+        found = self._acked.found
+        return found.oldest if found and self._missing.uncounted else self._segments.begins
 
     def _save_acked(self) -> None:
         """Have it on the device, where that can be."""
         with suppress(OSError):
             self._write_acked()
             self._acked.sync()
-            self._saved = self._segments.total
+            self._saved = self._segments.total, self.dropped
 
     def tidy(self) -> bool:
         """Remove the segments that are done with, all but the newest; whether there were any."""

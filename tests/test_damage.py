@@ -945,3 +945,40 @@ def test_a_damaged_batch_is_lost_though_nobody_knew_once_what_was_acknowledged(t
         opened(tmp_path, epoch).close()
     wipe(tmp_path / held.segment, held.offset - size_of(b""), held.offset + 30, b"b")
     assert opened(tmp_path, 4).stats().dropped == 3
+
+
+def test_a_start_on_a_full_disk_forgets_nothing_of_what_is_missing():
+    disk = CrashDisk()
+    for epoch in (1, 2):
+        sealed_on(buffer := worn(disk, epoch), 2)
+    for held in list(buffer.waiting()):
+        buffer.acknowledge(held)
+    partly_flushed_by(buffer)
+    sealed_on(buffer, 4)
+    (segment,) = [name for name in disk.names() if name.endswith(".seg")]
+    disk.wipe(segment, 70, disk.size(segment), b"b")
+    disk.limit = disk.used
+    assert "No space left" in str(worn(disk, 3).fault)
+    disk.limit = None
+    assert worn(disk, 4).stats().dropped >= 2 + 4
+
+
+def test_a_loss_is_counted_once_though_its_record_is_wiped_before_the_damage_is_blanked():
+    sealed_on(worn(disk := CrashDisk(), 1), 7)
+    disk.wipe("00000001.seg", 0, disk.size("00000001.seg"), b"b")
+    disk.bad.add("00000001.seg")
+    again = worn(disk, 2)
+    assert (again.stats().dropped, again.stats().disk_errors) == (7, 1)
+    newest = max(name for name in disk.names() if name.endswith(".seg"))
+    disk.wipe(newest, disk.size(newest) - 20, disk.size(newest), b"b")
+    assert worn(disk, 3).stats().dropped == 7
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_sum_of_what_was_lost_is_not_forgotten_on_another_disk(seed: int):
+    sealed_on(buffer := worn(disk := CrashDisk(), 1), 3)
+    for _ in range(2):
+        disk.swap(CrashDisk())
+        buffer.tick(1.0)
+    cut_and_wipe(disk, seed)
+    assert worn(disk, 2).stats().dropped == 3
