@@ -938,13 +938,30 @@ def test_of_a_head_whose_end_is_wiped_only_what_is_whole_counts(tmp_path: Path, 
     assert told in ([], [7])
 
 
-def test_a_damaged_batch_is_lost_though_nobody_knew_once_what_was_acknowledged(tmp_path: Path):
+@pytest.mark.parametrize("filling", [b"\0", b"b"])
+def test_a_wiped_batch_is_lost_though_nobody_knew_once_what_was_acknowledged(
+    tmp_path: Path, filling: bytes
+):
     (held,) = sealed(tmp_path, [3])
     (tmp_path / "acked").unlink()
     for epoch in (2, 3):  # of these segments the empty one went
         opened(tmp_path, epoch).close()
-    wipe(tmp_path / held.segment, held.offset - size_of(b""), held.offset + 30, b"b")
+    wipe(tmp_path / held.segment, held.offset - size_of(b""), held.offset + held.length, filling)
     assert opened(tmp_path, 4).stats().dropped == 3
+
+
+def test_a_wiped_batch_beside_a_segment_of_which_nobody_knows_may_be_lost_with_it(tmp_path: Path):
+    for epoch, size in ((1, 3), (2, 4), (3, 5)):
+        sealed(tmp_path, [size], epoch)
+    (tmp_path / "acked").unlink()
+    (tmp_path / "00000002.seg").unlink()
+    opened(tmp_path, 4).close()
+    segment = tmp_path / "00000001.seg"
+    wipe(segment, segment.stat().st_size - 40, segment.stat().st_size, b"b")
+    wipe(segment, 70, 110, b"b")
+    again = opened(tmp_path, 5)
+    assert again.stats().dropped == 7
+    assert "at most 7 readings lost" in again.stats().faults[0]
 
 
 def test_a_start_on_a_full_disk_forgets_nothing_of_what_is_missing():
