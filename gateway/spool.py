@@ -20,7 +20,7 @@ from gateway.readback import Readback
 from gateway.record import NOWHERE, Kind, Place, Record, size_of
 from gateway.recorded import Recorded
 from gateway.segments import Segment, Segments, number_of
-from gateway.survey import Survey, is_bad
+from gateway.survey import Survey, is_bad, loss_of
 
 ACKED_EVERY = 1.0
 """Seconds between two writes of what is acknowledged."""
@@ -108,6 +108,8 @@ class Spool:
             self.recorded.add(lost)
             self.dropped = max(self.dropped, dropped)
             self._saw(*previous)
+        elif record.kind == Kind.GAP and record.place.first:  # how many were lost it does not tell
+            self.recorded.add([loss_of(record.behind.total, record.readings, 0)])
         elif record.kind == Kind.LOSS:
             first, _, *of = msgpack.unpackb(record.payload)
             if not self.recorded.knows(of):  # else written again after a failed sync

@@ -57,7 +57,7 @@ class Gap:
 
     def loss(self, lost: int) -> str:
         """Return what the loss of so many is known by, wherever another start sees it."""
-        return f"sealed-{self.span.stop}-{self.missing}-{lost}" if self.missing else ""
+        return loss_of(self.span.stop, self.missing, lost) if self.missing else ""
 
     @property
     def bridge(self) -> bytes:
@@ -68,6 +68,11 @@ class Gap:
         last = self.hole.stop - 1
         bridge = pack(Record(Kind.GAP, 0, last, self.missing, 0, first, self.place))
         return bridge if self.last or len(bridge) <= len(self.data) else b""
+
+
+def loss_of(end: int, missing: int, lost: int) -> str:
+    """Return the name of the loss of so many of all ever sealed, of those missing before `end`."""
+    return f"sealed-{end}-{missing}-{lost}"
 
 
 class Sealed(NamedTuple):

@@ -893,6 +893,18 @@ def test_damage_that_was_counted_stands_for_more_once_what_is_behind_it_is_gone(
         assert opened(tmp_path, epoch).stats().dropped == 4 + 5
 
 
+def test_what_was_counted_is_known_by_what_stands_in_its_place_as_well(tmp_path: Path):
+    """Of the records, and the names in `acked`, there may be too few left."""
+    held = sealed(tmp_path, [3] * 20)
+    for one in held[::2]:
+        spoil(tmp_path / one.segment, one.offset + 5)
+    assert opened(tmp_path, 2).stats().dropped == 30
+    (tmp_path / "00000002.seg").unlink()
+    opened(tmp_path, 3).close()
+    wipe(tmp_path / "00000001.seg", held[0].offset, held[1].offset + held[1].length, b"b")
+    assert opened(tmp_path, 4).stats().dropped == 30 + 3
+
+
 def partly_flushed_by(buffer: Buffer) -> None:
     """Have it seal a batch of three readings, one of which the journal has as well."""
     take(buffer, 1.0, durable=True)
