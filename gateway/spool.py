@@ -188,7 +188,7 @@ class Spool:
         self._begin(epoch, self.last + 1)
 
     def _begin(self, epoch: int, sequence: int) -> None:
-        history = self._histories[-1] if self._histories else epoch
+        history = epoch if self.history is None else self.history
         previous = self.previous or (0, 0)
         lost = self.recorded.still_in(self._segments, self._begins)
         head = msgpack.packb((self.dropped, previous, history, *lost))
@@ -247,7 +247,7 @@ class Spool:
         for held in lost:
             join(ranges, held.sequence, held.readings)
         oldest, dropped = self._begins, self.dropped + dropped
-        history = self._histories[-1] if self._histories else 0
+        history = self.history or 0
         losses = self.recorded.ends(oldest)[-LOSSES:]
         told = Told(history, ranges, dropped, self._segments.total, self.last, oldest, losses)
         if self._missing.uncounted and (found := self._acked.found):  # that tells of them
