@@ -231,8 +231,11 @@ def _mended(frame: bytes) -> bytes | None:
 def _body(data: bytes | bytearray, at: int) -> bytes | None:
     """Return what follows the head where the CRC is right, whatever the magic is."""
     _, crc, length = _HEAD.unpack_from(data, at)
-    body = bytes(data[at + _HEAD.size : at + _HEAD.size + length])
-    return body if len(body) == length >= _BODY.size and zlib.crc32(body) == crc else None
+    end = at + _HEAD.size + length
+    if length < _BODY.size or end > len(data):
+        return None
+    body = bytes(data[at + _HEAD.size : end])
+    return body if zlib.crc32(body) == crc else None
 
 
 def _unpack(body: bytes) -> Flushed:

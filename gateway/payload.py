@@ -1,5 +1,6 @@
 """A payload: one msgpack map, bare or as its zlib stream; safe to open whoever sent it."""
 
+import re
 import reprlib
 import zlib
 from collections.abc import Mapping
@@ -13,6 +14,9 @@ MAX_SIZE = 120_000
 
 MAX_INFLATED = 4 * 1024 * 1024
 """Bytes of the largest map, inflated."""
+
+FIRST = re.compile(rb"[\x78\x80-\x8F\xDE\xDF]")
+"""What the first byte of a payload can be: that of a zlib stream, or of a map."""
 
 _CHUNK = 64 * 1024
 _ZLIB = 0x78
@@ -74,7 +78,7 @@ def _is_zlib(data: bytes | memoryview) -> bool:
     first = data[0] if len(data) else None
     if first == _ZLIB:
         return True
-    if first is not None and (first & 0xF0 == 0x80 or first in (0xDE, 0xDF)):
+    if FIRST.match(data):
         return False
     found = "no bytes" if first is None else f"first byte 0x{first:02x}"
     found += " (a newline: mosquitto_sub without -N?)" if first == 0x0A else ""

@@ -13,6 +13,7 @@ gap     what was here is lost, and that is counted; sequence: the last one; read
 """
 
 import enum
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -21,13 +22,15 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from gateway.filling import BATCH_READINGS
-from gateway.payload import content_type, unpack
+from gateway.payload import FIRST, MAX_SIZE, content_type, unpack
 from gateway.wire import WireError, decode
 
 MAGIC = b"bgS3"
 """What each record begins with; another digit is another version."""
 _HEAD = struct.Struct("<4sII")  # magic, CRC32 of all that follows the length, its length
 _BODY = struct.Struct("<BIQIqQIQ")  # kind, epoch, sequence, readings, first ms, place
+# Where one may begin: its length is one of ours, its kind that of a batch, or its bytes a payload
+_BEGIN = re.compile(rb"%b(?=.{7}\x00|.{8}\x01|.{53}%b)" % (MAGIC, FIRST.pattern), re.DOTALL)
 
 
 class Kind(enum.IntEnum):
@@ -103,16 +106,25 @@ def records(data: bytes) -> Iterator[Record]:
     while 0 <= at <= len(data) - size_of(b""):
         record = _record(data, at) or _mended(data, at, place)
         if record is None:
-            at, place = data.find(MAGIC, at + 1), NOWHERE
+            at, place = _next(data, at), NOWHERE
             continue
         yield record
         at, place = at + size_of(record.payload), record.behind
 
 
+def _next(data: bytes, at: int) -> int:
+    """Return where the next one may begin, -1 if none does: a magic alone is not looked at."""
+    found = _BEGIN.search(data, at + 1)
+    return found.start() if found else -1
+
+
 def _record(data: bytes, at: int) -> Record | None:
     magic, crc, length = _HEAD.unpack_from(data, at)
-    body = data[at + _HEAD.size : at + _HEAD.size + length]
-    if not len(body) == length >= _BODY.size or zlib.crc32(body) != crc:
+    end = at + _HEAD.size + length
+    if length < _BODY.size or end > len(data):
+        return None
+    body = data[at + _HEAD.size : end]
+    if zlib.crc32(body) != crc:
         return None
     return replace(_read(data, at, body[_BODY.size :]), mended=magic != MAGIC)
 
@@ -135,7 +147,7 @@ def _sealed(data: bytes, at: int) -> Record | None:
     """Return the record that the bytes behind a head belong in: they say all but its place."""
     with suppress(WireError):
         begin = at + size_of(b"")
-        _, length = unpack(memoryview(data)[begin:])
+        _, length = unpack(memoryview(data)[begin : begin + MAX_SIZE])
         payload = data[begin : begin + length]
         batch = decode(payload)
         first_ms = min((reading.instant.wall_ms for reading in batch.readings), default=0)
@@ -169,4 +181,4 @@ def claims(data: bytes) -> Iterator[Record]:
             yield record
         elif sealed := _sealed(data, at):
             yield sealed
-        at = data.find(MAGIC, at + 1)
+        at = _next(data, at)
