@@ -897,6 +897,20 @@ def test_what_is_delivered_goes_although_the_disk_takes_nothing(tmp_path: Path):
     assert len(list(tmp_path.glob("*.seg"))) == 1
 
 
+def test_what_is_delivered_is_noted_although_the_disk_has_no_room(tmp_path: Path):
+    disk = SmallDisk(tmp_path)
+    buffer = Buffer(disk, UNBOUND, "trd-0042", boot=7, epoch=1)
+    take(buffer, 1.0)
+    buffer.tick(0.0)
+    buffer.tick(60.0)
+    disk.most = 0
+    take(buffer, 2.0)
+    buffer.acknowledge(next(buffer.waiting()))
+    buffer.tick(120.0)
+    assert "No space left" in str(buffer.fault)
+    assert values(opened(tmp_path, epoch=2)) == [2.0]
+
+
 def test_it_says_how_many_readings_are_in_ram_alone(tmp_path: Path):
     disk = SmallDisk(tmp_path)
     buffer = Buffer(disk, UNBOUND, "trd-0042", boot=7, epoch=1)

@@ -273,6 +273,32 @@ def test_what_segments_held_that_somebody_removed_is_counted(tmp_path: Path, gon
     check_wiped(tmp_path, len(gone) * sum(SIZES))
 
 
+class NoSegments(Unsynced):
+    """Whose segments can be read, and not written to."""
+
+    def write(self, name: str, offset: int, data: bytes) -> None:
+        if name.endswith(".seg"):
+            raise OSError(errno.EIO, "Input/output error")
+        super().write(name, offset, data)
+
+
+@pytest.mark.parametrize("delivered", [0, 1, len(SIZES) - 1])
+def test_a_start_that_fails_forgets_nothing_of_what_is_missing(tmp_path: Path, delivered: int):
+    for epoch in (1, 2, 3):
+        sealed(tmp_path, SIZES, epoch)
+    buffer = opened(tmp_path, 4)
+    held = list(buffer.waiting())
+    for one in held[:delivered] + held[len(SIZES) : len(SIZES) + 1]:
+        buffer.acknowledge(one)
+    buffer.tick(10.0)
+    buffer.close()
+    (tmp_path / "00000001.seg").unlink()
+    failing = Buffer(NoSegments(tmp_path), SETTINGS, "trd-0042", boot=7, epoch=5)
+    failing.tick(0.0)
+    assert (failing.fault is None, failing.stats().dropped) == (False, 0)
+    check_wiped(tmp_path, sum(SIZES[delivered:]))
+
+
 def test_a_segment_that_went_for_it_was_delivered_is_not_lost(tmp_path: Path):
     for epoch in (1, 2, 3):
         sealed(tmp_path, SIZES, epoch)
@@ -714,6 +740,16 @@ def test_a_loss_whose_record_is_wiped_is_not_forgotten(seed: int):
     for epoch in (2, 3, 4):
         cut_and_wipe(disk, seed)
         assert worn(disk, epoch).stats().dropped == 7
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_what_ram_had_no_room_for_is_not_forgotten_though_its_record_is_wiped(seed: int):
+    buffer = worn(disk := CrashDisk(), 1)
+    buffer._losses.overflow()
+    buffer.tick(0.5)
+    assert buffer.stats().dropped_by == {"no room in RAM": 1}
+    cut_and_wipe(disk, seed)
+    assert worn(disk, 2).stats().dropped == 1
 
 
 @pytest.mark.parametrize("seed", range(10))

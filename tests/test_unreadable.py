@@ -115,6 +115,17 @@ def test_what_such_a_block_costs_is_counted_once_and_the_file_is_kept(tmp_path: 
     assert (tmp_path / "00000001.seg.damaged").read_bytes() == sound
 
 
+def test_what_such_a_block_costs_is_counted_once_though_the_record_of_it_is_wiped(tmp_path: Path):
+    written(tmp_path)
+    bad = "00000001.seg", 16_384
+    started(WornDisk(tmp_path, bad)).close()
+    for newer in ("00000002.seg", "00000003.seg"):
+        (tmp_path / newer).write_bytes(bytes(200))
+    again = started(WornDisk(tmp_path, bad), 3)
+    assert (again.stats().dropped, again.stats().dropped_by) == (30, {})
+    assert values(again)[-3:] == [0, 1, 2]
+
+
 @pytest.mark.parametrize("name", ["00000001.seg", "journal", "acked"])
 def test_what_can_be_read_a_moment_later_is_not_lost(tmp_path: Path, name: str):
     written(tmp_path)
