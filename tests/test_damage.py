@@ -856,19 +856,42 @@ def test_what_is_lost_is_counted_though_the_place_of_the_next_is_damaged_and_ack
     assert opened(tmp_path, 2).stats().dropped == 1000
 
 
-def test_a_batch_that_lies_aside_is_not_lost_with_its_segment(tmp_path: Path):
-    """A power cut may forget that it is settled."""
-    take(buffer := opened(tmp_path, 1), 1.0, 2.0)
-    buffer._work(0.0, buffer._seal)
+@pytest.fixture
+def wiped(tmp_path: Path) -> tuple[Path, int, int]:
+    """A segment, and where it is wiped: of a batch that lies aside, which a power cut forgot."""
+    buffer = opened(tmp_path, 1)
+    for number in range(2):
+        take(buffer, number + 0.25, number + 0.5)
+        buffer._work(0.0, buffer._seal)
     buffer.tick(10.0)
-    (held,) = buffer.waiting()
+    refused, behind = buffer.waiting()
     before = (tmp_path / "acked").read_bytes()
-    buffer.set_aside(held, 0x99)
+    buffer.set_aside(refused, 0x99)
     buffer._disk.close_all()
     (tmp_path / "acked").write_bytes(before)
-    segment = tmp_path / held.segment
-    wipe(segment, 0, segment.stat().st_size, b"\0")
-    assert opened(tmp_path, 2).stats().dropped == 0
+    begin, end = (held.offset - size_of(b"") for held in (refused, behind))
+    wipe(tmp_path / refused.segment, begin, end, b"\0")
+    return tmp_path / refused.segment, begin, end
+
+
+def test_a_batch_that_lies_aside_is_not_lost_with_its_bytes(wiped: tuple[Path, int, int]):
+    segment, begin, end = wiped
+    for epoch in (2, 3):
+        again = opened(segment.parent, epoch)
+        assert (values(again), again.stats().dropped) == ([1.25, 1.5], 0)
+        wipe(segment, begin, end, b"\0")
+
+
+def test_nor_is_it_lost_with_them_once_it_is_delivered(wiped: tuple[Path, int, int]):
+    segment, begin, end = wiped
+    again = opened(segment.parent, 2)
+    (segment.parent / "refused/retry").touch()
+    again.tick(1.0)
+    again.acknowledge(next(again.waiting()))
+    again.tick(2.0)
+    assert not any((segment.parent / "refused").iterdir())
+    wipe(segment, begin, end, b"\0")
+    assert opened(segment.parent, 3).stats().dropped == 0
 
 
 def test_of_a_card_with_thousands_of_bad_places_not_all_are_copied(tmp_path: Path):
