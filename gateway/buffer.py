@@ -19,6 +19,7 @@ from itertools import groupby
 from operator import attrgetter
 
 from gateway import acked
+from gateway.aside import Aside, Inventory, on_disk
 from gateway.bounds import Bounds, most
 from gateway.clock import Clock
 from gateway.disk import FULL, Disk, remedy
@@ -28,7 +29,7 @@ from gateway.journal import JournalFullError
 from gateway.losses import Losses
 from gateway.rates import Noted
 from gateway.reading import Reading
-from gateway.refused import DIRECTORY, REFUSED_BYTES, Aside, Refused, on_disk
+from gateway.refused import DIRECTORY, REFUSED_BYTES, Refused
 from gateway.settings import BufferSettings
 from gateway.spool import Spool
 from gateway.store import Store
@@ -93,7 +94,7 @@ class Buffer:
         self.epoch = int.from_bytes(os.urandom(4)) if epoch is None else epoch
         self._disk, self._refused_disk = disk, disk.below(DIRECTORY)
         self._settings = settings
-        self._refused = Refused(self._refused_disk)
+        self._refused = Refused(self._refused_disk, Inventory(disk))
         self._losses = Losses(disk)
         self._bounds = Bounds(disk, settings, self._losses, boot, clock)
         self._intake = Intake(gateway, boot, self.epoch, self._losses, bound)
@@ -173,6 +174,7 @@ class Buffer:
             self._spool.tidy()
             self._spool.write_acked(now)
             self._refused.tidy()
+            self._count_lost_aside()
             self._rates.note(now, self._written, self._spool.appended)
         except OSError as error:
             if error.errno not in FULL:
@@ -293,11 +295,25 @@ class Buffer:
         self._spool.acknowledge(held)
 
     def _drop(self, aside: Aside) -> None:
-        """Give up a refused batch, once no power cut can bring it back to be refused anew."""
-        self._spool.write_acked(-math.inf)
-        self._disk.sync(acked.NAME)
+        """Give up a refused batch."""
+        self._settle_refused()
         self._losses.record(self._spool, self._refused.readings(aside), REFUSED, aside.mark)
         self._refused.remove(aside)
+
+    def _settle_refused(self) -> None:
+        """Return when no power cut brings one back from the spool, to be refused anew."""
+        self._spool.write_acked(-math.inf)
+        self._disk.sync(acked.NAME)
+
+    def _count_lost_aside(self) -> None:
+        """Count refused batches that are lost, but for what a power cut has left in the spool."""
+        while self._refused.lost:
+            lost, reason = self._refused.lost[0]
+            here = self._spool.waiting(lost.sequence - 1, lost.sequence + 1)
+            if lost.epoch not in [held.epoch for held in here]:
+                self._settle_refused()
+                self._losses.record(self._spool, lost.readings, reason, lost.mark)
+            self._refused.counted()
 
     @property
     def fault(self) -> str | None:

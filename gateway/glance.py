@@ -11,14 +11,15 @@ from functools import cached_property
 from pathlib import Path
 
 from gateway import acked, journal, rates, record
+from gateway.aside import LIST, Aside
 from gateway.disk import DAMAGED, FOREIGN, Damage, Onlooker, of_another_version
 from gateway.held import Held
 from gateway.reading import ClockState
-from gateway.refused import DIRECTORY, Aside
+from gateway.refused import DIRECTORY
 from gateway.spool import Spool
 from gateway.wire import Batch, WireError, decode
 
-_FILES = (journal.NAME, acked.NAME, rates.NAME)
+_FILES = (journal.NAME, acked.NAME, LIST, rates.NAME)
 
 
 class NoBuffer(Exception):

@@ -1,22 +1,25 @@
 """Batches that the broker refused: out of the way, and offered again when somebody asks for it.
 
-    SEQUENCE-EPOCH-0xREASON.batch    lies aside
-    SEQUENCE-EPOCH-0xREASON.again    is offered again, until the broker has answered
-    retry                            somebody asks: every .batch becomes an .again
+    .batch    lies aside
+    .again    is offered again, until the broker has answered
+    retry     somebody asks: every .batch becomes an .again
 
 Another process makes `retry` and nothing else. All that becomes of a batch is one rename or the
 removal of its file, so that a kill between any two steps leaves it there once, under its own name.
+Somebody may remove such a file: that is how a batch is given up, and it is counted.
 """
 
 import logging
-import re
+import zlib
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from operator import attrgetter
 
-from gateway.disk import BLOCK, Disk, remedy
+from gateway.aside import LIST, Aside, Inventory, Listed, on_disk
+from gateway.disk import Disk, remedy
 from gateway.held import Held
 from gateway.wire import WireError, decode
 
@@ -27,49 +30,12 @@ LISTED = 20
 """How many of their names go into the status."""
 RETRY = "retry"
 """The file that asks for all of them to be offered again."""
-_GONE = "gone: did somebody remove it? its readings are not delivered"
-_SEQUENCES, _EPOCHS = 1 << 63, 1 << 32
-"""Numbers from here on are in no name of ours: a sequence that ran on from there would end."""
+REMOVED = "refused and removed"
+"""The reason for which readings are dropped when somebody removes the file of their batch."""
 
 _sequence = attrgetter("sequence")
 
 log = logging.getLogger(__name__)
-
-
-def on_disk(length: int) -> int:
-    """Return what a file of so many bytes takes on the usual file systems: whole blocks."""
-    return length + -length % BLOCK
-
-
-@dataclass(frozen=True, slots=True)
-class Aside:
-    """What the name of a refused batch's file says."""
-
-    sequence: int
-    epoch: int
-    reason: int
-    """The broker's reason code."""
-    again: bool
-    """Whether it is being offered again."""
-
-    @property
-    def name(self) -> str:
-        """The name of its file."""
-        ending = "again" if self.again else "batch"
-        return f"{self.sequence}-{self.epoch}-0x{self.reason:02x}.{ending}"
-
-    @property
-    def mark(self) -> str:
-        """What tells it from all others, whatever its file is called by then."""
-        return f"{self.sequence}-{self.epoch}"
-
-    @classmethod
-    def of(cls, name: str) -> "Aside | None":
-        """Return what the name says, None when it is none of ours."""
-        match = re.fullmatch(r"([0-9]{1,20})-([0-9]{1,10})-0x([0-9a-f]{2})\.(batch|again)", name)
-        if match is None or int(match[1]) >= _SEQUENCES or int(match[2]) >= _EPOCHS:
-            return None
-        return cls(int(match[1]), int(match[2]), int(match[3], 16), match[4] == "again")
 
 
 class Refused:
@@ -80,8 +46,8 @@ class Refused:
     part of what the whole buffer does in its rhythm, which is not to end where only this fails.
     """
 
-    def __init__(self, disk: Disk) -> None:
-        self._disk = disk
+    def __init__(self, disk: Disk, inventory: Inventory) -> None:
+        self._disk, self._inventory = disk, inventory
         self._sizes: dict[Aside, int] = {}
         self._offered: tuple[Held, ...] = ()
         self._known: frozenset[tuple[int, int]] = frozenset()
@@ -93,6 +59,8 @@ class Refused:
         """What the directory does not do at present, and what mends it."""
         self.damage: list[str] = []
         """What was found damaged or missing since the start."""
+        self.lost: deque[tuple[Listed, str]] = deque()
+        """Batches that are lost, and by which reason, until they are counted."""
 
     def recover(self) -> None:
         """Read which there are; files that are none of ours are let be.
@@ -118,13 +86,42 @@ class Refused:
         self.fault = fault
 
     def _read_names(self) -> None:
+        known = self._inventory.recover()
         found = [aside for name in self._disk.names() if (aside := Aside.of(name))]
         found.sort(key=lambda aside: (aside.sequence, aside.epoch))
+        if not known:
+            why = "damaged, kept as .damaged: whether somebody removed a batch nobody knows"
+            self._tell(LIST, why)
         before, self._sizes = self._sizes, {a: self._disk.size(a.name) for a in found}
         self._offer()
         self._recovered = True
         gone = [a for a in before if (a.epoch, a.sequence) not in self._known | self._delivered]
-        self._tell(gone, _GONE)  # another disk is in place of the one that they were on
+        if gone:
+            self._tell(_named([aside.name for aside in gone]), "gone with the disk it was on")
+        self._miss(self._inventory.without(aside.mark for aside in found), {})
+        if unlisted := [aside for aside in found if not self._inventory.get(aside)]:
+            self._disk.sync_directory()
+            self._inventory.note(filter(None, map(self._seen, unlisted)))
+
+    def _seen(self, aside: Aside) -> Listed | None:
+        with suppress(OSError):
+            self._disk.settle(aside.name)
+            return _listed(aside, self._read(aside))
+        return None
+
+    def _miss(self, those: list[Listed], names: dict[str, str]) -> None:
+        """Have what somebody removed counted, and tell of it, by the names of files as known."""
+        known = {one for one, _ in self.lost}
+        if those := [one for one in those if one not in known]:
+            dropped = sum(one.readings for one in those)
+            told = _named([names.get(one.mark, one.mark) for one in those])
+            self._tell(told, f"gone: did somebody remove it? {dropped} readings dropped with it")
+            self.lost += [(one, REMOVED) for one in those]
+
+    def counted(self) -> None:
+        """Strike the first of the lost ones from the list: its loss is recorded."""
+        self._inventory.strike([self.lost[0][0].mark])
+        self.lost.popleft()
 
     def _offer(self) -> None:
         """Say which are offered; their readings are not counted: 16 MiB take 10 s to decode."""
@@ -187,40 +184,53 @@ class Refused:
             payload = self._read(aside)
         except OSError as error:
             why = remedy(error, self._disk.directory / aside.name)
-            self._forget([aside], f"not offered before the next start: {why}")
+            self._forget([aside])
+            self._tell(_named([aside.name]), f"not offered before the next start: {why}")
             return None
-        with suppress(WireError):
-            batch = decode(payload)
-            if (batch.epoch, batch.sequence) == (held.epoch, held.sequence):
-                return payload
+        if self._is_sound(aside, payload):
+            return payload
         self._give_up(aside)
         return None
 
+    def _is_sound(self, aside: Aside, payload: bytes) -> bool:
+        if listed := self._inventory.get(aside):
+            return zlib.crc32(payload) == listed.crc
+        return _listed(aside, payload) is not None
+
     def _give_up(self, aside: Aside) -> None:
-        if self._disk.exists(aside.name):
-            self._disk.rename(aside.name, f"{aside.name}.damaged")
-            self._forget([aside], "not that batch: kept as .damaged")
-        else:
+        if not self._disk.exists(aside.name):
             self._forget_gone()
+            return
+        self._disk.rename(aside.name, f"{aside.name}.damaged")
+        self._forget([aside])
+        lost = "unknown"
+        if listed := self._inventory.get(aside):
+            self.lost.append((listed, "damaged on disk"))
+            lost = str(listed.readings)
+        why = f"damaged, {lost} readings lost, kept as .damaged: look for disk errors in dmesg"
+        self._tell(_named([aside.name]), why)
 
     def _forget_gone(self) -> None:
         """Forget those whose files somebody removed, all at once, so that they are told of once."""
-        there = set(self._disk.names())
-        gone = [aside for aside in self._sizes if aside.name not in there]
-        self._forget(gone, _GONE)
+        there, delivered = set(self._disk.names()), set(self._delivered)
+        gone = [
+            aside
+            for aside in self._sizes
+            if aside.name not in there and (aside.epoch, aside.sequence) not in delivered
+        ]
+        self._forget(gone)
+        unknown = (Listed(aside.sequence, aside.epoch, 0, 0) for aside in gone)
+        listed = [self._inventory.get(aside) or no for aside, no in zip(gone, unknown, strict=True)]
+        self._miss(listed, {aside.mark: aside.name for aside in gone})
 
-    def _forget(self, those: list[Aside], why: str) -> None:
+    def _forget(self, those: list[Aside]) -> None:
         for aside in those:
             del self._sizes[aside]
         if those:
             self._offer()
-        self._tell(those, why)
 
-    def _tell(self, those: list[Aside], why: str) -> None:
-        if not those:
-            return
-        more = f" and {len(those) - 1} more" if those[1:] else ""
-        self.damage.append(f"{DIRECTORY}/{those[0].name}{more}: {why}")
+    def _tell(self, what: str, why: str) -> None:
+        self.damage.append(f"{what}: {why}")
         log.error("buffer: %s", self.damage[-1])
 
     def _read(self, aside: Aside) -> bytes:
@@ -261,10 +271,9 @@ class Refused:
                 yield aside
 
     def readings(self, aside: Aside) -> int:
-        """Return how many readings are in it; 0 when it is damaged."""
-        with suppress(WireError):
-            return len(decode(self._read(aside)).readings)
-        return 0
+        """Return how many readings are in it; 0 when nobody knows: it is damaged and in no list."""
+        listed = self._inventory.get(aside) or self._seen(aside)
+        return listed.readings if listed else 0
 
     def kept(self) -> Iterator[tuple[int, int]]:
         """Yield the sequence of each that can be read, and how many readings are in it."""
@@ -274,6 +283,7 @@ class Refused:
 
     def remove(self, aside: Aside) -> None:
         """Remove its file."""
+        self._inventory.strike([aside.mark])
         self._disk.remove(aside.name)
         del self._sizes[aside]
         self._offer()
@@ -296,23 +306,28 @@ class Refused:
             self._rename(before, aside)
         self._offer()
         self._disk.sync_directory()
+        self._inventory.note(filter(None, [_listed(aside, payload)]))
 
     def _rename(self, before: Aside, after: Aside) -> None:
         self._disk.rename(before.name, after.name)
         self._sizes[after] = self._sizes.pop(before)
 
     def tidy(self) -> None:
-        """Remove what was delivered, and offer again what somebody asks for."""
+        """Remove what was delivered, miss what is gone, and offer again what somebody asks for."""
         with self._kept_in_mind():
             if not self._recovered:
                 self._read_names()
+            if self._sizes:
+                self._forget_gone()
             self._remove_delivered()
             if self._disk.exists(RETRY):
                 self._offer_all()
 
     def _remove_delivered(self) -> None:
         done = set(self._delivered)
-        for aside in [one for one in self._sizes if (one.epoch, one.sequence) in done]:
+        gone = [one for one in self._sizes if (one.epoch, one.sequence) in done]
+        self._inventory.strike(aside.mark for aside in gone)
+        for aside in gone:
             self._disk.remove(aside.name)
             del self._sizes[aside]
         if done:
@@ -320,7 +335,6 @@ class Refused:
         self._delivered -= done
 
     def _offer_all(self) -> None:
-        self._forget_gone()
         aside = [one for one in self._sizes if not one.again]
         for one in aside:
             self._rename(one, replace(one, again=True))
@@ -329,3 +343,17 @@ class Refused:
         self._disk.remove(RETRY)
         self._offer()
         log.info("buffer: %d refused batches are offered again", len(aside))
+
+
+def _listed(aside: Aside, payload: bytes) -> Listed | None:
+    """Return what the list says of a batch, None where these bytes are not that one."""
+    with suppress(WireError):
+        batch = decode(payload)
+        if (batch.sequence, batch.epoch) == (aside.sequence, aside.epoch):
+            return Listed(batch.sequence, batch.epoch, len(batch.readings), zlib.crc32(payload))
+    return None
+
+
+def _named(names: list[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if names[LISTED:] else ""
+    return f"{DIRECTORY}/{', '.join(names[:LISTED])}{more}"

@@ -469,7 +469,9 @@ def test_a_full_journal_is_sealed(tmp_path: Path):
     assert (tmp_path / "journal").stat().st_size == 64 * 4096
 
 
-@pytest.mark.parametrize("name", ["journal", "acked", "refused", "00000002.seg", "rates"])
+@pytest.mark.parametrize(
+    "name", ["journal", "acked", "refused", "refused.list", "00000002.seg", "rates"]
+)
 @pytest.mark.parametrize("what", ["directory", "file", "empty", "dangling link"])
 def test_it_starts_whatever_stands_where_a_file_of_its_own_belongs(
     tmp_path: Path, name: str, what: str
@@ -594,7 +596,7 @@ def test_refused_batches_are_bounded_and_the_oldest_goes_first(tmp_path: Path):
     buffer.close()
     old = buffer.payload(next(buffer.waiting()))
     (tmp_path / "refused").mkdir()
-    (tmp_path / "refused" / "9-1-0x99.batch").write_bytes(old)
+    (tmp_path / "refused" / "1-1-0x99.batch").write_bytes(old)
     (tmp_path / "refused" / "10-1-0x99.batch").write_bytes(bytes(REFUSED_BYTES - 4096))
     buffer = opened(tmp_path)
     take(buffer, 3.0)
@@ -602,7 +604,7 @@ def test_refused_batches_are_bounded_and_the_oldest_goes_first(tmp_path: Path):
     buffer.set_aside(next(buffer.waiting()), 0x95)
     buffer.tick(1.0)
     assert buffer.stats().refused == ["10-1-0x99.batch", "11-1-0x95.batch"]
-    assert not (tmp_path / "refused" / "9-1-0x99.batch").exists()
+    assert not (tmp_path / "refused" / "1-1-0x99.batch").exists()
     assert buffer.stats().dropped_by == {"refused by the broker": 2}
 
 

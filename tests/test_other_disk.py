@@ -288,7 +288,7 @@ def test_what_lay_aside_on_the_disk_that_is_gone_is_told_by_name(tmp_path: Path)
     swap(buffer, tmp_path / "other")
     buffer.tick(2.0)
     assert buffer.stats().refused == []
-    assert "refused/1-1-0x99.batch and 1 more: gone" in buffer.stats().faults[-1]
+    assert "refused/1-1-0x99.batch, 2-1-0x99.batch: gone with the disk" in buffer.stats().faults[-1]
 
 
 def test_a_directory_that_is_begun_anew_gives_no_sequence_again(tmp_path: Path):

@@ -1,6 +1,7 @@
 """Refused batches are offered again when somebody asks, under their own names, and lost never."""
 
 import errno
+import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -12,9 +13,10 @@ import pytest
 from crash_disk import CrashDisk, PowerCut
 from test_buffer import SETTINGS, batches, opened, take, values
 
+from gateway.aside import on_disk
 from gateway.buffer import Buffer
 from gateway.disk import Disk
-from gateway.refused import REFUSED_BYTES, on_disk
+from gateway.refused import REFUSED_BYTES
 
 
 def refused(directory: Path, count: int = 2) -> Buffer:
@@ -183,6 +185,7 @@ def test_killed_at_any_step_each_is_there_once_or_has_arrived(tmp_path: Path):
         names = [(batch.epoch, batch.sequence) for batch in batches(again)]
         assert len(names) == len(set(names))
         assert set(names) | arrived == kept
+        assert again.stats().dropped == 0
         lie = [name.split("-0x")[0] for name in again.stats().refused]
         assert len(lie) == len(set(lie))
         if survived:
@@ -292,7 +295,9 @@ def test_bytes_that_are_not_that_batch_are_not_offered_but_kept(tmp_path: Path, 
     assert buffer.payload(first) is None
     assert values(buffer) == [1.0]
     assert (tmp_path / "refused/1-1-0x99.again.damaged").read_bytes() == data
-    assert "1-1-0x99" in buffer.stats().faults[0]
+    assert "refused/1-1-0x99.again: damaged, 1 readings lost" in buffer.stats().faults[0]
+    buffer.tick(63.0)
+    assert buffer.stats().dropped_by == {"damaged on disk": 1}
 
 
 def test_one_that_somebody_removed_is_told_of_and_does_not_hold_up_the_others(tmp_path: Path):
@@ -304,7 +309,103 @@ def test_one_that_somebody_removed_is_told_of_and_does_not_hold_up_the_others(tm
     assert values(buffer) == [2.0]
     assert buffer.stats().refused == ["3-1-0x99.again"]
     (told,) = buffer.stats().faults
-    assert told.startswith("refused/1-1-0x99.batch and 1 more: gone: did somebody remove it?")
+    assert told.startswith("refused/1-1-0x99.batch, 2-1-0x99.batch: gone: did somebody remove it?")
+
+
+def check_gone(buffer: Buffer, lost: int, *told: str) -> None:
+    assert buffer.stats().dropped_by == {"refused and removed": lost}
+    assert [fault.split(": gone")[0] for fault in buffer.stats().faults] == [*told]
+
+
+def test_one_that_somebody_removes_while_it_runs_is_counted_at_once(tmp_path: Path):
+    buffer = refused(tmp_path)
+    (tmp_path / "refused/2-1-0x99.batch").unlink()
+    for second in (62.0, 63.0):
+        buffer.tick(second)
+        assert buffer.stats().refused == ["1-1-0x99.batch"]
+        check_gone(buffer, 1, "refused/2-1-0x99.batch")
+
+
+@pytest.mark.parametrize("what", ["a file", "the directory"])
+def test_what_somebody_removes_between_two_runs_is_counted_once(tmp_path: Path, what: str):
+    refused(tmp_path, 3).close()
+    if what == "a file":
+        (tmp_path / "refused/2-1-0x99.batch").unlink()
+    else:
+        shutil.rmtree(tmp_path / "refused")
+    again = opened(tmp_path, epoch=2)
+    gone = {"a file": ["refused/2-1"], "the directory": ["refused/1-1, 2-1, 3-1"]}
+    check_gone(again, 1 if what == "a file" else 3, *gone[what])
+    dropped = again.stats().dropped
+    third = opened(tmp_path, epoch=3)
+    assert (third.stats().dropped, third.stats().faults) == (dropped, [])
+
+
+def test_a_wrong_bit_in_a_value_is_not_delivered(tmp_path: Path):
+    buffer = refused(tmp_path, 1)
+    file = tmp_path / "refused/1-1-0x99.batch"
+    file.write_bytes(file.read_bytes()[:-1] + b"\1")  # what was 0 before
+    ask(tmp_path)
+    buffer.tick(62.0)
+    assert buffer.payload(next(buffer.waiting())) is None
+
+
+def test_one_whose_refusal_was_forgotten_is_not_lost_with_its_file(tmp_path: Path, killed: Path):
+    killed.unlink()
+    again = opened(tmp_path, epoch=2)
+    assert (values(again), again.stats().dropped) == ([1.0], 0)
+    assert [fault.split(",")[0] for fault in again.stats().faults]
+
+
+@pytest.mark.parametrize("changes", range(10))
+def test_a_power_cut_counts_what_somebody_removed_once(changes: int):
+    for seed in range(10):
+        disk = CrashDisk()
+        buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=1)
+        take(buffer, 1.0, 2.0)
+        buffer.close()
+        buffer.set_aside(next(buffer.waiting()), 0x99)
+        buffer.tick(61.0)
+        disk.below("refused").remove("1-1-0x99.batch")
+        disk.below("refused").sync_directory()
+        disk.fuse = changes
+        with suppress(PowerCut):
+            buffer.tick(62.0)
+        disk.crash(Random(seed))
+        again = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=2)
+        again.tick(0.0)
+        assert (values(again), again.stats().dropped) in (([], 2), ([1.0, 2.0], 0))
+
+
+@pytest.mark.parametrize("changes", range(20))
+def test_a_power_cut_makes_no_loss_of_what_is_refused_or_delivered(changes: int):
+    for seed in range(10):
+        disk = CrashDisk()
+        buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=1)
+        take(buffer, 1.0)
+        buffer.close()
+        disk.fuse = changes
+        with suppress(PowerCut):
+            buffer.set_aside(next(buffer.waiting()), 0x99)
+            disk.below("refused").write("retry", 0, b"")
+            buffer.tick(61.0)
+            buffer.acknowledge(next(buffer.waiting()))
+            buffer.tick(62.0)
+        disk.crash(Random(seed))
+        again = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=2)
+        again.tick(0.0)
+        assert (again.stats().dropped, again.stats().faults) == (0, [])
+
+
+def test_a_list_that_is_damaged_is_told_of_and_made_anew(tmp_path: Path):
+    refused(tmp_path).close()
+    (tmp_path / "refused.list").write_bytes(b"\xff" * 40)
+    assert opened(tmp_path, epoch=2).stats().faults == [
+        "refused.list: damaged, kept as .damaged: whether somebody removed a batch nobody knows"
+    ]
+    assert (tmp_path / "refused.list.damaged").read_bytes() == b"\xff" * 40
+    (tmp_path / "refused/1-1-0x99.batch").unlink()
+    check_gone(opened(tmp_path, epoch=3), 1, "refused/1-1")
 
 
 def test_one_that_is_removed_while_it_is_offered_is_told_of_once(tmp_path: Path):
@@ -481,6 +582,7 @@ def test_many_small_ones_are_bounded_by_their_blocks(tmp_path: Path):
         buffer.set_aside(held, 0x99)
     assert len(names(tmp_path)) == (1 << 18) // 4096
     assert buffer.stats().dropped_by == {"refused by the broker": 6}
+    assert opened(tmp_path, epoch=2).stats().faults == []
 
 
 def test_of_many_the_status_names_the_first_twenty_and_counts_the_others(tmp_path: Path):

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from delivery import BATCHES, Box, address, both, delivering, run, until
 
+from gateway.aside import on_disk
 from gateway.disk import Disk
 from gateway.reading import COUNT, Instant, Reading
-from gateway.refused import on_disk
 from gateway.session import IN_A_ROW
 from gateway.settings import BufferSettings
 from gateway.suspects import LOSSES, Suspects

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from gateway.aside import on_disk
 from gateway.bounds import room
 from gateway.cli import DEFAULT_CONFIG
 from gateway.cli.columns import columns
@@ -18,9 +19,12 @@ from gateway.glance import Glance, MadeWay, NoBuffer, Refused
 from gateway.health import utc
 from gateway.rates import noted
 from gateway.reasons import PUBACK
-from gateway.refused import DIRECTORY, RETRY, on_disk
+from gateway.refused import DIRECTORY, RETRY
 
-RETRY_HINT = "mend the broker, then sudo bygate buffer --retry-refused"
+RETRY_HINT = (
+    "mend the broker, then sudo bygate buffer --retry-refused; to give one up, remove its file "
+    f"from {DIRECTORY}/: its readings count as dropped"
+)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
