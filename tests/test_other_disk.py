@@ -184,16 +184,21 @@ def test_a_first_batch_that_is_named_anew_names_the_epoch_before_as_well(tmp_pat
     assert (last.epoch, last.sequence, last.previous) == (3, 3, (1, 1))
 
 
-def test_what_was_named_anew_has_one_name_when_the_disk_of_before_is_put_back(tmp_path: Path):
-    seal(opened(tmp_path / "other", 2), 1.0)
-    buffer = flush(opened(tmp_path / "state", 1), 2.0)
-    swap(buffer, tmp_path / "other")
+def check_has_one_name(buffer: Buffer, other: Path) -> None:
+    """What is delivered once another disk is in place is gone when the first one is put back."""
+    swap(buffer, other)
     buffer.tick(2.0)
     assert held(buffer)[-1] == (1, 2, [2.0])
     deliver(buffer)
-    swap(buffer, tmp_path / "other")
+    swap(buffer, other)
     buffer.tick(2.0)
     assert held(buffer) == []
+
+
+def test_what_was_named_anew_has_one_name_when_the_disk_of_before_is_put_back(tmp_path: Path):
+    seal(opened(tmp_path / "other", 2), 1.0)
+    buffer = flush(opened(tmp_path / "state", 1), 2.0)
+    check_has_one_name(buffer, tmp_path / "other")
 
 
 def test_a_batch_whose_sync_failed_has_one_name_when_its_disk_is_put_back(tmp_path: Path):
@@ -202,13 +207,7 @@ def test_a_batch_whose_sync_failed_has_one_name_when_its_disk_is_put_back(tmp_pa
     buffer._disk.fails_at, buffer._disk.cuts = 1, False
     buffer.tick(0.0)
     buffer.tick(60.0)
-    swap(buffer, tmp_path / "other")
-    buffer.tick(2.0)
-    assert held(buffer)[-1] == (1, 2, [2.0])
-    deliver(buffer)
-    swap(buffer, tmp_path / "other")
-    buffer.tick(2.0)
-    assert held(buffer) == []
+    check_has_one_name(buffer, tmp_path / "other")
 
 
 def test_a_batch_that_reached_another_disk_though_its_sync_failed_is_there_once(tmp_path: Path):
