@@ -145,23 +145,25 @@ class Disk:
         finally:
             os.close(fd)
 
-    def salvage(self, name: str) -> tuple[bytes, list[int]]:
+    def salvage(self, name: str, most: int = -1) -> tuple[bytes, list[int]]:
         """Return all bytes, zeros for the blocks that cannot be read, and where those begin.
 
-        It raises as long as that may pass: a disk that lost its cable for a moment is not damaged.
+        No more than `most` of them, but for -1. It raises as long as that may pass: a disk that
+        lost its cable for a moment is not damaged.
         """
         try:
-            return self.read(name), []
+            return self.read(name, 0, most), []
         except OSError as error:
             if error.errno not in UNREADABLE:
                 raise
-            data, bad = self._blocks(name)
+            size = self.size(name)
+            data, bad = self._blocks(name, size if most < 0 else min(size, most))
             if bad and self._may_pass(name, bad):
                 raise
         return data, bad
 
-    def _blocks(self, name: str) -> tuple[bytes, list[int]]:
-        data, bad = bytearray(self.size(name)), []
+    def _blocks(self, name: str, size: int) -> tuple[bytes, list[int]]:
+        data, bad = bytearray(size), []
         for at in range(0, len(data), BLOCK):
             try:
                 data[at : at + BLOCK] = self.read(name, at, min(BLOCK, len(data) - at))

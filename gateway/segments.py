@@ -14,6 +14,8 @@ from gateway.disk import DAMAGED, Disk
 from gateway.record import NOWHERE, Place, Record, pack, size_of
 
 SEGMENT_BYTES = 1 << 20
+LARGEST_FILE = 4 << 20
+"""Bytes; what is behind is none of ours, and reading it would take all of the memory."""
 
 _ENDING = ".seg"
 _NUMBERED = re.compile(r"([0-9]{8,12})\.seg")

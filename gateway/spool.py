@@ -12,14 +12,14 @@ from contextlib import suppress
 import msgpack
 
 from gateway.acked import LOSSES, Acked, Told, join
-from gateway.disk import FOREIGN, FULL, Damage, Disk
+from gateway.disk import BLOCK, FOREIGN, FULL, Damage, Disk
 from gateway.held import Held, Shelf
 from gateway.journal import Flushed
 from gateway.missing import Missing
 from gateway.readback import Readback
 from gateway.record import NOWHERE, Kind, Place, Record, size_of
 from gateway.recorded import Recorded
-from gateway.segments import Segment, Segments, number_of
+from gateway.segments import LARGEST_FILE, Segment, Segments, number_of
 from gateway.survey import Survey, is_bad, loss_of
 
 ACKED_EVERY = 1.0
@@ -70,7 +70,9 @@ class Spool:
 
     def _recover_segment(self, name: str) -> None:
         self._disk.settle(name)
-        data, bad = self._disk.salvage(name)
+        data, bad = self._disk.salvage(name, LARGEST_FILE + 1)
+        if len(data) > LARGEST_FILE:  # to be told of and kept as what cannot be read is
+            data, bad = data[:LARGEST_FILE], [*bad, LARGEST_FILE - BLOCK]
         if not data and not self._disk.exists(name):  # the daemon has removed it meanwhile
             return
         segment = Segment(name, len(data), bad=bad)

@@ -21,11 +21,8 @@ from gateway.intake import Intake
 from gateway.journal import Flushed, Journal
 from gateway.losses import Losses
 from gateway.refused import DIRECTORY, Refused
-from gateway.segments import is_segment
+from gateway.segments import LARGEST_FILE, is_segment
 from gateway.spool import Spool
-
-LARGEST_FILE = 4 << 20
-"""Bytes; what is larger is none of ours, and reading it would take all of the memory."""
 
 
 class Store:
@@ -202,6 +199,9 @@ def _journal(path: Path) -> bool:
 
 
 def _segment(path: Path) -> bool:
+    if path.is_file() and not _small(path):  # somebody may have written behind what is ours
+        with path.open("rb") as file:
+            return file.read(len(record.MAGIC)) == record.MAGIC
     return _small(path) and not of_another_version(path, record.MAGIC)
 
 

@@ -79,8 +79,8 @@ class CrashDisk:
         data = self._live.get(name, b"")
         return bytes(data[offset:] if length < 0 else data[offset : offset + length])
 
-    def salvage(self, name: str) -> tuple[bytes, list[int]]:
-        return self.read(name), []
+    def salvage(self, name: str, most: int = -1) -> tuple[bytes, list[int]]:
+        return self.read(name, 0, most), []
 
     def write(self, name: str, offset: int, data: bytes) -> None:
         if self.fuse == 0 and len(data) > 1:

@@ -894,6 +894,28 @@ def test_nor_is_it_lost_with_them_once_it_is_delivered(wiped: tuple[Path, int, i
     assert opened(segment.parent, 3).stats().dropped == 0
 
 
+@pytest.mark.parametrize("behind", [b"", b"\xff", b"bgS3"])
+def test_a_segment_that_somebody_wrote_behind_is_read_and_kept(tmp_path: Path, behind: bytes):
+    sealed(tmp_path, [3])
+    held, segment = sealed(tmp_path, [5, 7], epoch=2), tmp_path / "00000002.seg"
+    spoil(segment, held[0].offset + 5)
+    with segment.open("ab") as file:
+        file.write(behind * (5 << 18))
+        file.truncate(9 << 20)
+    whole = segment.read_bytes()
+    for epoch, lost in ((3, {"damaged on disk": 5}), (4, {})):
+        again = opened(tmp_path, epoch)
+        assert (len(values(again)), again.stats().dropped) == (10, 5)
+        assert again.stats().dropped_by == lost
+        assert "readings lost: 00000002.seg-" in again.stats().faults[-1]
+        again.close()
+    for one in list(again.waiting()):
+        again.acknowledge(one)
+    again.tick(10.0)
+    kept = (tmp_path / "00000002.seg.damaged").read_bytes()
+    assert (len(kept), kept[held[1].offset :]) == (len(whole), whole[held[1].offset :])
+
+
 def test_of_a_card_with_thousands_of_bad_places_not_all_are_copied(tmp_path: Path):
     held = sealed(tmp_path, [3] * 2 * (COPIES + 50))[::2]
     for one in held:
