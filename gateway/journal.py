@@ -12,6 +12,8 @@ counter in its place, every one of 300 crash runs sealed readings twice or lost 
 `before` is how many readings of its batch earlier frames hold: it tells what a damaged one held.
 Slots are overwritten only when every frame in the file is sealed. 10 s of journal and 60 s of spool
 cost 405 bytes of device writes a reading at 2/s, SQLite with a row a reading 28 962.
+
+Nothing tells of frames that are gone with all behind them, where zeros or an older frame are left.
 """
 
 import math
@@ -33,6 +35,8 @@ MAGIC = b"bgJ3"
 """What each frame begins with; another digit is another version."""
 _HEAD = struct.Struct("<4sII")  # magic, CRC32 of all that follows the length, its length
 _BODY = struct.Struct("<IQIBqII")  # epoch, sequence, boot, clock, wall − boot in ms, count, before
+
+_ERASED = b"\xff" * SLOT
 
 
 class JournalFullError(Exception):
@@ -173,11 +177,17 @@ def _frames(data: bytes) -> tuple[list[Flushed], list[tuple[float, Damage]]]:
             begin = bad.pop()[1].at if bad and bad[-1][0] is None else at
             bad.append((None, Damage(NAME, begin, data[begin:end], None)))
         at = end
-    # Without a name it is unused, or old remains, unless a newer frame stands behind it, or it is
-    # the first: there a frame begins, if any was ever written
-    first = [(math.inf, damage) for named, damage in bad if named is None and damage.at == 0]
     named = [(named, damage) for named, damage in bad if named is not None]
-    return frames, damaged + named + [each for each in first if any(each[1].data[:SLOT])]
+    gone = [(math.inf, damage) for named, damage in bad if named is None and _is_gone(damage)]
+    return frames, damaged + named + gone
+
+
+def _is_gone(damage: Damage) -> bool:
+    """Whether slots without a name, behind all frames, are neither unused nor old remains.
+
+    In the first a frame begins, if any was ever written; of ours none is as an erased block is.
+    """
+    return (damage.at == 0 and any(damage.data[:SLOT])) or _ERASED in damage.data
 
 
 def _between(

@@ -834,6 +834,18 @@ def test_a_journal_that_holds_no_frame_where_one_began_is_told_of(tmp_path: Path
     assert opened(tmp_path, 3).stats().faults == []
 
 
+@pytest.mark.parametrize("slot", range(1, FRAMES))
+def test_a_block_of_the_journal_that_is_erased_is_told_of_behind_all_frames(
+    journal: Path, slot: int
+):
+    wipe(journal / "journal", slot * SLOT, FRAMES * SLOT, b"\xff")
+    again = opened(journal, 2)
+    assert values(again) == list(range(slot))
+    (told,) = again.stats().faults
+    assert told.startswith(f"unknown readings lost: journal-{slot * SLOT}-")
+    assert opened(journal, 3).stats().faults == []
+
+
 def test_a_copy_of_a_segment_counts_no_loss_again(tmp_path: Path):
     take(buffer := opened(tmp_path, 1), 1.0)
     for _ in range(RAM_READINGS + 5):
