@@ -4,8 +4,10 @@
                RAM                             on disk                          on disk
 
 Whatever was flushed is delivered, or its loss is counted. The only readings that can be lost in
-silence are those younger than the flush interval. Crashed 300 × 60 times with any subset of
-unsynced writes kept, these rules lost nothing that was flushed and named nothing twice.
+silence are those younger than the flush interval, and on a disk that forgets what it synced, those
+since the last batch: nothing but the journal tells of its newest frames. Crashed 300 × 60 times
+with any subset of unsynced writes kept, these rules lost nothing that was flushed and named nothing
+twice.
 """
 
 import logging
