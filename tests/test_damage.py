@@ -742,14 +742,18 @@ def test_a_loss_whose_record_is_wiped_is_not_forgotten(seed: int):
         assert worn(disk, epoch).stats().dropped == 7
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_what_ram_had_no_room_for_is_not_forgotten_though_its_record_is_wiped(seed: int):
-    buffer = worn(disk := CrashDisk(), 1)
-    buffer._losses.overflow()
-    buffer.tick(0.5)
-    assert buffer.stats().dropped_by == {"no room in RAM": 1}
-    cut_and_wipe(disk, seed)
-    assert worn(disk, 2).stats().dropped == 1
+@pytest.mark.parametrize("changes", range(16))
+def test_a_power_cut_that_wipes_the_record_of_a_loss_forgets_nothing(changes: int):
+    for seed in range(5):
+        sealed_on(worn(disk := CrashDisk(), 1), 3, 4)
+        disk.spoil("00000001.seg", 130)
+        disk.fuse = changes
+        with suppress(PowerCut):
+            worn(disk, 2)
+        disk.crash(Random(seed))
+        if "00000002.seg" in disk.names():
+            disk.wipe("00000002.seg", 0, disk.size("00000002.seg"), b"\0")
+        assert worn(disk, 3).stats().dropped == 3
 
 
 @pytest.mark.parametrize("seed", range(10))
