@@ -46,15 +46,15 @@ class Losses:
         """Count a reading for which there was no room in RAM."""
         self._overflowed += 1
 
-    def record(self, spool: Spool, readings: int, reason: str, *of: str) -> None:
+    def record(self, spool: Spool, readings: int, reason: str, *of: str, sequence: int = 0) -> None:
         """Count a loss, and have the spool remember it; raises OSError.
 
         `of` names what is removed next: a start after a power cut between the two meets it again,
-        perhaps under one of the names alone.
+        perhaps under one of the names alone. `sequence` is that of a batch, where its file stays.
         """
         if spool.recorded.knows(of):
             return
-        spool.record_loss(1, 0, readings, reason, *of)
+        spool.record_loss(sequence or 1, sequence, readings, reason, *of)
         self.by[reason] += readings
 
     def record_later(self, readings: int, reason: str) -> None:
@@ -163,7 +163,7 @@ class Losses:
     def unreadable(self, spool: Spool, held: Held) -> None:
         """Count a batch that cannot be read, and let go of it; raises OSError."""
         of = f"{held.segment}-{held.offset}"
-        self.record(spool, held.readings, "damaged on disk", of)
+        self.record(spool, held.readings, "damaged on disk", of, sequence=held.sequence)
         spool.readback.give_up_unread(held)
         self._tell(
             f"{self._disk.directory}: {held.readings} readings lost: {of} cannot be read, the file "

@@ -115,6 +115,18 @@ def test_what_such_a_block_costs_is_counted_once_and_the_file_is_kept(tmp_path: 
     assert (tmp_path / "00000001.seg.damaged").read_bytes() == sound
 
 
+def test_what_is_lost_beside_such_a_block_later_is_counted_as_well(tmp_path: Path):
+    written(tmp_path)
+    bad = "00000001.seg", 16_384
+    started(WornDisk(tmp_path, bad)).close()
+    second = tmp_path / "00000002.seg"
+    second.write_bytes(bytes(second.stat().st_size))
+    for epoch, lost in ((3, {"damaged on disk": 3}), (4, {})):
+        again = started(WornDisk(tmp_path, bad), epoch)
+        assert (again.stats().dropped, again.stats().dropped_by) == (33, lost)
+        again.close()
+
+
 def test_what_such_a_block_costs_is_counted_once_though_the_record_of_it_is_wiped(tmp_path: Path):
     written(tmp_path)
     bad = "00000001.seg", 16_384
@@ -225,6 +237,20 @@ def test_a_batch_that_cannot_be_read_is_counted_and_holds_up_no_other(tmp_path: 
                 assert (broker.connects, list(box.state.suspects)) == (1, [])
 
     run(scenario())
+
+
+def test_a_batch_that_cannot_be_read_is_counted_once_though_a_power_cut_comes(tmp_path: Path):
+    written(tmp_path)
+    disk = WornDisk(tmp_path)
+    buffer = started(disk)
+    hit, before = next(buffer.waiting()), (tmp_path / "acked").read_bytes()
+    disk.bad = {(hit.segment, 0)}
+    assert buffer.payload(hit) is None
+    buffer.tick(10.0)
+    buffer._disk.close_all()
+    (tmp_path / "acked").write_bytes(before)  # what was acknowledged since was not synced
+    again = started(WornDisk(tmp_path, *disk.bad), 3)
+    assert (buffer.stats().dropped, again.stats().dropped) == (30, 30)
 
 
 def test_a_batch_that_can_be_read_a_moment_later_is_delivered_by_the_same_connection(
