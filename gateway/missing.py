@@ -4,6 +4,7 @@ Some may be held all the same, from the journal or written twice; others were de
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from gateway.acked import Acked, within
 from gateway.disk import Damage
@@ -81,7 +82,9 @@ class Missing:
         unsure = False
         if gap.missing is not None:
             lost, unsure = self._missing_in(gap, told)
-        more = gap.bridge, gap.unreadable, unsure, gap.loss(lost or 0)
+        gone = max((gap.missing or 0) - self._held(gap), 0)  # else what is held is bridged as well
+        bridge = replace(gap, missing=gone).bridge
+        more = bridge, gap.unreadable, unsure, gap.loss(lost or 0)
         return Damage(gap.segment, gap.at, gap.data, lost, *more)
 
     def _missing_in(self, gap: Gap, told: list[Record]) -> tuple[int, bool]:
@@ -93,14 +96,17 @@ class Missing:
         missing = (gap.missing or 0) - counted
         if not missing:
             return 0, False
-        held = sum(held.readings for s in gap.hole if (held := self._shelf.get(s)))
         settled, others = within((*self._acked.ranges, *self._recorded.ranges), gap.hole)
         unsure = others or gap.hole.start < self._since
         of = {record.sequence for record in told}
         if unsure and gap.hole and all(s in of or self._is_settled(s, gap.whole) for s in gap.hole):
             return sum(map(self._lost, told)), False
-        elsewhere = held + settled - spared - gap.again
+        elsewhere = self._held(gap) + settled - spared
         return max(missing - max(elsewhere, 0), 0), unsure
+
+    def _held(self, gap: Gap) -> int:
+        """Return how many of the missing readings are held, besides those of the journal."""
+        return sum(held.readings for s in gap.hole if (held := self._shelf.get(s))) - gap.again
 
     def _is_settled(self, sequence: int, whole: bool) -> bool:
         """Whether a batch was delivered, or is counted; `whole` segments go for that alone.

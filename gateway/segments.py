@@ -158,8 +158,8 @@ class Segments:
 
     @property
     def begins(self) -> Place:
-        """Where the oldest does, as far as that is known."""
-        return next((s.place.begin for s in self._all.values() if s.place.first), NOWHERE)
+        """Where the oldest that holds something does; NOWHERE: nothing tells."""
+        return next((s.place.begin for s in self._all.values() if s.first), NOWHERE)
 
     @property
     def size(self) -> int:

@@ -260,8 +260,9 @@ class Spool:
     @property
     def _begins(self) -> Place:
         """Where the oldest segment begins, or did before what is missing was."""
-        found = self._acked.found
-        return found.oldest if found and self._missing.uncounted else self._segments.begins
+        begins, found = self._segments.begins, self._acked.found
+        kept = self._missing.uncounted or not begins.first
+        return found.oldest if found and kept else begins
 
     def _save_acked(self) -> None:
         """Have it on the device, where that can be."""

@@ -872,6 +872,21 @@ def test_what_is_lost_is_counted_though_the_place_of_the_next_is_damaged_and_ack
     assert opened(tmp_path, 2).stats().dropped == 1000
 
 
+@pytest.mark.parametrize("filling", [b"\0", b"\xff"])
+def test_a_batch_whose_place_nothing_tells_is_counted_once_it_is_lost(
+    tmp_path: Path, filling: bytes
+):
+    (held,) = sealed(tmp_path, [1000])
+    sealed(tmp_path, [3], epoch=2)
+    segment, begin = tmp_path / held.segment, held.offset - size_of(b"")
+    wipe(segment, 0, begin, filling)
+    wipe(segment, held.offset - 20, held.offset - 12, b"\x55")
+    again = opened(tmp_path, 3)
+    assert (len(values(again)), again.stats().dropped) == (1003, 0)
+    wipe(segment, begin, segment.stat().st_size, b"\0")
+    check_wiped(tmp_path, 1000)
+
+
 @pytest.fixture
 def wiped(tmp_path: Path) -> tuple[Path, int, int]:
     """A segment, and where it is wiped: of a batch that lies aside, which a power cut forgot."""
