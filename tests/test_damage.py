@@ -14,6 +14,7 @@ from crash_disk import CrashDisk, PowerCut
 from test_buffer import SETTINGS, take
 from trials import LONG, times
 
+from gateway.acked import ACKED_RANGES
 from gateway.buffer import Buffer
 from gateway.disk import BLOCK, Disk
 from gateway.held import Held
@@ -956,6 +957,18 @@ def test_of_a_card_with_thousands_of_bad_places_not_all_are_copied(tmp_path: Pat
         assert (again.stats().dropped, len(aside(tmp_path))) == (3 * len(held), COPIES)
         again.close()
     assert again.stats().faults == []
+
+
+def test_losses_in_many_places_have_nothing_sent_again_that_was_delivered(tmp_path: Path):
+    held = sealed(tmp_path, [3] * 2 * (ACKED_RANGES + 5))
+    for one in held[::2]:
+        wipe(tmp_path / one.segment, one.offset - size_of(b""), one.offset + one.length, b"\0")
+    buffer = opened(tmp_path, 2)
+    *delivered, last = buffer.waiting()
+    for one in delivered:
+        buffer.acknowledge(one)
+    buffer.close()
+    assert [one.sequence for one in opened(tmp_path, 3).waiting()] == [last.sequence]
 
 
 @pytest.mark.parametrize("changes", range(14))
