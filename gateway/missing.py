@@ -20,7 +20,6 @@ class Missing:
 
     def __init__(self, survey: Survey, shelf: Shelf, acked: Acked, recorded: Recorded) -> None:
         self._survey, self._shelf, self._acked, self._recorded = survey, shelf, acked, recorded
-        self._since = 0  # of those below nothing was known at recovery
 
     @property
     def uncounted(self) -> bool:
@@ -39,7 +38,6 @@ class Missing:
             total = max(total, told.sealed)
         else:
             self._acked.since = self._survey.end_untold()
-        self._since = self._acked.since
         return total
 
     def lie_aside(self, batches: Iterable[tuple[int, int]]) -> None:
@@ -97,7 +95,7 @@ class Missing:
         if not missing:
             return 0, False
         settled, others = within((*self._acked.ranges, *self._recorded.ranges), gap.hole)
-        unsure = others or gap.hole.start < self._since
+        unsure = others or gap.hole.start < self._acked.since
         of = {record.sequence for record in told}
         if unsure and gap.hole and all(s in of or self._is_settled(s, gap.whole) for s in gap.hole):
             return sum(map(self._lost, told)), False
@@ -114,7 +112,7 @@ class Missing:
         One that is held may be the beginning of what was sealed: the journal had no more.
         """
         gone = any(first <= sequence <= last for first, last, _ in self._recorded.ranges)
-        return sequence in self._acked or gone or (whole and sequence < self._since)
+        return sequence in self._acked or gone or (whole and sequence < self._acked.since)
 
     def _lost(self, record: Record) -> int:
         held = self._shelf.get(record.sequence)

@@ -149,9 +149,7 @@ class Spool:
 
     def counted(self) -> None:
         """Take what is lost for acknowledged, or each start that meets the gap counts it."""
-        if self._missing.uncounted:
-            self._missing.counted(self.last)
-            self._save_acked()
+        self._missing.counted(self.last)
 
     def saved(self, frames: Iterable[Flushed]) -> None:
         """Have these of the journal take the place of what was sealed of them, and is missing."""
