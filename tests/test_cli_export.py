@@ -84,6 +84,15 @@ def test_the_sum_is_one_that_sha256sum_checks(tmp_path: Path, held: list[Value])
     subprocess.run(["sha256sum", "-c", "out.csv.sha256"], cwd=tmp_path, check=True)
 
 
+@pytest.mark.parametrize("name", [b"x\xff.csv", b"a\nb", b"a\\nb", b"\\", b"a\rb\r", "å".encode()])
+def test_the_sum_is_one_that_sha256sum_checks_whatever_the_name(
+    tmp_path: Path, held: list[Value], name: bytes
+):
+    path = os.fsdecode(name)
+    assert export(tmp_path, path) == 0
+    subprocess.run(["sha256sum", "-c", f"{path}.sha256"], cwd=tmp_path, check=True)
+
+
 def test_nothing_counts_as_delivered_and_nothing_is_changed(tmp_path: Path, held: list[Value]):
     before = contents(tmp_path / "state")
     export(tmp_path, "out")

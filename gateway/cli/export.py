@@ -188,7 +188,7 @@ def _write(path: Path, pieces: Iterator[bytes]) -> int:
     part, total = _beside(path, "part"), _beside(path, "sum")
     try:
         digest, size = _fill(part, pieces)
-        _fill(total, iter([f"{digest}  {path.name}\n".encode()]))
+        _fill(total, iter([_sum_line(digest, path.name)]))
         _put_in_place(path, part, total)
     except OSError as error:
         mend = _REMEDIES.get(error.errno or 0, "name another disk; does dmesg tell of this one?")
@@ -199,6 +199,15 @@ def _write(path: Path, pieces: Iterator[bytes]) -> int:
             with suppress(OSError):
                 left.unlink()
     return size
+
+
+def _sum_line(digest: str, name: str) -> bytes:
+    """Return what `sha256sum -c` reads; a mark in front says that the name is escaped."""
+    written = named = os.fsencode(name)  # as it stands on the disk, UTF-8 or not
+    for char, escaped in ((b"\\", b"\\\\"), (b"\n", b"\\n"), (b"\r", b"\\r")):
+        written = written.replace(char, escaped)
+    mark = b"\\" if written != named else b""
+    return mark + digest.encode() + b"  " + written + b"\n"
 
 
 def _put_in_place(path: Path, part: Path, total: Path) -> None:
