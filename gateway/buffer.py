@@ -29,7 +29,7 @@ from gateway.held import Held
 from gateway.intake import Intake
 from gateway.journal import JournalFullError
 from gateway.losses import Losses
-from gateway.rates import Noted
+from gateway.rates import Meter, Rates
 from gateway.reading import Reading
 from gateway.refused import DIRECTORY, REFUSED_BYTES, Refused
 from gateway.settings import BufferSettings
@@ -71,6 +71,8 @@ class Stats:
     """Bytes written since the start, in whole blocks."""
     size: int
     """Bytes on disk."""
+    rates: Rates | None
+    """How fast it filled and wrote in the last day, None in the first 10 minutes."""
 
 
 class Buffer:
@@ -101,7 +103,7 @@ class Buffer:
         self._bounds = Bounds(disk, settings, self._losses, boot, clock)
         self._intake = Intake(gateway, boot, self.epoch, self._losses, bound)
         self._store = Store(disk, self._refused, self._losses, self._intake)
-        self._rates = Noted(disk)
+        self._meter = Meter(disk)
         self._urgent = False
         self._next_flush = 0.0
         self._last_tick = math.inf
@@ -177,7 +179,7 @@ class Buffer:
             self._spool.write_acked(now)
             self._refused.tidy()
             self._count_lost_aside()
-            self._rates.note(now, self._written, self._spool.appended)
+            self._meter.note(now, self._written, self._spool.appended)
         except OSError as error:
             if error.errno not in FULL:
                 raise
@@ -357,6 +359,7 @@ class Buffer:
             None if self._bounds.room is None else max(self._bounds.room, 0),
             self._written,
             self._spool.size,
+            self._meter.rates,
         )
 
     @property

@@ -12,7 +12,6 @@ from gateway.clock import Clock
 from gateway.connection import WINDOW
 from gateway.driver import PortError
 from gateway.poller import Poller, SensorState
-from gateway.rates import RATE_AFTER, Rates
 from gateway.session import UplinkState
 
 LISTED = 20
@@ -108,9 +107,7 @@ class Health:
         }
 
     def _of_rates(self, stats: Stats) -> dict[str, object]:
-        """Return what the rates since the start tell, None while that is too short a time."""
-        seconds = (self._clock.now().boot_ms - self._since.boot_ms) / 1000
-        rates = None if seconds < RATE_AFTER else Rates(seconds, stats.written, stats.sealed)
+        rates = stats.rates
         return {
             "room_days": None if rates is None else rates.room_days(stats.room),
             "written_bytes_day": None if rates is None else rates.written_day,

@@ -5,6 +5,7 @@ One small file, overwritten in place once an hour, unsynced: 25 blocks a day.
 
 import json
 import math
+from collections import deque
 from contextlib import suppress
 from dataclasses import asdict, astuple, dataclass
 
@@ -42,23 +43,44 @@ class Rates:
         return round(room * self.seconds / _DAY / self.sealed, 1)
 
 
-class Noted:
-    """Writes the rates since the start down, now and then."""
+class Meter:
+    """Knows the rates of the last day, and writes them down once an hour.
+
+    `note` is for the writer's thread, `rates` may be read beside it.
+    """
 
     def __init__(self, disk: Disk) -> None:
+        self.rates: Rates | None = None
+        """Of the last 24 to 25 hours, or since the start; None in the first 10 minutes."""
         self._disk = disk
-        self._began: float | None = None
-        self._next = math.inf
+        self._hours: deque[tuple[float, int, int]] = deque()
+        self._next = -math.inf
 
     def note(self, now: float, written: int, sealed: int) -> None:
-        """Write them if it is time; where that fails they are not worth a fault."""
-        if self._began is None:
-            self._began, self._next = now, now + RATE_AFTER
-        if self._next <= now < math.inf:
-            rates = Rates(round(now - self._began, 3), written, sealed)
-            with suppress(OSError):
-                self._disk.write(NAME, 0, json.dumps(asdict(rates)).encode().ljust(_SIZE))
-            self._next = now + NOTED_EVERY
+        """Take down what there is since the start; infinite is the time of the end."""
+        if now == math.inf:
+            return
+        self._turn(now, written, sealed)
+        began, written_before, sealed_before = self._hours[0]
+        if now - began >= RATE_AFTER:
+            seconds = round(now - began, 3)
+            self.rates = Rates(seconds, written - written_before, sealed - sealed_before)
+            self._write(now, self.rates)
+
+    def _turn(self, now: float, written: int, sealed: int) -> None:
+        if not self._hours:
+            self._hours.append((now, 0, 0))
+        if now - self._hours[-1][0] >= NOTED_EVERY:
+            self._hours.append((now, written, sealed))
+        while len(self._hours) > 1 and now - self._hours[1][0] >= _DAY:
+            self._hours.popleft()
+
+    def _write(self, now: float, rates: Rates) -> None:
+        if now < self._next:
+            return
+        with suppress(OSError):  # it is not worth a fault
+            self._disk.write(NAME, 0, json.dumps(asdict(rates)).encode().ljust(_SIZE))
+        self._next = now + NOTED_EVERY
 
 
 def noted(disk: Disk) -> Rates | None:

@@ -157,7 +157,7 @@ def _as_text(told: dict[str, Any]) -> Iterator[str]:
     yield f"waiting   {told['waiting_readings']} readings: {batches}{since}"
     days, daily = told["room_days"], told["written_bytes_day"]
     unknown = "not known before the daemon has run for 10 minutes"
-    left = f"days {unknown}" if days is None else f"{days:g} days at the rate since its start"
+    left = f"days {unknown}" if days is None else f"{days:g} days at the rate of the last day"
     yield f"room      {_size(told['room_bytes'])}, {left}"
     yield f"writes    {unknown if daily is None else f'{_size(daily)} a day'}"
     yield f"dropped   {told['dropped']} readings since the buffer was created"
