@@ -13,6 +13,7 @@ from wire_batches import EXAMPLE, T, batch, batches, examples, reading
 
 from gateway import wire
 from gateway.cli import main
+from gateway.cli.lines import influx_lines
 from gateway.encoding import json_lines
 
 ROOT = Path(__file__).parent.parent
@@ -56,6 +57,13 @@ def test_a_line_has_these_keys_in_this_order():
         '"quantity":"pm2_5","unit":"ug/m3","time_ms":1763900000000,'
         '"boot":487347626,"boot_ms":86400123,"clock":2,"value":7.4,"quality":0}'
     )
+
+
+def test_influx_lines_are_those_of_an_export(payloads: Path):
+    done = decode(EXAMPLE, "--influx", payloads)
+    lines = list(influx_lines(wire.decode(EXAMPLE)))
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode() == "".join(lines * 3)
 
 
 def test_maps_and_zlib_streams_may_stand_back_to_back_in_several_files(payloads: Path):

@@ -23,7 +23,7 @@ COMMANDS = {
     "drivers": "the drivers there are, or one driver's settings and quantities",
     "buffer": "what waits on disk, room, damage, and what the broker refused",
     "export": "what waits to a file, for when no network will take it; nothing counts as delivered",
-    "decode": "batch files or standard input as JSON lines, for whoever receives them",
+    "decode": "batch files or standard input as JSON or InfluxDB lines, for whoever receives them",
     "replay": "recorded bytes through a driver: what comes out, or which fault",
 }
 """Each is a module here, imported only when it runs: `arguments(parser)`, `run(args) -> int`."""

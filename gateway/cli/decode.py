@@ -1,14 +1,16 @@
-"""`bygate decode`: batches as JSON lines, one a reading, for whoever receives them."""
+"""`bygate decode`: batches as lines, one a reading, for whoever receives them."""
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from gateway.cli.lines import influx_lines
 from gateway.encoding import json_lines
-from gateway.wire import WireError, decode_all
+from gateway.wire import Batch, WireError, decode_all
 
 _CHUNK = 1 << 20
+_Lines = Callable[[Batch], Iterator[str]]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,24 +22,33 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="payloads back to back; - or none: standard input",
     )
-    parser.add_argument("--json", action="store_true", help="JSON lines are printed anyway")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument(
+        "--influx",
+        action="store_const",
+        dest="lines",
+        const=influx_lines,
+        default=json_lines,
+        help="print InfluxDB's lines, as `bygate export` writes them: for execd of Telegraf",
+    )
+    form.add_argument("--json", action="store_true", help="JSON lines are printed anyway")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the readings in all files; 1 for a damaged file, 2 for one that cannot be read."""
-    return max([_print_readings(file) for file in args.files])
+    return max([_print_readings(file, args.lines) for file in args.files])
 
 
 class _Unreadable(Exception):
     """A file that cannot be opened or read."""
 
 
-def _print_readings(file: str) -> int:
+def _print_readings(file: str, lines: _Lines) -> int:
     name = "standard input" if file == "-" else file
     try:
         for batch in decode_all(_chunks(file)):
             # At once: a batch may be followed by damage, or, piped from the broker, by a long wait
-            sys.stdout.writelines(json_lines(batch))
+            sys.stdout.writelines(lines(batch))
             sys.stdout.flush()
     except WireError as error:
         print(f"{name}: {error}", file=sys.stderr)
