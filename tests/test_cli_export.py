@@ -99,6 +99,14 @@ def test_nothing_counts_as_delivered_and_nothing_is_changed(tmp_path: Path, held
     assert contents(tmp_path / "state") == before
 
 
+def test_the_summary_as_json_tells_what_lies_where(tmp_path: Path, held: list[Value], capsys: Said):
+    export(tmp_path, "out.csv", "--json")
+    data, told = (tmp_path / "out.csv").read_bytes(), json.loads(capsys.readouterr().out)
+    assert (told["path"], told["format"]) == (f"{tmp_path}/out.csv", "csv")
+    assert told["sha256"] == hashlib.sha256(data).hexdigest()
+    assert (told["bytes"], told["readings"], told["batches"]) == (len(data), len(held), 3)
+
+
 def test_what_is_there_stays_unless_told_otherwise(tmp_path: Path, held: list[Value], capsys: Said):
     (tmp_path / "out").write_text("mine")
     assert export(tmp_path, "out") == 2

@@ -73,14 +73,15 @@ def run(args: argparse.Namespace) -> int:
         _check_place(args.path, directory, overwrite=args.overwrite)
         with reading(directory):
             glance = Glance(directory, config.gateway.id)
-        count.bytes = _write(args.path, _read(directory, _pieces(glance, form, count)))
+        digest, count.bytes = _write(args.path, _read(directory, _pieces(glance, form, count)))
     except _WrongPath as error:
         print(f"{args.path}: {error}", file=sys.stderr)
         return 2
     except (NoBuffer, _NotWritten) as error:
         print(error, file=sys.stderr)
         return 1
-    print(json.dumps(asdict(count), indent=2) if args.json else f"{args.path}: {_said(count)}")
+    told = {"path": str(args.path), "format": form, "sha256": digest, **asdict(count)}
+    print(json.dumps(told, indent=2) if args.json else f"{args.path}: {_said(count)}")
     if damaged := len(glance.damage) + len(glance.foreign) + count.unreadable:
         print(f"{damaged} places are damaged: `bygate buffer` names them", file=sys.stderr)
     return int(damaged > 0)
@@ -183,8 +184,8 @@ _REMEDIES = {
 }
 
 
-def _write(path: Path, pieces: Iterator[bytes]) -> int:
-    """Put the bytes and their sum in place, all or nothing; return how many there are."""
+def _write(path: Path, pieces: Iterator[bytes]) -> tuple[str, int]:
+    """Put the bytes and their sum in place, all or nothing; return that and how many they are."""
     part, total = _beside(path, "part"), _beside(path, "sum")
     try:
         digest, size = _fill(part, pieces)
@@ -198,7 +199,7 @@ def _write(path: Path, pieces: Iterator[bytes]) -> int:
         for left in (part, total):
             with suppress(OSError):
                 left.unlink()
-    return size
+    return digest, size
 
 
 def _sum_line(digest: str, name: str) -> bytes:
