@@ -1,4 +1,4 @@
-"""Durations and sizes as the user writes them, with their unit: "60s", "512 MiB"."""
+"""Durations, sizes and counts as people write them: "60s", "512 MiB", "1 batch"."""
 
 import math
 import re
@@ -43,6 +43,12 @@ def shown_size(count: int) -> str:
         if count and count % BYTES[unit] == 0:
             return f"{count // int(BYTES[unit])} {unit}"
     return f"{count} B"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return `1 batch`, `2 batches`."""
+    plural = "" if number == 1 else "es" if noun.endswith("ch") else "s"
+    return f"{number} {noun}{plural}"
 
 
 def _measure(text: str, units: Mapping[str, float]) -> float:

@@ -28,6 +28,7 @@ from gateway.driver import (
 from gateway.encoding import BOUNDS
 from gateway.health import Health
 from gateway.listener import AdvertisementListener, Listener, SerialListener
+from gateway.measure import counted
 from gateway.poller import GattPoller, LocalPoller, Poller, SerialPoller
 from gateway.reading import Reading
 from gateway.serialport import SerialPort
@@ -160,11 +161,10 @@ class Service:
         await self._on_writer(self._buffer.close)  # what was acknowledged last is written down
         await self._on_writer(partial(self._uplink.state.traffic.write, self._disk))
         if lost := self._buffer.unsaved:
-            log.error("stopped: %d readings are lost: %s", lost, self._buffer.fault)
+            log.error("stopped: %s lost: %s", counted(lost, "reading"), self._buffer.fault)
             return False
-        log.info(
-            "stopped: %d batches wait for the next start", self._buffer.stats().waiting_batches
-        )
+        waiting = counted(self._buffer.stats().waiting_batches, "batch")
+        log.info("stopped: %s left for the next start", waiting)
         return True
 
     async def _take_readings(self) -> None:

@@ -290,7 +290,7 @@ def test_the_right_to_read_is_enough(tmp_path: Path):
     buffer.close()
     done = looked_at_by_a_stranger(tmp_path, 0o444)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "waiting   1 readings" in done.stdout
+    assert "waiting   1 reading: 1 batch, 0 in none yet" in done.stdout
 
 
 # With a daemon

@@ -67,7 +67,7 @@ def test_batches_are_the_very_batches_and_decode_reads_them(
     tmp_path: Path, held: list[Value], capsys: Said
 ):
     assert export(tmp_path, "out", "--format", "batches") == 0
-    assert "1 of them refused by the broker, 1 readings in no batch" in capsys.readouterr().out
+    assert "1 of them refused by the broker, 1 reading in no batch" in capsys.readouterr().out
     waiting = opened(tmp_path / "state", epoch=2)
     payloads = [waiting.payload(each) for each in waiting.waiting()][:2]
     refused = (tmp_path / "state/refused/1-1-0x99.batch").read_bytes()
@@ -229,7 +229,7 @@ def test_a_damaged_batch_is_told_and_the_others_are_exported(tmp_path: Path, cap
     data[data.index(b"bgS3", 100) + 70] ^= 1
     file.write_bytes(data)
     assert export(tmp_path, "out") == 1
-    assert "1 places are damaged: `bygate buffer` names them" in capsys.readouterr().err
+    assert "1 place is damaged: `bygate buffer` names each" in capsys.readouterr().err
     assert [row["value"] for row in rows((tmp_path / "out").read_text())] == [1.0, 3.0]
 
 
@@ -239,7 +239,7 @@ def test_what_stands_in_place_of_the_journal_is_told_and_the_batches_are_exporte
     (tmp_path / "state/journal").unlink()
     os.mkfifo(tmp_path / "state/journal")
     assert export(tmp_path, "out") == 1
-    assert "1 places are damaged: `bygate buffer` names them" in capsys.readouterr().err
+    assert "1 place is damaged: `bygate buffer` names each" in capsys.readouterr().err
     assert len(rows((tmp_path / "out").read_text())) == len(held) - 1
 
 

@@ -12,7 +12,7 @@ from outside_drivers import install
 
 from gateway import driver
 from gateway.config import Broker, Config, ConfigError, PortSettings, load, settings_from_text
-from gateway.measure import shown_duration, shown_size
+from gateway.measure import counted, shown_duration, shown_size
 from gateway.schema import settings_of
 from gateway.settings import UplinkSettings
 from gateway.toml_lines import key_lines, line_of
@@ -578,3 +578,8 @@ TOML_KEYS = st.sampled_from(
 @given(st.dictionaries(TOML_KEYS, TOML_VALUES))
 def test_any_values_of_known_keys_give_settings_or_mistakes(values: dict[str, str]):
     never_another_exception("\n".join(f"{key} = {value}" for key, value in values.items()))
+
+
+def test_one_of_something_is_no_plural():
+    assert [counted(n, "batch") for n in (0, 1, 2)] == ["0 batches", "1 batch", "2 batches"]
+    assert [counted(n, "reading") for n in (0, 1, 2)] == ["0 readings", "1 reading", "2 readings"]

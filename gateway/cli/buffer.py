@@ -17,6 +17,7 @@ from gateway.config import Config, load
 from gateway.disk import VOLATILE, volatile
 from gateway.glance import Glance, MadeWay, NoBuffer, Refused
 from gateway.health import utc
+from gateway.measure import counted
 from gateway.rates import noted
 from gateway.reasons import PUBACK
 from gateway.refused import DIRECTORY, RETRY
@@ -118,7 +119,7 @@ def _told(config: Config, glance: Glance) -> dict[str, Any]:
 def _damage(glance: Glance) -> Iterator[str]:
     for damage in glance.damage:
         yield (
-            f"{damage.name}: {len(damage.data)} bytes from {damage.at} on are damaged, "
+            f"{damage.name}: {counted(len(damage.data), 'byte')} from {damage.at} on damaged, "
             f"{damage.cost} readings in them: set aside at the daemon's next start"
         )
     for name in glance.foreign:
@@ -153,14 +154,16 @@ def _as_text(told: dict[str, Any]) -> Iterator[str]:
     where = f" is on {told['volatile']}, which {VOLATILE}" if told["volatile"] else ""
     yield f"buffer    {told['directory']}{where}"
     since = f", the oldest of {told['oldest_waiting']}" if told["oldest_waiting"] else ""
-    batches = f"{told['waiting_batches']} batches, {told['unsealed_readings']} in none yet"
-    yield f"waiting   {told['waiting_readings']} readings: {batches}{since}"
+    batches = (
+        f"{counted(told['waiting_batches'], 'batch')}, {told['unsealed_readings']} in none yet"
+    )
+    yield f"waiting   {counted(told['waiting_readings'], 'reading')}: {batches}{since}"
     days, daily = told["room_days"], told["written_bytes_day"]
     unknown = "not known before the daemon has run for 10 minutes"
     left = f"days {unknown}" if days is None else f"{days:g} days at the rate of the last day"
     yield f"room      {_size(told['room_bytes'])}, {left}"
     yield f"writes    {unknown if daily is None else f'{_size(daily)} a day'}"
-    yield f"dropped   {told['dropped']} readings since the buffer was created"
+    yield f"dropped   {counted(told['dropped'], 'reading')} since the buffer was created"
     for damage in told["damage"]:
         yield f"damage    {damage}"
     for aside in told["set_aside"]:

@@ -21,6 +21,7 @@ from gateway.cli.lines import csv_head, csv_lines, influx_lines
 from gateway.config import load
 from gateway.encoding import json_lines
 from gateway.glance import Glance, NoBuffer
+from gateway.measure import counted
 from gateway.wire import Batch
 
 _LINES = {"jsonl": json_lines, "csv": csv_lines, "influx": influx_lines}
@@ -83,7 +84,8 @@ def run(args: argparse.Namespace) -> int:
     told = {"path": str(args.path), "format": form, "sha256": digest, **asdict(count)}
     print(json.dumps(told, indent=2) if args.json else f"{args.path}: {_said(count)}")
     if damaged := len(glance.damage) + len(glance.foreign) + count.unreadable:
-        print(f"{damaged} places are damaged: `bygate buffer` names them", file=sys.stderr)
+        are = "place is" if damaged == 1 else "places are"
+        print(f"{damaged} {are} damaged: `bygate buffer` names each", file=sys.stderr)
     return int(damaged > 0)
 
 
@@ -115,13 +117,14 @@ def _check(there: Path, *, overwrite: bool) -> None:
 
 def _said(count: _Count) -> str:
     more = {
-        "of them refused by the broker": count.refused,
-        "delivered or dropped meanwhile": count.gone,
-        "readings in no batch yet, left out": count.left_out,
+        f"{count.refused} of them refused by the broker": count.refused,
+        f"{count.gone} delivered or dropped meanwhile": count.gone,
+        f"{counted(count.left_out, 'reading')} in no batch yet, left out": count.left_out,
     }
-    said = ", ".join(f"{number} {what}" for what, number in more.items() if number)
+    said = ", ".join(what for what, number in more.items() if number)
     said = f" ({said})" if said else ""
-    return f"{count.readings} readings, {count.batches} batches, {count.bytes} bytes{said}"
+    held = ((count.readings, "reading"), (count.batches, "batch"), (count.bytes, "byte"))
+    return ", ".join(counted(number, noun) for number, noun in held) + said
 
 
 def _read(directory: Path, pieces: Iterator[bytes]) -> Iterator[bytes]:
