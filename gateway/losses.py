@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from gateway import acked, journal
 from gateway.disk import DAMAGED, Damage, Disk
 from gateway.held import Held
+from gateway.measure import counted
 from gateway.spool import Spool
 
 DAMAGED_BYTES = 16 << 20
@@ -19,6 +20,14 @@ _GONE = {
     journal.NAME: "what was flushed since the last batch is lost with it, nobody knows how much",
     acked.NAME: "all that lies there is sent once more; whether more is missing nobody knows",
 }
+
+_REMEDIES = {
+    "buffer full": "raise [buffer] max_size, or mend the uplink",
+    "keep_free": "free space on this disk, or lower [buffer] keep_free",
+    "disk full": "free space on this disk",
+    "older than max_age": "mend the uplink, or raise [buffer] max_age",
+}
+"""What keeps what is still there, beside `bygate export`, by the reason for an eviction."""
 
 log = logging.getLogger(__name__)
 
@@ -75,8 +84,8 @@ class Losses:
         """Count what the spool has evicted, and recorded."""
         self.by[reason] += readings
         log.warning(
-            "buffer: %s: %d readings dropped, the oldest: %s",
-            *(self._disk.directory, readings, reason),
+            "buffer: %s: %s dropped, the oldest: %s: %s; `bygate export` saves what is left",
+            *(self._disk.directory, counted(readings, "reading"), reason, _REMEDIES[reason]),
         )
 
     def removed(self, readings: int) -> None:

@@ -512,7 +512,7 @@ def test_a_refused_batch_is_kept_aside_for_the_technician(tmp_path: Path):
     assert again.stats().refused == ["1-1-0x99.batch"]
 
 
-def test_over_its_size_the_oldest_go_and_are_counted_for_ever(tmp_path: Path):
+def test_over_its_size_the_oldest_go_and_are_counted_for_ever(tmp_path: Path, caplog):
     small = BufferSettings(flush_interval=10, seal_interval=60, max_size=2 << 20)
     buffer = opened(tmp_path, settings=small)
     total = 0
@@ -524,6 +524,7 @@ def test_over_its_size_the_oldest_go_and_are_counted_for_ever(tmp_path: Path):
     dropped = buffer.stats().dropped
     assert len(values(buffer)) + dropped == total
     assert buffer.stats().dropped_by == {"buffer full": dropped}
+    assert "readings dropped, the oldest: buffer full: raise [buffer] max_size, or " in caplog.text
     again = opened(tmp_path, epoch=2, settings=small)
     assert again.stats().dropped == dropped
     assert len(values(again)) + dropped == total
