@@ -150,10 +150,10 @@ class Connection(aiomqtt.Client):
     def _ended(self, end: asyncio.Future[None]) -> None:
         error = None if end.cancelled() else end.exception()
         if not self._connected.done():  # else it would be waited for till the time is up
-            said = f"closed before the broker had answered: {self._why(error)}"
-            self._connected.set_exception(
-                error if error and self._said_so else aiomqtt.MqttError(said)
-            )
+            answered = f"it answered, but not as MQTT {self._settings.protocol} does"
+            what = answered if self._incoming.first else "closed before the broker had answered"
+            said = aiomqtt.MqttError(f"{what}: {self._why(error)}")
+            self._connected.set_exception(error if error and self._said_so else said)
             self._connected.exception()  # nobody may wait for it any more
 
     def more_carried(self) -> int:

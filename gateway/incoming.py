@@ -4,6 +4,7 @@ A gateway subscribes to nothing. What comes to it are answers of some ten bytes 
 """
 
 import paho.mqtt.client as paho
+from paho.mqtt import MQTTException
 from paho.mqtt.enums import MessageType, MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -17,6 +18,7 @@ FIRST = 24
 """Bytes that tell what listens where no broker does."""
 
 _FOR_US = (MessageType.CONNACK, MessageType.PUBACK, MessageType.PINGRESP, MessageType.DISCONNECT)
+_OF_CLIENTS = ("CONNECT", "SUBSCRIBE", "UNSUBSCRIBE", "PINGREQ")
 
 # paho takes a code that MQTT 5 has for other packets for a broken one; mosquitto answers a publish
 # above its message_size_limit with PUBACK 0x95, and the batch would come for ever
@@ -75,8 +77,21 @@ class Incoming:
         if kind == MessageType.PUBLISH:
             return MQTTErrorCode.MQTT_ERR_SUCCESS
         if kind not in _FOR_US:
-            raise Unexpected(f"a packet of type {kind >> 4} came, which is for a broker")
-        return paho.Client._packet_handle(self._client)
+            raise Unexpected(_not_for_us(kind))
+        try:
+            return paho.Client._packet_handle(self._client)
+        except MQTTException as error:  # whose text paho tells nobody
+            shown = self._client._in_packet["packet"][:FIRST].hex(" ")
+            text = f"a {MessageType(kind).name} came that is malformed ({shown}): {error}"
+            raise Unexpected(text) from error
+
+
+def _not_for_us(kind: int) -> str:
+    if kind not in set(MessageType):
+        return "a packet came that is none of MQTT's"
+    name = MessageType(kind).name
+    of_clients = name in _OF_CLIENTS
+    return f"{name} came, which {'clients send' if of_clients else 'answers nothing of ours'}"
 
 
 def bounds() -> Properties:

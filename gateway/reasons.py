@@ -54,9 +54,12 @@ PUBACK = {
 _ROUTE = "no route: is there a network?"
 _NO_TLS = "no TLS is spoken there, or none of today"
 _SPEAK = "the broker must speak TLS 1.2 or 1.3"
+_OLD = 'set [uplink] protocol = "3.1.1"'
+_BUSY = f"has the broker too much to do (RabbitMQ: a memory or disk alarm)? Else {_LOG}"
 _CHECK_URL = "check host and port in [uplink] url"
 _TLS_ALERT = b"\x15\x03"
-_CONNACK_3_1_1 = b"\x20\x02\x00\x00"
+_CONNACK_3_1_1 = b"\x20\x02"
+"""Of two bytes, flags and code; that of MQTT 5 has three at least."""
 
 
 def of_code(code: int, name: str, properties: object = None) -> str:
@@ -74,8 +77,11 @@ def of_answer(first: bytes, settings: UplinkSettings) -> str | None:
     text = first.decode("ascii", errors="replace").split("\r\n")[0]
     if first.startswith(_TLS_ALERT):
         return "TLS is spoken there: write mqtts:// in [uplink] url"
-    if first == _CONNACK_3_1_1 and settings.protocol == "5":
+    if first.startswith(_CONNACK_3_1_1) and settings.protocol == "5":
         return 'what answers MQTT 5 there speaks MQTT 3.1.1: set [uplink] protocol = "3.1.1"'
+    if first.startswith(_CONNACK_3_1_1) and first[3:4] == b"\x01":
+        refused = "0x01 unacceptable protocol version: it takes no MQTT 3.1.1"
+        return f'{refused}: set [uplink] protocol = "5"'
     if first.startswith((b"HTTP/", b"<")):
         return f"a web server answers there ({seen(text)}), or MQTT over WebSockets: {_CHECK_URL}"
     if len(text) > 3 and text.isascii() and text.isprintable():
@@ -107,6 +113,7 @@ def of_text(said: str, settings: UplinkSettings, *, tls: bool) -> str:
     broke_off = f"it broke off TLS: does it want {cert}, of an authority that it trusts?"
     secret = settings.cert_file or settings.password_file
     instead = "is it the right port?" if secret else "mqtt:// for plain TCP, or another port"
+    old = "" if settings.protocol == "3.1.1" else f"{_OLD}, if it knows no MQTT 5; or "
     remedies = {
         "Connection refused": "nothing listens there: check [uplink] url, and that the broker runs",
         "Name or service not known": "check the name in [uplink] url, and DNS",
@@ -116,6 +123,7 @@ def of_text(said: str, settings: UplinkSettings, *, tls: bool) -> str:
         "No route to host": _ROUTE,
         "closed before": f"{version}, or {f'want {cert}' if tls else 'TLS (mqtts:// in url)'}? "
         f"Else {_LOG}",
+        "it answered, but": of_nonsense(settings),
         "certificate has expired": "renew the broker's, or set this box's clock (timedatectl)",
         "certificate is not yet valid": "is this box's clock right (timedatectl)?",
         "certificate is not valid for": "write the name in url as it stands in the certificate",
@@ -127,6 +135,7 @@ def of_text(said: str, settings: UplinkSettings, *, tls: bool) -> str:
         "Connection reset": f"{broke_off} Or {_NO_TLS}: is it the right port?",
         "[SSL:": f"{_NO_TLS}: {instead}",
         "handshake operation timed out": "no TLS is spoken there: is it the right port?",
+        "Operation timed out": f"connected, but no CONNACK came: {old}{_BUSY}",
         "timed out": "no answer: check [uplink] url, firewall and network",
     }
     cause = next((remedy for mark, remedy in remedies.items() if mark in said), "")

@@ -60,7 +60,22 @@ def test_what_a_broker_adds_is_shown_within_bounds():
         ("e0028b00", {}, "0x8b Server shutting down: tried again until it is back"),
         ("20050000022500", {}, "0x9a Retain not supported: the broker must take retained"),
         ("20050000022400", {}, "0x9b QoS not supported: the broker must take QoS 1"),
-        ("20020001", {"protocol": "3.1.1"}, "not MQTT 3.1.1: does it speak MQTT 3.1.1 there"),
+        (
+            "20020001",
+            {"protocol": "3.1.1"},
+            'unacceptable protocol version: it takes no MQTT 3.1.1: set [uplink] protocol = "5"',
+        ),
+        (
+            "2006000003210000",
+            {},
+            "it answered, but not as MQTT 5 does: a CONNACK came that is malformed (00 00 03 21 00 "
+            "00): ReceiveMaximum property value must be in the range 1-65535: a fault of the ",
+        ),
+        (
+            "2008000005270000 0000",
+            {},
+            "as MQTT 5 does: a CONNACK came that is malformed (00 00 05 27 ",
+        ),
         ("20020003", {"protocol": "3.1.1"}, "0x88 Server unavailable"),
         (
             "2003000000 30fc809001",
@@ -70,15 +85,22 @@ def test_what_a_broker_adds_is_shown_within_bounds():
         (
             "2003000000 c000",
             {},
-            "type 12 came, which is for a broker: a fault of the broker, or",
+            "connection lost: PINGREQ came, which clients send: a fault of the broker, or",
         ),
-        ("2003000000 50020001", {}, "connection lost: a packet of type 5 came"),
-        ("30fc809001", {}, "answered: a packet of 2359420 bytes came"),
+        ("2003000000 50020001", {}, "lost: PUBREC came, which answers nothing of ours: a fault of"),
+        (
+            "2003000000 9003000100",
+            {},
+            "connection lost: SUBACK came, which answers nothing of ours",
+        ),
+        ("2003000000 f000", {}, "connection lost: AUTH came, which answers nothing of ours: a fau"),
+        ("f000", {}, "answered, but not as MQTT 5 does: AUTH came, which answers nothing of ours"),
+        ("30fc809001", {}, "answered, but not as MQTT 5 does: a packet of 2359420 bytes came"),
         (
             "2003000000 4004000177 00",
             {},
-            "connection lost: what came was not MQTT 5: a fault of the broker, or of a proxy on "
-            'the way; or set [uplink] protocol = "3.1.1"',
+            "connection lost: a PUBACK came that is malformed (00 01 77 00): 119: a fault "
+            'of the broker, or of a proxy on the way; or set [uplink] protocol = "3.1.1"',
         ),
         ("20020000 5000", {"protocol": "3.1.1"}, 'on the way; or set [uplink] protocol = "5"'),
     ],
@@ -107,7 +129,14 @@ def test_a_refusal_is_told_with_what_mends_it(answer, settings, says, tmp_path):
             "20020000",
             'what answers MQTT 5 there speaks MQTT 3.1.1: set [uplink] protocol = "3.1.1"',
         ),
-        ("000000000000", "closed before the broker had answered: a packet of type 0 came"),
+        (
+            "20020005",
+            'what answers MQTT 5 there speaks MQTT 3.1.1: set [uplink] protocol = "3.1.1"',
+        ),
+        (
+            "000000000000",
+            "it answered, but not as MQTT 5 does: a packet came that is none of MQTT's",
+        ),
     ],
 )
 def test_what_listens_in_place_of_a_broker_is_told_by_how_it_answers(answer, says, tmp_path):
@@ -117,6 +146,26 @@ def test_what_listens_in_place_of_a_broker_is_told_by_how_it_answers(answer, say
 def test_what_greets_and_then_waits_is_no_silence(tmp_path, monkeypatch):
     monkeypatch.setattr("gateway.connection.CONNECT_WITHIN", 0.3)
     assert "is no broker ('SSH-2.0-it')" in why(tmp_path, b"SSH-2.0-it\r\n".hex())
+
+
+@pytest.mark.parametrize(
+    ("protocol", "says"),
+    [
+        (
+            "5",
+            'connected, but no CONNACK came: set [uplink] protocol = "3.1.1", if it knows no MQTT',
+        ),
+        (
+            "3.1.1",
+            "connected, but no CONNACK came: has the broker too much to do (RabbitMQ: a memo",
+        ),
+    ],
+)
+def test_a_connect_that_is_not_answered_is_no_fault_of_the_network(
+    protocol, says, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("gateway.connection.CONNECT_WITHIN", 0.3)
+    assert says in why(tmp_path, "", protocol=protocol)
 
 
 def test_an_end_without_a_word_soon_after_the_beginning_may_be_another_clients_doing(tmp_path):
