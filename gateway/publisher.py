@@ -57,9 +57,14 @@ class Publisher:
         self._sent: list[Sent] = []  # what is not acknowledged, in the order of sending
         self._arrived = self._arrives = 0
 
+    @property
+    def largest_packet(self) -> int:
+        """Bytes of the largest packet that the broker says it takes."""
+        return self._link.largest_packet
+
     def fits(self, payload: bytes) -> bool:
         """Whether the broker takes a packet with that."""
-        return len(payload) + len(self._root.encode()) + HEADERS <= self._link.largest_packet
+        return len(payload) + len(self._root.encode()) + HEADERS <= self.largest_packet
 
     def send(self, name: str, payload: bytes, *, retain: bool = False, kind: str) -> Sent:
         """Publish as `name` below the gateway's topic; `code` tells what becomes of it."""

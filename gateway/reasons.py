@@ -103,6 +103,12 @@ def of_refusal(code: int, topic: str = "its topics") -> str:
     return f"0x{code:02x} {PUBACK.get(code, 'not known')}: {remedy}"
 
 
+def of_refused_batch(code: int) -> str:
+    """Return the same of a batch that is none the broker takes."""
+    smaller = ", or shorten [buffer] seal_interval: later ones are smaller"
+    return of_refusal(code) + (smaller if code == TOO_LARGE else "")
+
+
 def of_text(said: str, settings: UplinkSettings, *, tls: bool) -> str:
     """Return an error in words with what mends it, where that is known.
 

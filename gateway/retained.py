@@ -83,14 +83,14 @@ class Retained:
         """Return False when the broker takes no message of that size."""
         tried = self._too_large.get(what)
         if not self._publisher.fits(payload) or (tried and len(payload) >= tried):
-            self._say(what, _larger(name, payload))
+            self._say(what, self._larger(name, payload))
             return False
         async with self._place:
             sent = self._publisher.send(name, payload, retain=True, kind=JSON)
             code = await self._publisher.code(sent)
         if code == TOO_LARGE:
             self._too_large[what] = len(payload)
-            self._say(what, _larger(name, payload))
+            self._say(what, self._larger(name, payload))
             return False
         refused = f"the broker refuses the {name}: {of_refusal(code, sent.topic)}"
         self._say(what, refused if code >= REFUSED else "")
@@ -102,7 +102,8 @@ class Retained:
             log.warning(line)
         self._said[name] = line
 
-
-def _larger(name: str, payload: bytes) -> str:
-    kib = -(-len(payload) >> 10)
-    return f"the {name} is larger than the broker takes: {kib} KiB: {of_refusal(TOO_LARGE)}"
+    def _larger(self, name: str, payload: bytes) -> str:
+        what = f"the {name} is larger than the broker takes: {-(-len(payload) >> 10)} KiB"
+        if not self._publisher.fits(payload):
+            what += f", in packets of at most {self._publisher.largest_packet} bytes"
+        return f"{what}: {of_refusal(TOO_LARGE)}"

@@ -22,7 +22,7 @@ from gateway.held import Held
 from gateway.lately import Lately
 from gateway.publisher import Publisher, Sent
 from gateway.ration import Outages, Ration
-from gateway.reasons import MALFORMED, TOO_LARGE, of_refusal
+from gateway.reasons import MALFORMED, TOO_LARGE, of_refusal, of_refused_batch
 from gateway.retained import Retained, Status
 from gateway.suspects import Name, Suspects
 from gateway.traffic import Traffic
@@ -327,13 +327,13 @@ class Session:
         state = self._state
         first = not self._buffer.lies_aside(held)
         if first and state.refused_in_a_row >= IN_A_ROW:
-            self._refuses("every batch", of_refusal(code))
+            self._refuses("every batch", of_refused_batch(code))
         state.refused_in_a_row += first
         if not await self._on_writer(self._aside, held, code):
             state.refused_in_a_row -= first
 
     def _aside(self, held: Held, code: int) -> bool:
-        why = of_refusal(code)
+        why = of_refused_batch(code)
         if self._state.refused_in_a_row > 1 and not self._buffer.fits_aside(held):
             self._refuses("one batch after the other", why)
         self._buffer.set_aside(held, code)

@@ -103,7 +103,7 @@ def test_a_refusal_right_before_the_end_is_heeded_and_told(disk, tmp_path, caplo
             assert len(connects) <= 4
 
     run(scenario())
-    assert caplog.text.count("bytes: 0x95 packet too large: raise the broker's bound (") == 3
+    assert caplog.text.count("message_size_limit), or shorten [buffer] seal_interval") == 3
 
 
 @pytest.mark.parametrize("large", [[1], [8], [1, 2], [30, 31, 45, 60]])
