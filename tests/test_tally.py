@@ -9,6 +9,7 @@ import pytest
 from gateway_process import gateway, sensor, values
 
 from drivers import sds011
+from gateway.clock import Clock
 from gateway.poller import SerialPoller
 from gateway.reading import Reading
 from gateway.tally import Tally, quantity_of
@@ -43,6 +44,39 @@ def test_an_outage_is_in_the_data_hour_by_hour():
     hours = [r.instant.boot_ms for r in told if r.quantity.name == "outcome_ok"]
     assert hours == [HOUR * 1000 * n for n in range(1, 5)]
     assert {(r.sensor, r.quantity.unit, r.quality) for r in told} == {("air", "count", 0)}
+
+
+class Late(asyncio.SelectorEventLoop):
+    """A loop on which time goes on by what a test adds to it, too."""
+
+    late = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.late
+
+
+def test_an_hour_is_no_longer_for_what_it_takes_to_tell():
+    told: list[float] = []
+    loop = Late()
+
+    def sink(_: Reading) -> None:
+        told.append(loop.time() - began)
+        loop.late += 1.9
+
+    clock = Clock(kernel=lambda: (4000, False))
+    driver = sds011.Driver()
+    poller = SerialPoller(
+        name="air",
+        driver=driver,
+        interval=60,
+        clock=clock,
+        sink=sink,
+        port=ScriptedPort(Sds011(), driver.frame),
+    )
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        began = loop.time()
+        runner.run(jumping.for_seconds(11, Tally([poller], clock, every=2).run()))
+    assert [round(at / 2) for at in told] == [1, 2, 3, 4, 5]
 
 
 def test_a_sensor_that_never_answered_has_no_ok_at_all():
