@@ -1,16 +1,110 @@
 import asyncio
+import contextlib
+import json
 import os
 import signal
+import ssl
 import threading
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import pytest
+from certificates import DAY, NOW, Authority
+from delivery import until
 from gateway_process import values
+from test_buffer import opened, take
 
+from gateway.clock import Clock
 from gateway.config import load
 from gateway.encoding import LinesBound
+from gateway.glance import Glance
 from gateway.service import Service, stray
 from gateway.tally import Tally
-from hil.broker import Broker
+from hil.broker import Broker, Received
+
+NOWHERE = "mqtt://127.0.0.1:1"
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    directory: Path, url: str, more: str = "", clock: Clock | None = None
+) -> AsyncIterator[Service]:
+    """Run a gateway in this process, with `more` in its configuration."""
+    file = directory / "config.toml"
+    file.write_text(
+        f'[gateway]\nid = "trd-0042"\nstate_dir = "{directory}/state"\n'
+        f'[uplink]\nurl = "{url}"\n{more}'
+    )
+    service = Service(load(file), clock)
+    running = asyncio.create_task(service.run())
+    await until(lambda: signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL)
+    try:
+        yield service
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await running
+
+
+SENSOR = '[sensors.box]\ndriver = "host"\ninterval = "100ms"\n'
+
+
+def test_a_durable_sensor_is_on_disk_at_once(tmp_path: Path):
+    rare = '[buffer]\nflush_interval = "1h"\nseal_interval = "1h"\n'
+
+    async def scenario() -> None:
+        async with serving(tmp_path, NOWHERE, f"{rare}{SENSOR}durable = true\n"):
+            await until((tmp_path / "state/journal").exists)
+            await until(lambda: flushed(tmp_path / "state") >= 10)
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def flushed(directory: Path) -> int:
+    return sum(len(batch.readings) for batch in Glance(directory, "trd-0042").unsealed())
+
+
+def test_what_is_older_than_max_age_goes_while_it_runs(tmp_path: Path):
+    for epoch in (1, 2):
+        buffer = opened(tmp_path / "state", epoch)
+        take(buffer, 1.0, 2.0)  # in 2001
+        buffer.close()
+    clock = Clock(kernel=lambda: (4000, False))
+
+    async def scenario() -> None:
+        async with serving(tmp_path, NOWHERE, '[buffer]\nmax_age = "1d"\n', clock):
+            await until(lambda: Glance(tmp_path / "state", "trd-0042").spool.dropped == 4)
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def test_what_our_certificate_lets_expect_is_looked_at_while_a_connection_lasts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("gateway.uplink.LOOK_EVERY", 0.05)
+    city = Authority()
+    city.write(tmp_path / "ca.pem")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(city.issue(tmp_path / "server.pem", "broker"))
+    cert = city.issue(tmp_path / "cert.pem", "one", until=NOW + 90 * DAY)
+    files = f'ca_file = "{tmp_path}/ca.pem"\ncert_file = "{cert}"\n'
+
+    async def scenario() -> None:
+        async with Broker(tls=context) as broker, serving(tmp_path, broker.url, files):
+            await broker.wait_for(lambda seen: status(seen) and not expiring(seen))
+            city.issue(cert, "one", until=NOW + 9 * DAY)
+            await broker.wait_for(expiring)
+            assert broker.connects == 1
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def status(seen: list[Received]) -> list[Any]:
+    return [json.loads(each.payload) for each in seen if each.topic.endswith("/status")]
+
+
+def expiring(seen: list[Received]) -> object:
+    return status(seen)[-1]["uplink"]["certificate"]["why"]
 
 
 def test_outcomes_are_told_while_it_runs(tmp_path: Path):
