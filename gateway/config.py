@@ -53,6 +53,7 @@ __all__ = [
     "SiteSettings",
     "UplinkSettings",
     "load",
+    "load_buffer",
     "settings_from_text",
 ]
 
@@ -93,6 +94,18 @@ def load(path: Path | str) -> Config:
         ports={name: PortSettings(**values) for name, values in ports.items()},
         sensors={sensor.name: sensor for sensor in found if sensor},
     )
+
+
+def load_buffer(path: Path | str) -> tuple[GatewaySettings, BufferSettings]:
+    """Return what the file says of the buffer, whatever is wrong with all else that stands there.
+
+    So what waits can be read where drivers are missing. Defaults of a profile are not in it.
+    """
+    source = _parse(str(path), _text(Path(path)))
+    gateway, buffer = (source.read((name,), _TABLES[name]) for name in ("gateway", "buffer"))
+    if source.mistakes:
+        raise ConfigError(source.file, source.mistakes)
+    return GatewaySettings(**gateway), BufferSettings(**buffer)
 
 
 def settings_from_text(driver: type[Driver], texts: Mapping[str, str]) -> Driver:

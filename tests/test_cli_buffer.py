@@ -64,6 +64,31 @@ def test_what_waits_is_told_with_what_is_in_no_batch_yet_and_nothing_is_changed(
     assert contents(tmp_path / "state") == before
 
 
+def test_where_the_rest_of_the_configuration_is_none_the_buffer_is_read_all_the_same(
+    tmp_path: Path, capsys: Said
+):
+    buffer = opened(tmp_path / "state")
+    take(buffer, 1.0)
+    buffer.close()
+    lines = config(tmp_path).read_text().replace("mqtt://", "")
+    rest = '[buffer]\nmax_size = "2 MiB"\n[new]\n[sensors.it]\ndriver = "not-on-this-one"\n'
+    (tmp_path / "rescue.toml").write_text(lines + rest)
+    which = ("-c", str(tmp_path / "rescue.toml"))
+    assert main(["buffer", "--json", *which]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["waiting_readings"], told["room_bytes"] < 2 << 20) == (1, True)
+    assert main(["export", *which, str(tmp_path / "out")]) == 0
+
+
+def test_what_is_wrong_with_the_buffers_own_settings_is_told(tmp_path: Path, capsys: Said):
+    file = config(tmp_path)
+    file.write_text(f"{file.read_text()}[buffer]\nmaxsize = 1\n[sensors.it]\n")
+    for command in (["buffer"], ["export", str(tmp_path / "out")]):
+        assert main([*command, "-c", str(file)]) == 2
+        said = "config.toml:7: buffer.maxsize: there is no such setting; did you mean 'max_size'?"
+        assert capsys.readouterr().err == f"{tmp_path}/{said}\n"
+
+
 def test_what_is_acknowledged_does_not_wait(tmp_path: Path, capsys: Said):
     buffer = opened(tmp_path / "state")
     for value in (1.0, 2.0):

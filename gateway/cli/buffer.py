@@ -13,7 +13,7 @@ from gateway.aside import on_disk
 from gateway.bounds import room
 from gateway.cli import DEFAULT_CONFIG
 from gateway.cli.columns import columns
-from gateway.config import Config, load
+from gateway.config import BufferSettings, load_buffer
 from gateway.disk import VOLATILE, volatile
 from gateway.glance import Glance, MadeWay, NoBuffer, Refused
 from gateway.health import utc
@@ -30,7 +30,13 @@ RETRY_HINT = (
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `bygate buffer`."""
-    parser.add_argument("-c", "--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE")
+    parser.add_argument(
+        *("-c", "--config"),
+        type=Path,
+        default=DEFAULT_CONFIG,
+        metavar="FILE",
+        help="of which [gateway] and [buffer] count, whatever else stands there",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--retry-refused",
@@ -41,14 +47,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what lies there; 1 where that is something to be seen to, or cannot be read."""
-    config = load(args.config)
-    directory = config.gateway.state_dir
+    gateway, settings = load_buffer(args.config)
+    directory = gateway.state_dir
     try:
         with reading(directory):
-            glance = Glance(directory, config.gateway.id)
+            glance = Glance(directory, gateway.id)
             if args.retry_refused:
                 return _retry(glance, directory / DIRECTORY / RETRY, as_json=args.json)
-            told = _told(config, glance)
+            told = _told(settings, glance)
     except NoBuffer as error:
         print(error, file=sys.stderr)
         return 1
@@ -90,17 +96,17 @@ def _ask(asks: Path) -> None:
         raise NoBuffer(f"{asks}: not a file, and so asks for nothing: move it away")
 
 
-def _told(config: Config, glance: Glance) -> dict[str, Any]:
+def _told(settings: BufferSettings, glance: Glance) -> dict[str, Any]:
     """Return what the status says of the buffer under the same names, and more."""
     batches, readings = glance.spool.held()
     unsealed = sum(len(batch.readings) for batch in glance.unsealed())
     refused = [_refused(each) for each in glance.refused()]
     size = glance.spool.size + sum(on_disk(each["bytes"]) for each in refused)
-    left, rates = max(room(glance.disk, config.buffer, size), 0), noted(glance.disk)
-    oldest = glance.oldest_ms
+    left, rates = max(room(glance.disk, settings, size), 0), noted(glance.disk)
+    oldest, directory = glance.oldest_ms, glance.disk.directory
     return {
-        "directory": str(config.gateway.state_dir),
-        "volatile": volatile(config.gateway.state_dir),
+        "directory": str(directory),
+        "volatile": volatile(directory),
         "waiting_batches": batches,
         "waiting_readings": readings + unsealed,
         "unsealed_readings": unsealed,

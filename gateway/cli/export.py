@@ -18,7 +18,7 @@ from pathlib import Path
 from gateway.cli import DEFAULT_CONFIG
 from gateway.cli.buffer import reading
 from gateway.cli.lines import csv_head, csv_lines, influx_lines
-from gateway.config import load
+from gateway.config import load_buffer
 from gateway.encoding import json_lines
 from gateway.glance import Glance, NoBuffer
 from gateway.measure import counted
@@ -38,7 +38,13 @@ _ENDINGS = {
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `bygate export`."""
-    parser.add_argument("-c", "--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE")
+    parser.add_argument(
+        *("-c", "--config"),
+        type=Path,
+        default=DEFAULT_CONFIG,
+        metavar="FILE",
+        help="of which [gateway] and [buffer] count, whatever else stands there",
+    )
     parser.add_argument(
         "--format",
         choices=[*_LINES, BATCHES],
@@ -68,12 +74,12 @@ class _Count:
 
 def run(args: argparse.Namespace) -> int:
     """Write the file; 1 when that fails or something in the buffer is damaged, 2 for its path."""
-    config, count = load(args.config), _Count()
-    directory, form = config.gateway.state_dir, args.format or _form_of(args.path)
+    gateway, _ = load_buffer(args.config)
+    count, directory, form = _Count(), gateway.state_dir, args.format or _form_of(args.path)
     try:
         _check_place(args.path, directory, overwrite=args.overwrite)
         with reading(directory):
-            glance = Glance(directory, config.gateway.id)
+            glance = Glance(directory, gateway.id)
         digest, count.bytes = _write(args.path, _read(directory, _pieces(glance, form, count)))
     except _WrongPath as error:
         print(f"{args.path}: {error}", file=sys.stderr)
