@@ -15,7 +15,7 @@ def judge(quantity: Quantity, said: Value) -> tuple[Value, int, str | None]:
     """Return the value to keep, its quality, and what is wrong with it, if anything.
 
     Floats are rounded to the quantity's decimals. Implausible values are kept and marked; NaN, inf
-    and whole numbers beyond 64 bits become None. Raises TypeError for what is no value at all.
+    and whole numbers from ±2^63 on become None. Raises TypeError for what is no value at all.
     """
     if said is None or isinstance(said, bool):
         return said, Quality.GOOD, None

@@ -1,8 +1,10 @@
+import json
 import re
 from collections import Counter
 from pathlib import Path
 
 from hypothesis import given
+from test_health import Box
 from wire_batches import EXAMPLE, T, U, batches, examples
 
 from gateway import wire
@@ -68,6 +70,25 @@ def test_batches_from_before_the_clock_was_set_are_timed_by_the_next_synchronise
     ]
     RETIME(batches)
     assert [each["t"] for each in batches] == [T, T - 60_000, T + 99, 7_000]
+
+
+def documented():
+    """Return the keys of the document's table of the status, as `part.key`."""
+    table = DOCUMENT.split("| key | meaning |\n| --- | --- |\n")[1].split("\n\n")[0]
+    for row in table.splitlines():
+        first, *others = row.split("|")[1].strip().split(", ")
+        part = first.partition(".")[0]
+        yield from (first, *(f"{part}.{other}" for other in others))
+
+
+def test_the_document_names_every_key_of_the_status(tmp_path):
+    status = Box(tmp_path).health.snapshot("online")
+    parts = ("clock", "buffer", "uplink")
+    found = {f"{part}.{key}" for part in parts for key in status[part]}
+    found |= {f"sensors.NAME.{key}" for key in status["sensors"]["it"]}
+    short = re.search(r'{"state": "offline".*}', DOCUMENT)[0]
+    assert status.keys() == {*parts, "bluetooth", "sensors", *json.loads(short)}
+    assert sorted(found | {"bluetooth.NAME"}) == sorted(documented())
 
 
 def test_the_document_names_every_quality_bit_and_key():
