@@ -41,6 +41,19 @@ def test_systemd_finds_nothing_wrong_with_the_units(tmp_path):
 
 
 @needs_systemd
+def test_a_password_that_systemd_hands_over_is_as_the_unit_says(tmp_path):
+    unit = tmp_path / UNIT.name
+    unit.write_text(UNIT.read_text().replace("\n#LoadCredential=", "\nLoadCredential="))
+    [credential] = values(unit, "LoadCredential")
+    path = f"/run/credentials/{UNIT.name}/{credential.partition(':')[0]}"
+    assert f"# {path}\n" in unit.read_text()
+    assert f'password_file = "{path}"' in (UNITS / "README.md").read_text()
+    assert f"LoadCredential={credential}" in (UNITS / "README.md").read_text()
+    unit.write_text(re.sub("^ExecStart=.*", "ExecStart=/bin/true", unit.read_text(), flags=re.M))
+    assert analyze("verify", "--man=no", str(unit)).stderr == ""
+
+
+@needs_systemd
 def test_the_sandbox_leaves_little_open():
     told = analyze("security", "--offline=true", "--threshold=18", str(UNIT))
     assert told.returncode == 0, told.stdout.splitlines()[-1:]
