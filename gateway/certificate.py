@@ -1,4 +1,4 @@
-"""Whether TLS can succeed, as far as it is known here: our certificate's dates and the clock.
+"""Whether TLS can succeed, as far as it is known here: dates of certificates and the clock.
 
 A broker that refuses our certificate closes the connection without a word, whatever is wrong with
 it (TLS 1.3; mosquitto does so with 1.2, too). So its dates are told before connecting, and a month
@@ -16,10 +16,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from gateway.credentials import LARGEST_PEM, read_file
+from gateway.measure import counted
 
 WRITTEN = datetime(2026, 11, 1, tzinfo=UTC)
 """No clock that is right shows less; raised with each release."""
 AHEAD = timedelta(days=30)
+_THERE = "there: it is read at the next connection"
 
 _BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 _UTC_TIME, _GENERALIZED_TIME, _VERSION = 0x17, 0x18, 0xA0
@@ -37,45 +39,64 @@ class Outlook:
     fault: str | None = None
     """Why connecting fails, unless the broker's clock says otherwise."""
     notice: str | None = None
-    """What will be at fault within AHEAD."""
+    """What will be at fault within AHEAD: our certificate, or all authorities that we know."""
 
 
-def outlook(cert: Path | None, now: datetime) -> Outlook:
-    """Return what this gateway's certificate and clock let expect; reads the file anew."""
-    since = until = None
-    if cert:
-        try:
-            since, until = dates(read_file(cert, LARGEST_PEM).decode(errors="replace"))
-        except (OSError, ValueError):
-            return Outlook()  # connecting tells which file is at fault
+def outlook(cert: Path | None, now: datetime, ca: Path | None = None) -> Outlook:
+    """Return what this gateway's certificate, authorities and clock let expect; reads anew."""
+    ours, theirs = _read(cert), _read(ca)
+    since = max((since for since, _ in ours), default=now)
+    until = min((until for _, until in ours), default=None)
     if now < WRITTEN:
         return Outlook(
             until,
             f"this box's clock says {now:%Y-%m-%d}, and this program was written on "
             f"{WRITTEN:%Y-%m-%d}: set the clock: is NTP reached (timedatectl)?",
         )
-    if since and now < since:
+    if now < since:
         return Outlook(
             until,
             f"cert_file {cert} is not valid before {since:%Y-%m-%d %H:%M} UTC, and this box's "
             f"clock says {now:%Y-%m-%d}: set the clock (timedatectl), or get another",
         )
-    if until is None or until - now > AHEAD:
-        return Outlook(until)
-    renew = "put a renewed one there: it is read at the next connection"
-    if now > until:
-        return Outlook(
-            until,
-            f"cert_file {cert} expired on {until:%Y-%m-%d %H:%M} UTC, and this box's clock says "
-            f"{now:%Y-%m-%d}: {renew}",
-        )
+    last = max((until for _, until in theirs), default=None)
+    ends = (
+        (f"cert_file {cert}", until, f"put a renewed one {_THERE}"),
+        (f"ca_file {ca}", last, f"put the present authority's {_THERE}"),
+    )
+    faults = [_expired(*end, now) for end in ends]
+    notices = [_expires(*end, now) for end in ends]
+    return Outlook(until, _joined(faults), _joined(notices))
+
+
+def _read(file: Path | None) -> list[tuple[datetime, datetime]]:
+    """Return the dates in a file, none where it will not do: connecting tells what is wrong."""
+    try:
+        return dates(read_file(file, LARGEST_PEM).decode(errors="replace")) if file else []
+    except (OSError, ValueError):
+        return []
+
+
+def _expired(what: str, until: datetime | None, renew: str, now: datetime) -> str | None:
+    if until is None or now <= until:
+        return None
+    when = f"{until:%Y-%m-%d %H:%M} UTC, and this box's clock says {now:%Y-%m-%d}"
+    return f"{what} expired on {when}: {renew}"
+
+
+def _expires(what: str, until: datetime | None, renew: str, now: datetime) -> str | None:
+    if until is None or not now <= until <= now + AHEAD:
+        return None
     days = (until - now).days
-    left = f"on {until:%Y-%m-%d %H:%M} UTC, in {days} day{'s' * (days != 1)}"
-    return Outlook(until, notice=f"cert_file {cert} expires {left}: {renew}")
+    return f"{what} expires on {until:%Y-%m-%d %H:%M} UTC, in {counted(days, 'day')}: {renew}"
 
 
-def dates(pem: str) -> tuple[datetime, datetime]:
-    """Return since when and until when all certificates of a file are valid; raises ValueError."""
+def _joined(texts: list[str | None]) -> str | None:
+    return "; ".join(filter(None, texts)) or None
+
+
+def dates(pem: str) -> list[tuple[datetime, datetime]]:
+    """Return since when and until when each certificate of a file is valid; raises ValueError."""
     blocks = re.findall(f"{_BEGIN}.*?{_END}", pem, re.DOTALL)
     try:
         found = [_dates(ssl.PEM_cert_to_DER_cert(block)) for block in blocks]
@@ -83,7 +104,7 @@ def dates(pem: str) -> tuple[datetime, datetime]:
         raise ValueError("a certificate is cut off") from None
     if not found:
         raise ValueError("no certificate")
-    return max(since for since, _ in found), min(until for _, until in found)
+    return found
 
 
 def _dates(der: bytes) -> tuple[datetime, datetime]:

@@ -84,7 +84,8 @@ class Uplink:
             return
         now = datetime.fromtimestamp(self._now(), UTC)
         try:
-            seen = await off_the_loop(lambda: outlook(self._settings.cert_file, now))
+            files = self._settings
+            seen = await off_the_loop(lambda: outlook(files.cert_file, now, files.ca_file))
         except TimeoutError:
             return  # connecting tells which file is at fault
         before, self.state.outlook = self.state.outlook, seen

@@ -41,9 +41,9 @@ class Authority:
         file.write_bytes(cert + secret)
         return file
 
-    def write(self, file: Path) -> Path:
+    def write(self, file: Path, until: datetime = NOW + 1000 * DAY) -> Path:
         """Write its own certificate."""
-        since, until = NOW - 1000 * DAY, NOW + 1000 * DAY
+        since = min(NOW, until) - 1000 * DAY
         file.write_bytes(self._sign(self.name, self.key.public_key(), since, until, ca=True))
         return file
 

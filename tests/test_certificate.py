@@ -29,14 +29,17 @@ def cert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_dates_are_those_that_were_signed(since, until, tmp_path):
     # below 1970 and in both notations of X.509: two digits of the year up to 2049, four from there
     file = Authority().issue(tmp_path / "cert.pem", "trd", since, until)
-    assert dates(file.read_text()) == (since, until)
+    assert dates(file.read_text()) == [(since, until)]
 
 
 def test_of_a_chain_what_ends_first_counts(tmp_path):
     city = Authority()
     one = city.issue(tmp_path / "one.pem", "one", SINCE, UNTIL).read_text()
     other = city.issue(tmp_path / "other.pem", "other", SINCE + DAY, UNTIL - DAY).read_text()
-    assert dates(one + other) == dates(other + one) == (SINCE + DAY, UNTIL - DAY)
+    for chain in (one + other, other + one):
+        (tmp_path / "chain.pem").write_text(chain)
+        assert outlook(tmp_path / "chain.pem", SINCE + DAY) == Outlook(UNTIL - DAY)
+        assert "is not valid before" in outlook(tmp_path / "chain.pem", SINCE).fault
 
 
 def test_damage_is_a_value_error(cert):
@@ -74,6 +77,32 @@ def test_without_a_certificate_only_the_clock_is_looked_at(cert, tmp_path):
     assert outlook(None, SINCE) == Outlook()
     assert outlook(tmp_path / "none.pem", SINCE) == Outlook()
     assert "is NTP reached" in outlook(None, WRITTEN - SECOND).fault
+
+
+@pytest.mark.parametrize(
+    ("now", "fault", "notice"),
+    [
+        (UNTIL - AHEAD - SECOND, None, None),
+        (UNTIL - 2 * DAY, None, "ca.pem expires on 2028-02-03 04:05 UTC, in 2 days: put the pres"),
+        (UNTIL + SECOND, "ca.pem expired on 2028-02-03 04:05 UTC, and this box's clock", None),
+    ],
+)
+def test_the_end_of_the_last_authority_is_told(now, fault, notice, tmp_path):
+    first = Authority().write(tmp_path / "first.pem", UNTIL - 60 * DAY).read_text()
+    (tmp_path / "ca.pem").write_text(first + Authority().write(tmp_path / "x", UNTIL).read_text())
+    found = outlook(None, now, tmp_path / "ca.pem")
+    assert (found.until, found.fault is None, found.notice is None) == (
+        *(None, fault is None, notice is None),
+    )
+    assert (fault or notice or "") in (found.fault or found.notice or "")
+
+
+def test_what_is_wrong_with_our_certificate_and_the_authority_is_told_in_one(cert, tmp_path):
+    ca = Authority().write(tmp_path / "ca.pem", UNTIL)
+    found = outlook(cert, UNTIL - DAY, ca)
+    assert found.notice.count("in 1 day: put ") == 2
+    assert outlook(cert, UNTIL + DAY, ca).fault.count(" expired on ") == 2
+    assert outlook(cert, UNTIL - 90 * DAY, tmp_path / "none.pem") == Outlook(UNTIL)
 
 
 def test_neither_a_fifo_nor_a_huge_file_is_read(tmp_path):

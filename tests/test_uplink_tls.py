@@ -244,6 +244,12 @@ def test_the_end_of_a_certificate_is_announced_once_a_day_for_thirty_days(tmp_pa
     jumping.run(main())
 
 
+def test_an_authority_that_expired_is_told_with_the_failure(tmp_path):
+    site = Site(tmp_path)
+    site.city.write(site.ca, NOW - DAY)
+    refusal(site, f"; ca_file {site.ca} expired on {NOW - DAY:%Y-%m-%d %H:%M} UTC")
+
+
 def test_a_clock_that_cannot_be_right_is_told_where_tls_works_all_the_same(tmp_path, caplog):
     async def scenario() -> None:
         site = Site(tmp_path)
