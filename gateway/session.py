@@ -21,7 +21,7 @@ from gateway.connection import Connection, UplinkError
 from gateway.held import Held
 from gateway.lately import Lately
 from gateway.publisher import Publisher, Sent
-from gateway.ration import Outages, Ration
+from gateway.ration import Ration
 from gateway.reasons import MALFORMED, TOO_LARGE, of_refusal, of_refused_batch
 from gateway.retained import Retained, Status
 from gateway.suspects import Name, Suspects
@@ -59,8 +59,6 @@ class UplinkState:
     """Unix ms."""
     unheard: int = 0
     """Batches that the broker took although nobody subscribes to them."""
-    nobody: Outages = field(default_factory=Outages)
-    """The times in which nobody did."""
     unsaved: Held | None = None
     """What was acknowledged just before the last connection was lost, and is sent again."""
     refused_in_a_row: int = 0
@@ -298,22 +296,11 @@ class Session:
         self._suspects.delivered(held.name)
         state.refused_in_a_row = 0
         state.unheard += code == NOBODY_SUBSCRIBES
-        self._note_hearing(code, sent.topic)
         state.last_ack_ms = time.time_ns() // 1_000_000
         took = (asyncio.get_running_loop().time() - sent.at) / self._size
         state.pace = took if state.pace is None else 0.8 * state.pace + 0.2 * took
         self.delivered += 1
         self._works()
-
-    def _note_hearing(self, code: int, topic: str) -> None:
-        if code != NOBODY_SUBSCRIBES:
-            self._state.nobody.end()
-        elif (more := self._state.nobody.begin()) is not None:
-            log.warning(
-                "nobody subscribes to %s, the broker says, and so it may keep nothing: is there a "
-                "receiver, with a session that outlasts its absence?%s",
-                *(topic, more),
-            )
 
     def _let_go(self, held: Held) -> None:
         self._buffer.acknowledge(held)

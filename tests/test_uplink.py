@@ -182,7 +182,7 @@ def test_withheld_acknowledgements_mean_a_dead_link_and_a_new_connection(tmp_pat
     run(scenario())
 
 
-def test_a_batch_that_nobody_subscribes_to_is_delivered_counted_and_told_once(tmp_path, caplog):
+def test_a_batch_that_nobody_subscribes_to_is_delivered_and_counted(tmp_path):
     async def scenario() -> None:
         async with Broker() as broker:
             box = Box(tmp_path, address(broker))
@@ -194,11 +194,7 @@ def test_a_batch_that_nobody_subscribes_to_is_delivered_counted_and_told_once(tm
                     await client.subscribe(BATCHES, qos=1)
                     await box.seal(2)
                     await box.empty()
-                assert caplog.text.count("nobody subscribes to bygate/v1/trd-0042/batch/") == 1
-                while box.state.unheard == 3:
-                    await box.seal()
-                    await box.empty()
-            assert caplog.text.count("nobody subscribes to bygate/v1/trd-0042/batch/") == 2
+            assert box.state.unheard == 3
             assert box.state.last_ack_ms is not None
 
     run(scenario())

@@ -294,8 +294,7 @@ def test_a_batch_that_cannot_be_read_ends_no_session_and_comes_later(tmp_path, c
             assert box.state.lost == 0
 
     run(scenario())
-    told = [record.message for record in caplog.records if record.name != "gateway.buffer"]
-    assert all(line.startswith("nobody subscribes to ") for line in told)
+    assert not [record for record in caplog.records if record.name != "gateway.buffer"]
 
 
 @pytest.mark.usefixtures("at_once")
