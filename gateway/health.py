@@ -42,7 +42,6 @@ class Health:
 
     def payload(self, state: str) -> bytes:
         """Return the snapshot as JSON."""
-        self._told_to_wait = self._buffer.stats().waiting_batches > 0
         return _json(self.snapshot(state))
 
     def will(self, state: str = "offline") -> bytes:
@@ -92,6 +91,7 @@ class Health:
 
     def _of_buffer(self) -> dict[str, object]:
         stats = self._buffer.stats()
+        self._told_to_wait = stats.waiting_batches > 0
         return {
             "taken_readings": stats.taken,
             "waiting_batches": stats.waiting_batches,
