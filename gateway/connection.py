@@ -25,6 +25,8 @@ from gateway.traffic import arrived, carried
 
 WINDOW = 20
 """Batches under way at once, at most; the broker's ReceiveMaximum may make it less."""
+RETAINED = 2
+"""Messages that may be under way beside them: about and status."""
 CONNECT_WITHIN = 10.0
 TCP_GIVES_UP_MS = 10_000
 """TCP_USER_TIMEOUT: a pulled cable is noticed after 10.7 s; with keepalive 60 alone, not in 60."""
@@ -93,7 +95,7 @@ class Connection(aiomqtt.Client):
             properties=bounds() if settings.protocol == "5" else None,
             timeout=CONNECT_WITHIN,
             tls_context=credentials.tls,
-            max_inflight_messages=WINDOW + 1,  # one for the status
+            max_inflight_messages=WINDOW + RETAINED,
             socket_options=(
                 (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
                 (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, TCP_GIVES_UP_MS),
@@ -203,7 +205,8 @@ class Connection(aiomqtt.Client):
         if why == CLOSED and asyncio.get_running_loop().time() < self._began + SOON:
             why += (
                 " within a minute and gave no reason: does another client use our id "
-                f"{self._id!r}? Then set [uplink] client_id"
+                f"{self._id!r}? Then set [uplink] client_id. Or have we no right to a topic of "
+                "ours? Its log may say"
             )
         elif not self._said_so and " came" in why:
             why += f": {of_nonsense(self._settings)}"
@@ -242,8 +245,8 @@ class Connection(aiomqtt.Client):
 
     @property
     def at_once(self) -> int:
-        """How many publishes the broker takes before it has acknowledged the first."""
-        return getattr(self._connack, "ReceiveMaximum", 1 << 16)
+        """How many messages may be under way."""
+        return min(WINDOW + RETAINED, getattr(self._connack, "ReceiveMaximum", 1 << 16))
 
     @property
     def window(self) -> int:

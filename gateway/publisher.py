@@ -11,11 +11,16 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gateway.connection import UplinkError
+from gateway.suspects import Batch, Name
 
 LOOKS = 15
 """How often it is looked whether bytes still arrive, until a PUBACK is given up."""
 HEADERS = 64
 """Bytes of a PUBLISH beside payload and root of the topic, at most."""
+
+
+class Unacknowledged(UplinkError):
+    """No PUBACK has come for so long that the link, or the broker, must be dead."""
 
 
 class Link(Protocol):
@@ -40,6 +45,7 @@ class Sent:
     """A message that was published."""
 
     topic: str
+    name: Name
     ack: asyncio.Future[int]
     at: float
     """The loop's time."""
@@ -66,21 +72,38 @@ class Publisher:
         """Whether the broker takes a packet with that."""
         return len(payload) + len(self._root.encode()) + HEADERS <= self.largest_packet
 
-    def send(self, name: str, payload: bytes, *, retain: bool = False, kind: str) -> Sent:
+    @property
+    def oldest(self) -> Name | None:
+        """What has been under way for longest, if anything is."""
+        return next((sent.name for sent in self._sent if not sent.ack.done()), None)
+
+    def send(
+        self,
+        name: str,
+        payload: bytes,
+        *,
+        batch: Batch | None = None,
+        retain: bool = False,
+        kind: str,
+    ) -> Sent:
         """Publish as `name` below the gateway's topic; `code` tells what becomes of it."""
         topic, now = f"{self._root}/{name}", asyncio.get_running_loop().time()
         self._arrives = max(self._arrives, self._link.arrived) + len(payload)
         ack = self._link.send(topic, payload, retain=retain, kind=kind)
-        self._sent.append(sent := Sent(topic, ack, now, self._arrives, now))
+        self._sent.append(sent := Sent(topic, batch or name, ack, now, self._arrives, now))
         return sent
 
     async def code(self, sent: Sent, patience: float = 1.0) -> int:
-        """Return the reason code of its PUBACK; raises UplinkError when the link is dead."""
+        """Return the reason code of its PUBACK; raises Unacknowledged when there is none."""
         now, within = asyncio.get_running_loop().time, self._within * patience
         while not sent.ack.done():
             self._look(now())
             if (left := sent.alive + within - now()) <= 0:
-                raise UplinkError(f"no acknowledgement within {within:g} s: the link is dead")
+                what = f" of the {sent.name}" if isinstance(sent.name, str) else ""
+                raise Unacknowledged(
+                    f"no acknowledgement{what} within {within:g} s: the link is dead, or the "
+                    "broker hangs"
+                )
             await asyncio.wait({sent.ack}, timeout=min(left, within / LOOKS))
         self._live(now(), lambda later: later.at >= sent.at)
         self._sent.remove(sent)

@@ -2,14 +2,19 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.publisher import Publisher
 from gateway.ration import Ration
 from gateway.reasons import REFUSED, TOO_LARGE, of_refusal
+from gateway.suspects import Suspects
 
 JSON = "application/json"
+PATIENCE_WITH_RETAINED = 40.0
+"""How much longer a PUBACK is waited for than that of a batch, where it holds up none."""
 
 log = logging.getLogger(__name__)
 
@@ -30,32 +35,44 @@ class Status(Protocol):
         """Return what makes a status worth publishing when it changes."""
 
 
+@dataclass(slots=True)
+class Told:
+    """What became of these messages on all connections."""
+
+    said: dict[str, str] = field(default_factory=dict)
+    """What was logged last of each."""
+    too_large: dict[str, int] = field(default_factory=dict)
+    """Bytes of those that the broker did not take."""
+
+
 class Retained:
     """The retained messages of one connection; a broker that refuses them gets the batches."""
 
     def __init__(
         self,
         publisher: Publisher,
-        place: asyncio.Semaphore,
+        places: asyncio.Semaphore,
+        told: Told,
+        suspects: Suspects,
+        *,
+        patience: float,
+        works: asyncio.Event,
         traffic: Callable[[], None],
-        said: dict[str, str],
-        too_large: dict[str, int],
     ) -> None:
-        """`place` is the one in the broker's window that they have; `traffic` counts bytes.
-
-        `said` is what was told of each message, `too_large` how many bytes of it the broker did
-        not take; on connections before this one, too.
-        """
-        self._publisher, self._place, self._count = publisher, place, traffic
-        self._said, self._too_large = said, too_large
+        """`places` are the broker's; `works` is set once batches go; `traffic` counts bytes."""
+        self._publisher, self._places, self._patience = publisher, places, patience
+        self._said, self._too_large, self._suspects = told.said, told.too_large, suspects
+        self._works, self._count = works, traffic
+        self._alone = asyncio.Lock()
 
     async def keep(self, status: Status, every: float, changes: Ration) -> None:
         """Publish the status when it changes and every so often, for ever."""
         loop = asyncio.get_running_loop()
         while True:
-            published = loop.time()
-            payload, digest = status.payload("online"), status.digest()
-            await self._tell(payload, status.will("online"))
+            async with self._turn("status"):
+                published = loop.time()
+                payload, digest = status.payload("online"), status.digest()
+                await self._tell(payload, status.will("online"))
             # Asked once a second: an event from each thing that may change would tie it to them all
             while loop.time() < published + every and not (
                 changes.left and status.digest() != digest
@@ -77,7 +94,23 @@ class Retained:
 
     async def publish(self, name: str, payload: bytes) -> None:
         """Publish a message that stays there."""
-        await self._publish(name, payload, name)
+        async with self._turn(name):
+            await self._publish(name, payload, name)
+
+    @asynccontextmanager
+    async def _turn(self, name: str) -> AsyncIterator[None]:
+        """Wait until it may go: at once, but where connections broke at it behind a batch, alone.
+
+        It may be one at which the broker ends the connection, by what it denies.
+        """
+        if name not in self._suspects:
+            yield
+            return
+        await self._works.wait()
+        await asyncio.sleep(self._suspects.pause(name))
+        async with self._alone:
+            self._suspects.tried(name)
+            yield
 
     async def _publish(self, name: str, payload: bytes, what: str) -> bool:
         """Return False when the broker takes no message of that size."""
@@ -85,9 +118,10 @@ class Retained:
         if not self._publisher.fits(payload) or (tried and len(payload) >= tried):
             self._say(what, self._larger(name, payload))
             return False
-        async with self._place:
+        async with self._places:
             sent = self._publisher.send(name, payload, retain=True, kind=JSON)
-            code = await self._publisher.code(sent)
+            code = await self._publisher.code(sent, self._patience)
+        self._suspects.clear(name)
         if code == TOO_LARGE:
             self._too_large[what] = len(payload)
             self._say(what, self._larger(name, payload))

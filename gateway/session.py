@@ -17,14 +17,14 @@ from typing import NoReturn, TypeVar
 
 from gateway.buffer import Buffer
 from gateway.certificate import Outlook
-from gateway.connection import Connection, UplinkError
+from gateway.connection import RETAINED, Connection, UplinkError
 from gateway.held import Held
 from gateway.lately import Lately
 from gateway.publisher import Publisher, Sent
 from gateway.ration import Ration
 from gateway.reasons import MALFORMED, TOO_LARGE, of_refusal, of_refused_batch
-from gateway.retained import Retained, Status
-from gateway.suspects import Name, Suspects
+from gateway.retained import PATIENCE_WITH_RETAINED, Retained, Status, Told
+from gateway.suspects import Batch, Name, Suspects
 from gateway.traffic import Traffic
 from gateway.wire import WireError
 
@@ -33,8 +33,8 @@ NOT_THIS_BATCH = (0x90, TOO_LARGE, MALFORMED)
 """Reason codes that would come again for the same batch for ever: it is set aside."""
 IN_A_ROW = 3
 """Batches that are set aside with none accepted in between, until it is said to be the broker."""
-PATIENCE_WITH_SUSPECTS = 4.0
-"""How much longer a PUBACK is waited for that a connection, or a slow proxy, was lost at."""
+PATIENCE = 4.0
+"""How much longer a PUBACK is waited for where one was missed: broker or proxy may be slow."""
 AGAIN = 30.0
 """Seconds until what the disk could not read or set aside is tried again."""
 _LATEST = 20
@@ -72,13 +72,12 @@ class UplinkState:
     changes: Ration = field(default_factory=Ration)
     """How often the status is published because it changed."""
     traffic: Traffic = field(default_factory=Traffic)
+    slow: bool = False
+    """Whether a connection was lost for a missing PUBACK, and none has come in time since."""
     suspects: Suspects = field(default_factory=Suspects)
     outlook: Outlook = field(default_factory=Outlook)
     """What our certificate's dates and the clock let expect of TLS."""
-    said: dict[str, str] = field(default_factory=dict)
-    """What was logged last of each retained message."""
-    too_large: dict[str, int] = field(default_factory=dict)
-    """Bytes of retained messages that the broker did not take."""
+    told: Told = field(default_factory=Told)
 
     def catch_up(self, batches: int) -> float | None:
         """Return how many seconds so many batches take now; None while that cannot be told.
@@ -112,19 +111,21 @@ class Session:
         self.began = asyncio.get_running_loop().time()
         self.delivered = 0
         self.refused = False
+        self._refused_batch: Batch | None = None
         self._client, self._buffer, self._writer = client, buffer, writer
         self._encode, self._works = encode, works
         self._state, self._suspects = state, state.suspects
-        self._publisher = Publisher(client, root, ack_within)
+        self._publisher, self._ack_within = Publisher(client, root, ack_within), ack_within
         self._lately = Lately(self._let_go, saved_within, state.unsaved)
-        self._flying: dict[Name, None] = {}  # in the order in which they were sent
+        self._flying: set[Batch] = set()
         self._window = asyncio.Semaphore(1)
-        # The broker counts the status, too: where it takes no more than the window they take turns
-        shared = client.at_once <= client.window
-        place_of_status = self._window if shared else asyncio.Semaphore(1)
+        self._places = asyncio.Semaphore(client.at_once)  # the broker counts about and status, too
+        self._delivers = asyncio.Event()
         self._retained = Retained(
-            *(self._publisher, place_of_status, self.count_traffic),
-            *(state.said, state.too_large),
+            *(self._publisher, self._places, state.told, self._suspects),
+            patience=PATIENCE_WITH_RETAINED if client.at_once > RETAINED else PATIENCE,
+            works=self._delivers,
+            traffic=self.count_traffic,
         )
         self._size = 1
         self._since = self._live = buffer.last
@@ -136,9 +137,9 @@ class Session:
         self._keeping: asyncio.Task[None] | None = None
 
     @property
-    def head(self) -> Name | None:
-        """The batch that has been under way for longest, if any is."""
-        return next(iter(self._flying), None)
+    def culprit(self) -> Name | None:
+        """The batch that was refused, or else what has been under way for longest."""
+        return self._refused_batch if self.refused else self._publisher.oldest
 
     def count_traffic(self) -> None:
         """Count what the connection has carried since that was done last."""
@@ -148,16 +149,21 @@ class Session:
         """Deliver until the connection is lost; raises UplinkError, never returns."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._client.lost())
-            self._keeping = tasks.create_task(self._keep(status, every, about))
+            if about is not None:
+                tasks.create_task(self._retained.publish("about", about))
+            self._keeping = tasks.create_task(
+                self._retained.keep(status, every, self._state.changes)
+            )
             while True:
                 await self._window.acquire()
+                await self._places.acquire()
                 self.news.clear()
                 if (found := self._next()) is None:
-                    self._window.release()
+                    self._leave()
                     await self._wait_for_more()
                 elif (sent := await self._send(*found)) is None:
+                    self._suspects.clear(found[0].name)
                     self._landed(found[0])
-                    self._window.release()
                 else:
                     tasks.create_task(self._settle(found[0], sent))
 
@@ -169,14 +175,9 @@ class Session:
         self._lately.end()
         self._state.unsaved = self._lately.kept
 
-    async def _keep(self, status: Status, every: float, about: bytes | None) -> None:
-        if about is not None:
-            await self._retained.publish("about", about)
-        await self._retained.keep(status, every, self._state.changes)
-
     async def _send(self, held: Held, lane: str) -> Sent | None:
         """Publish a batch; None: it was evicted, cannot be read for now, or is set aside."""
-        self._flying[held.name] = None
+        self._flying.add(held.name)
         message = await self._on_writer(self._message, held)
         if message is None:
             return None
@@ -184,7 +185,7 @@ class Session:
         if not self._publisher.fits(payload):
             await self._set_aside(held, TOO_LARGE)
             return None
-        return self._publisher.send(f"batch/{lane}", payload, kind=kind)
+        return self._publisher.send(f"batch/{lane}", payload, batch=held.name, kind=kind)
 
     async def _on_writer(self, work: Callable[..., _T], *arguments: object) -> _T | None:
         """Return what the work on the disk returns; None: the disk failed, which is not the link's.
@@ -216,7 +217,7 @@ class Session:
         """Return when there are news, or when the backlog may go on."""
         pauses = self._backlog_pauses()
         if next(self._buffer.waiting(), None) is None:
-            self._works()
+            self._note_that_it_works()
         with suppress(TimeoutError):
             async with asyncio.timeout_at(self._state.backlog_due if pauses else None):
                 await self.news.wait()
@@ -264,31 +265,37 @@ class Session:
         for name in self._suspects.due():
             for held in self._buffer.waiting(name[0] - 1, name[0] + 1):
                 if held.name == name:
+                    self._suspects.tried(name)
                     return held
             self._suspects.clear(name)
         return None
 
     def _landed(self, held: Held) -> None:
-        self._flying.pop(held.name, None)
-        self._suspects.clear(held.name)
+        self._flying.discard(held.name)
         if not self._flying:
             self.news.set()
         self._settled.set()
+        self._leave()
+
+    def _leave(self) -> None:
+        self._places.release()
+        self._window.release()
 
     async def _settle(self, held: Held, sent: Sent) -> None:
         suspect = held.name in self._suspects
-        code = await self._publisher.code(sent, PATIENCE_WITH_SUSPECTS if suspect else 1.0)
+        patience = PATIENCE if suspect or self._state.slow else 1.0
+        code = await self._publisher.code(sent, patience)
         if code in (SUCCESS, NOBODY_SUBSCRIBES):
             self._delivered(held, code, sent)
         elif code in NOT_THIS_BATCH:
             await self._set_aside(held, code)
-        else:
+        elif not suspect:
+            self._refused_batch = held.name
             self._refuses("batches", of_refusal(code, sent.topic))
         self._landed(held)
         if self._size < self._client.window:
             self._size += 1
             self._window.release()
-        self._window.release()
 
     def _delivered(self, held: Held, code: int, sent: Sent) -> None:
         state = self._state
@@ -297,9 +304,15 @@ class Session:
         state.refused_in_a_row = 0
         state.unheard += code == NOBODY_SUBSCRIBES
         state.last_ack_ms = time.time_ns() // 1_000_000
-        took = (asyncio.get_running_loop().time() - sent.at) / self._size
-        state.pace = took if state.pace is None else 0.8 * state.pace + 0.2 * took
+        took = asyncio.get_running_loop().time() - sent.at
+        state.slow &= took > self._ack_within
+        pace = took / self._size
+        state.pace = pace if state.pace is None else 0.8 * state.pace + 0.2 * pace
         self.delivered += 1
+        self._note_that_it_works()
+
+    def _note_that_it_works(self) -> None:
+        self._delivers.set()
         self._works()
 
     def _let_go(self, held: Held) -> None:
@@ -318,6 +331,7 @@ class Session:
         state.refused_in_a_row += first
         if not await self._on_writer(self._aside, held, code):
             state.refused_in_a_row -= first
+        self._suspects.clear(held.name)
 
     def _aside(self, held: Held, code: int) -> bool:
         why = of_refused_batch(code)

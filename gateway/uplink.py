@@ -19,6 +19,7 @@ from gateway.connection import WINDOW, Connection, TakenOver, UplinkError, heed_
 from gateway.credentials import off_the_loop
 from gateway.encoding import ENCODINGS
 from gateway.lately import SAVED_WITHIN
+from gateway.publisher import Unacknowledged
 from gateway.ration import Outages, Ration
 from gateway.retained import Status
 from gateway.session import Session, UplinkState
@@ -158,8 +159,9 @@ class Uplink:
         heed_cancel()  # a task group prefers its child's error to it
         if self._left:
             return
-        if session and not session.refused:
-            self._suspect(session.head)
+        self.state.slow |= isinstance(failure, Unacknowledged)
+        if session and not isinstance(failure, TakenOver):
+            self._suspect(session.culprit, f"{failure}")
         if session is None or isinstance(failure, TakenOver) or not self._got_on(session):
             fault = None if session else self.state.outlook.fault
             raise UplinkError(f"{failure}; {fault}" if fault else str(failure)) from failure
@@ -169,12 +171,20 @@ class Uplink:
         lasted = asyncio.get_running_loop().time() - session.began
         return not session.refused and (session.delivered > WINDOW or lasted >= self._steady)
 
-    def _suspect(self, head: Name | None) -> None:
-        if head is not None and self.state.suspects.lost_at(head):
+    def _suspect(self, name: Name | None, failure: str) -> None:
+        if name is None or not self.state.suspects.lost_at(name):
+            return
+        if isinstance(name, str):
             log.warning(
-                "batch %d: the connection was lost %d times with it under way: it goes last and "
-                "alone from now on; does the broker or a firewall bound what a message may hold?",
-                *(head[0], LOSSES),
+                "%s: the connection was lost %d times with it under way: it goes behind a batch "
+                "from now on; has this gateway the right to publish to %s/%s?",
+                *(name, LOSSES, self._root, name),
+            )
+        else:
+            log.warning(
+                "batch %d: it does not go, again and again, and others do: it goes last and alone "
+                "from now on; does the broker or a firewall bound what a message may hold? (%s)",
+                *(name[0], failure),
             )
 
     async def farewell(self, status: Status, within: float) -> None:
