@@ -82,6 +82,12 @@ class Faults:
         None, "Drops a connection at this publish of its own, which is kept but not acknowledged."
     )
     drop_how: Literal["rst", "fin"] = _fault("rst", "How drop_after does it: by RST or by FIN.")
+    end_topics: str | None = _fault(
+        None, "Ends a connection at a publish to a topic that matches, which is not kept."
+    )
+    end_code: int = _fault(
+        0, "How end_topics does it: with this reason in DISCONNECT; 0, or MQTT 3.1.1: without one."
+    )
     deaf: bool = _fault(
         False, "Half-open: reads nothing and answers nothing while every connection stays open."
     )
@@ -503,15 +509,19 @@ class _Link:
             *(self.client_id, bool(flags & 8), self._heard),
         )
         faults = self._broker._record(message)
+        always = self._broker.faults
+        if always.end_topics and matches(always.end_topics, message.topic):
+            return self.end(always.end_code)
         code, reached = faults.ack_code, 0
         if code is None or code < 0x80:
             reached = self._broker._route(message)
         self._publishes += 1
-        if self._publishes == self._broker.faults.drop_after:
-            self.drop(self._broker.faults.drop_how)
+        if self._publishes == always.drop_after:
+            self.drop(always.drop_how)
         elif message.qos and not faults.ack_withheld:
             natural = 0 if reached else Reason.NO_MATCHING_SUBSCRIBERS
             self._answer(_Answer(message, identifier, natural if code is None else code), faults)
+        return None
 
     def _insist(self, message: Message, identifier: int) -> None:
         """Refuse what the limits rule out (MQTT 5.0 §3.3.4, §3.2.2.3)."""

@@ -17,6 +17,7 @@ from gateway.encoding import BOUNDS
 from gateway.reading import COUNT, Instant, Reading
 from gateway.settings import Broker as Address
 from gateway.settings import BufferSettings, UplinkSettings
+from gateway.suspects import LOSSES, Batch, Suspects
 from gateway.uplink import Uplink
 from gateway.wire import decode
 from hil.broker import Broker, Received
@@ -99,6 +100,14 @@ async def until(holds: Callable[[], object], within: float = 10) -> None:
     async with asyncio.timeout(within):
         while not holds():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
+
+
+def suspect(suspects: Suspects, *batches: Batch) -> None:
+    """Lose connections at each of them, while others go."""
+    for batch in batches:
+        assert not any(suspects.lost_at(batch) for _ in range(LOSSES))
+        suspects.delivered((0, 0))
+        assert suspects.lost_at(batch)
 
 
 def run(scenario: Coroutine[Any, Any, None], within: float = 30) -> None:

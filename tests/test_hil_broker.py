@@ -386,6 +386,21 @@ async def test_drop_how_makes_drop_after_a_reset(broker):
 
 
 @live
+async def test_end_topics_ends_the_connection_at_a_topic_and_keeps_nothing_of_it(broker):
+    broker.faults = Faults(end_topics="a/#", end_code=0x87)
+    retained = publish(2, "a/b", flags=3)
+    assert await talk(broker, publish(1), retained, publish(3)) == puback(1) + parting(0x87)
+    assert [got.answer for got in broker.received] == [0x10, None]
+    assert not broker.retained
+
+
+@live
+async def test_end_code_0_ends_it_without_a_word(broker):
+    broker.faults = Faults(end_topics="#")
+    assert await talk(broker, publish(1)) == b""
+
+
+@live
 async def test_down_refuses_and_up_listens_on_the_same_port(broker):
     parted = asyncio.create_task(talk(broker))
     await broker.wait_for(lambda _: broker.connections)

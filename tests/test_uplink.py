@@ -10,7 +10,7 @@ from typing import Any
 
 import aiomqtt
 import pytest
-from delivery import BATCHES, Box, Status, address, both, delivering, lane, run, until
+from delivery import BATCHES, Box, Status, address, both, delivering, lane, run, suspect, until
 from mosquitto import Mosquitto
 from saying import CONNACK, saying
 from tenacity import wait_fixed
@@ -173,7 +173,7 @@ def test_withheld_acknowledgements_mean_a_dead_link_and_a_new_connection(tmp_pat
             await box.seal(5)
             async with delivering(box):
                 await until(lambda: broker.connects >= 3)
-                await until(lambda: "no acknowledgement within 0.1 s" in (box.state.why or ""))
+                await until(lambda: "no acknowledgement within" in (box.state.why or ""))
                 assert box.buffer.stats().waiting_batches == 5
                 broker.faults = Faults()
                 await box.empty()
@@ -790,13 +790,14 @@ def test_a_suspect_is_delivered_when_the_fault_is_gone(tmp_path):
 def test_a_suspect_that_breaks_off_alone_is_tried_ever_more_rarely():
     now = 0.0
     suspects = Suspects(lambda: now)
-    assert [suspects.lost_at((7, 1)) for _ in range(LOSSES)] == [False] * (LOSSES - 1) + [True]
+    suspect(suspects, (7, 1))
     pauses = []
     for _ in range(9):
-        assert list(suspects.due()) == [(7, 1)]
+        assert suspects.due() == [(7, 1)]
+        suspects.tried((7, 1))
         assert not suspects.lost_at((7, 1))
         began = now
-        while not list(suspects.due()):
+        while not suspects.due():
             now += 1
         pauses.append(now - began)
     assert pauses == [60, 120, 240, 480, 960, 1920, 3600, 3600, 3600]
