@@ -498,6 +498,20 @@ def test_pauses_begin_anew_after_a_connection_that_delivered_much_or_lasted(tmp_
     assert attempts(tmp_path / "lasted", 2, steady=0.0) == []
 
 
+def test_pauses_grow_while_another_client_takes_our_id_and_nothing_is_suspected(tmp_path):
+    async def scenario() -> None:
+        faults = Faults(end_topics="bygate/v1/+/status", end_code=0x8E)
+        async with Broker(faults=faults) as broker:
+            waits = Waits()
+            box = Box(tmp_path, address(broker), wait=waits, steady=0.0)
+            async with delivering(box):
+                await until(lambda: broker.connects > LOSSES)
+            assert waits.attempts[:LOSSES] == [1, 2, 3]
+            assert "status" not in box.state.suspects
+
+    run(scenario())
+
+
 def test_a_broker_that_takes_one_batch_and_hangs_up_does_not_fill_the_log(
     tmp_path, caplog, monkeypatch
 ):
@@ -1021,6 +1035,19 @@ def test_the_status_foretells_when_a_backlog_is_delivered_and_tells_when_it_is(t
     run(scenario())
 
 
+def test_the_pace_is_that_of_a_whole_window(tmp_path):
+    async def scenario() -> None:
+        async with Broker(faults=Faults(ack_after=0.2, ack_topics=BATCHES)) as broker:
+            box = Box(tmp_path, address(broker))
+            await box.seal(100)
+            async with delivering(box):
+                await box.empty()
+                assert 0.2 / 20 <= box.state.pace < 0.1
+                assert box.state.catch_up(100) < 100 * 0.1
+
+    run(scenario())
+
+
 def test_what_a_connection_costs_is_counted_pings_and_all(tmp_path):
     async def scenario() -> None:
         async with Broker() as broker:
@@ -1079,6 +1106,26 @@ def test_a_farewell_delivers_what_waits_and_says_offline(tmp_path):
                 await until(lambda: not broker.connections)
                 await asyncio.wait_for(task, 1)
                 assert broker.connects == 1, "it said goodbye, and came back"
+
+    run(scenario())
+
+
+def test_no_online_comes_behind_the_offline_though_the_status_changes_all_the_time(tmp_path):
+    class Restless(Status):
+        def digest(self) -> object:
+            self.size += 1
+            return self.size
+
+    async def scenario() -> None:
+        faults = Faults(ack_after=0.1, ack_topics="bygate/v1/+/status")
+        async with Broker(faults=faults) as broker:
+            box = Box(tmp_path, address(broker))
+            box.status = Restless()
+            async with delivering(box):
+                await broker.wait_for(3)
+                await box.uplink.farewell(box.status, 1)
+                await until(lambda: not broker.connections)
+            assert json.loads(broker.received[-1].payload)["state"] == "offline"
 
     run(scenario())
 

@@ -277,8 +277,7 @@ def test_a_status_that_was_denied_comes_once_it_is_not(tmp_path, monkeypatch):
     monkeypatch.setattr("gateway.suspects.PAUSE", 0.1)
 
     async def scenario() -> None:
-        async with Broker(faults=Faults(end_topics="bygate/v1/+")) as broker:
-            broker.faults = Faults(end_topics="bygate/v1/+/+")
+        async with Broker(faults=Faults(end_topics="bygate/v1/+/+")) as broker:
             box = Box(tmp_path, address(broker), about=b"{}")
             await box.seal()
             async with delivering(box):

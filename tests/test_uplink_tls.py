@@ -18,7 +18,9 @@ from delivery import Box, delivering, run, until
 from mosquitto import Mosquitto
 from tenacity import wait_fixed
 
+from gateway.credentials import Credentials
 from gateway.settings import Broker as Address
+from gateway.settings import UplinkSettings
 from hil.broker import Broker
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed")
@@ -265,3 +267,18 @@ def test_a_clock_that_cannot_be_right_is_told_where_tls_works_all_the_same(tmp_p
                 watching.cancel()
 
     run(scenario())
+
+
+def test_tls_is_1_2_at_least_where_python_leaves_that_to_openssl(monkeypatch):
+    """So is Debian's built, which a Raspberry Pi has; that of others takes no less by default."""
+    usual = ssl.create_default_context
+
+    def as_debians(**arguments: Any) -> ssl.SSLContext:
+        context = usual(**arguments)
+        context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", as_debians)
+    settings = UplinkSettings(url=(Address("a", 1, tls=True),))
+    context = asyncio.run(Credentials.read(settings, tls=True)).tls
+    assert context.minimum_version == ssl.TLSVersion.TLSv1_2
