@@ -121,13 +121,17 @@ class Retained:
         async with self._places:
             sent = self._publisher.send(name, payload, retain=True, kind=JSON)
             code = await self._publisher.code(sent, self._patience)
-        self._suspects.clear(name)
         if code == TOO_LARGE:
+            self._suspects.clear(name)
             self._too_large[what] = len(payload)
             self._say(what, self._larger(name, payload))
             return False
-        refused = f"the broker refuses the {name}: {of_refusal(code, sent.topic)}"
-        self._say(what, refused if code >= REFUSED else "")
+        if code >= REFUSED:
+            self._suspects.suspect(name)
+            self._say(what, f"the broker refuses the {name}: {of_refusal(code, sent.topic)}")
+        else:
+            self._suspects.clear(name)
+            self._say(what, "")
         return True
 
     def _say(self, name: str, line: str) -> None:

@@ -7,7 +7,8 @@ reason codes: there nothing else tells of a batch that the broker refuses.
 
 A broker that does so whatever batch comes makes none a suspect: others must have been delivered
 since. To find out, the newest is tried first. The retained messages come at the beginning of each
-connection, before any batch: they are suspected without that.
+connection, before any batch: they are suspected without that, and at once where the broker refuses
+them, for it may hang up behind its PUBACK.
 """
 
 import time
@@ -49,8 +50,13 @@ class Suspects:
         self._losses += 1
         if self._losses < LOSSES or not (self._others_go or isinstance(name, str)):
             return False
-        self._tries[name], self._due[name] = 0, self._now()
+        self.suspect(name)
         return True
+
+    def suspect(self, name: Name) -> None:
+        """Have it go last and alone from now on."""
+        self._tries.setdefault(name, 0)
+        self._due.setdefault(name, self._now())
 
     @property
     def in_doubt(self) -> bool:

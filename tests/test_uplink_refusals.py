@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 from delivery import BATCHES, Box, address, both, delivering, run, suspect, until
+from mosquitto import Mosquitto
 
 from gateway.aside import on_disk
 from gateway.disk import Disk
 from gateway.reading import COUNT, Instant, Reading
 from gateway.session import IN_A_ROW
+from gateway.settings import Broker as Address
 from gateway.settings import BufferSettings
 from gateway.suspects import LOSSES, Suspects
 from hil.broker import Broker, Faults, Limits, Received
@@ -271,6 +273,23 @@ def test_a_broker_that_ends_the_connection_at_about_or_status_gets_the_batches(
     for name in {"about", "status"} & {denied} or {"about", "status"}:
         assert f"{name}: the connection was lost {LOSSES} times" in caplog.text
         assert f"right to publish to bygate/v1/trd-0042/{name}?" in caplog.text
+
+
+def test_a_mosquitto_that_hangs_up_behind_the_refusal_of_about_and_status_gets_the_batches(
+    tmp_path,
+):
+    async def scenario() -> None:
+        acl = tmp_path / "acl"
+        acl.write_text("topic write bygate/v1/+/batch/#\n")
+        lines = f"allow_anonymous true\nacl_file {acl}\nmax_queued_messages 0"  # so does 2.0.11
+        async with Mosquitto(tmp_path, lines) as broker:
+            there = Address("127.0.0.1", broker.port, tls=False)
+            box = Box(tmp_path / "state", there, about=b"{}")
+            await box.seal(30)
+            async with delivering(box):
+                await box.empty()
+
+    run(scenario())
 
 
 def test_a_status_that_was_denied_comes_once_it_is_not(tmp_path, monkeypatch):
