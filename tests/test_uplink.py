@@ -86,6 +86,24 @@ def test_a_cap_spaces_the_backlog_out_and_no_live_batch(tmp_path):
     run(scenario())
 
 
+def test_a_cap_saves_nothing_up_while_there_is_no_backlog(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker), settings={"backlog_rate": 20.0})
+            await box.seal()
+            async with delivering(box):
+                await box.empty()
+                await broker.down()
+                await box.seal(12)
+                await asyncio.sleep(0.6)
+                await broker.up()
+                await box.empty()
+            times = [m.time for m in broker.received if m.topic.endswith("backlog")]
+            assert times[-1] - times[1] >= 10 / 20
+
+    run(scenario())
+
+
 def test_a_cap_holds_though_connections_break(tmp_path):
     async def scenario() -> None:
         async with Broker(faults=Faults(drop_after=4)) as broker:
