@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -57,12 +57,11 @@ class Retained:
         *,
         patience: float,
         works: asyncio.Event,
-        traffic: Callable[[], None],
     ) -> None:
-        """`places` are the broker's; `works` is set once batches go; `traffic` counts bytes."""
+        """`places` are the broker's; `works` is set once batches go."""
         self._publisher, self._places, self._patience = publisher, places, patience
         self._said, self._too_large, self._suspects = told.said, told.too_large, suspects
-        self._works, self._count = works, traffic
+        self._works = works
         self._alone = asyncio.Lock()
 
     async def keep(self, status: Status, every: float, changes: Ration) -> None:
@@ -74,13 +73,11 @@ class Retained:
                 payload, digest = status.payload("online"), status.digest()
                 await self._tell(payload, status.will("online"))
             # Asked once a second: an event from each thing that may change would tie it to them all
-            while loop.time() < published + every and not (
-                changes.left and status.digest() != digest
-            ):
-                self._count()
+            while loop.time() < published + every:
+                if changes.left and status.digest() != digest:
+                    changes.take()
+                    break
                 await asyncio.sleep(1)
-            if loop.time() < published + every:
-                changes.take()
             else:
                 self._too_large.clear()  # somebody may have raised the bound
 

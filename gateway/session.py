@@ -125,7 +125,6 @@ class Session:
             *(self._publisher, self._places, state.told, self._suspects),
             patience=PATIENCE_WITH_RETAINED if client.at_once > RETAINED else PATIENCE,
             works=self._delivers,
-            traffic=self.count_traffic,
         )
         self._size = 1
         self._since = self._live = buffer.last
@@ -141,14 +140,11 @@ class Session:
         """The batch that was refused, or else what has been under way for longest."""
         return self._refused_batch if self.refused else self._publisher.oldest
 
-    def count_traffic(self) -> None:
-        """Count what the connection has carried since that was done last."""
-        self._state.traffic.add(self._client.more_carried())
-
     async def run(self, status: Status, every: float, about: bytes | None) -> None:
         """Deliver until the connection is lost; raises UplinkError, never returns."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._client.lost())
+            tasks.create_task(self._count())
             if about is not None:
                 tasks.create_task(self._retained.publish("about", about))
             self._keeping = tasks.create_task(
@@ -169,11 +165,17 @@ class Session:
 
     def end(self) -> None:
         """Let go of nothing more: the connection is lost."""
-        self.count_traffic()
+        self._state.traffic.add(self._client.more_carried())
         if self.refused:  # so the broker lives
             self._lately.let_go()
         self._lately.end()
         self._state.unsaved = self._lately.kept
+
+    async def _count(self) -> None:
+        """Count what the connection carries, for ever."""
+        while True:
+            self._state.traffic.add(self._client.more_carried())
+            await asyncio.sleep(1)
 
     async def _send(self, held: Held, lane: str) -> Sent | None:
         """Publish a batch; None: it was evicted, cannot be read for now, or is set aside."""

@@ -1066,9 +1066,10 @@ def test_the_pace_is_that_of_a_whole_window(tmp_path):
     run(scenario())
 
 
-def test_what_a_connection_costs_is_counted_pings_and_all(tmp_path):
+@pytest.mark.parametrize("withheld", [False, True])
+def test_what_a_connection_costs_is_counted_pings_and_all(withheld, tmp_path):
     async def scenario() -> None:
-        async with Broker() as broker:
+        async with Broker(faults=Faults(ack_withheld=withheld)) as broker:
             box = Box(tmp_path, address(broker), settings={"keepalive": 1.0})
             async with delivering(box):
                 await broker.wait_for(1)
