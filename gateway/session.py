@@ -34,7 +34,7 @@ NOT_THIS_BATCH = (0x90, TOO_LARGE, MALFORMED)
 IN_A_ROW = 3
 """Batches that are set aside with none accepted in between, until it is said to be the broker."""
 PATIENCE = 4.0
-"""How much longer a PUBACK is waited for where one was missed: broker or proxy may be slow."""
+"""How much longer a PUBACK is waited for at most: broker or proxy may be slow."""
 AGAIN = 30.0
 """Seconds until what the disk could not read or set aside is tried again."""
 _LATEST = 20
@@ -72,8 +72,8 @@ class UplinkState:
     changes: Ration = field(default_factory=Ration)
     """How often the status is published because it changed."""
     traffic: Traffic = field(default_factory=Traffic)
-    slow: bool = False
-    """Whether a connection was lost for a missing PUBACK, and none has come in time since."""
+    patience: float = 1.0
+    """How much longer a PUBACK is waited for: doubles when none comes, until one is in time."""
     suspects: Suspects = field(default_factory=Suspects)
     outlook: Outlook = field(default_factory=Outlook)
     """What our certificate's dates and the clock let expect of TLS."""
@@ -285,7 +285,7 @@ class Session:
 
     async def _settle(self, held: Held, sent: Sent) -> None:
         suspect = held.name in self._suspects
-        patience = PATIENCE if suspect or self._state.slow else 1.0
+        patience = PATIENCE if suspect else self._state.patience
         code = await self._publisher.code(sent, patience)
         if code in (SUCCESS, NOBODY_SUBSCRIBES):
             self._delivered(held, code, sent)
@@ -307,7 +307,8 @@ class Session:
         state.unheard += code == NOBODY_SUBSCRIBES
         state.last_ack_ms = time.time_ns() // 1_000_000
         took = asyncio.get_running_loop().time() - sent.at
-        state.slow &= took > self._ack_within
+        if took <= self._ack_within:
+            state.patience = 1.0
         pace = took / self._size
         state.pace = pace if state.pace is None else 0.8 * state.pace + 0.2 * pace
         self.delivered += 1

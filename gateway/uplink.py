@@ -22,7 +22,7 @@ from gateway.lately import SAVED_WITHIN
 from gateway.publisher import Unacknowledged
 from gateway.ration import Outages, Ration
 from gateway.retained import Status
-from gateway.session import Session, UplinkState
+from gateway.session import PATIENCE, Session, UplinkState
 from gateway.settings import Broker, UplinkSettings
 from gateway.suspects import LOSSES, Name
 
@@ -159,7 +159,8 @@ class Uplink:
         heed_cancel()  # a task group prefers its child's error to it
         if self._left:
             return
-        self.state.slow |= isinstance(failure, Unacknowledged)
+        if isinstance(failure, Unacknowledged):
+            self.state.patience = min(2 * self.state.patience, PATIENCE)
         if session and not isinstance(failure, TakenOver):
             self._suspect(session.culprit, f"{failure}")
         if session is None or isinstance(failure, TakenOver) or not self._got_on(session):

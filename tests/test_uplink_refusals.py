@@ -365,12 +365,12 @@ def test_a_broker_that_acknowledges_later_than_it_may_is_waited_for_longer(tmp_p
             await box.seal(30)
             async with delivering(box):
                 await box.empty()
-                assert broker.connects == 2
-                assert box.state.slow
+                assert broker.connects <= 3  # it waits twice as long, and where need be four times
+                assert box.state.patience > 1
                 broker.faults = Faults()
                 await box.seal()
                 await box.empty()
-                assert not box.state.slow
+                assert box.state.patience == 1
 
     run(scenario())
 
