@@ -89,9 +89,9 @@ class Inventory:
         self._disk.close(LIST)
         body = data[_CRC:]
         if not body or zlib.crc32(body) != int.from_bytes(data[:_CRC]):
-            if data:
+            if there := self._disk.exists(LIST):
                 self._disk.rename(LIST, f"{LIST}{DAMAGED}")
-            return not data
+            return not there
         self._listed = {one.mark: one for one in map(_of, msgpack.unpackb(body))}
         return True
 

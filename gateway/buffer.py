@@ -277,6 +277,10 @@ class Buffer:
         self._refused.delivered(held.epoch, held.sequence)
         self._store.acknowledge(held)
 
+    def delivered(self, held: Held) -> None:
+        """Note that a batch was delivered, though it is not let go of yet."""
+        self._store.delivered(held)
+
     def lies_aside(self, held: Held) -> bool:
         """Whether the broker refused it before, so that it needs no more room for being kept."""
         return self._refused.lies_here(held)
@@ -286,17 +290,21 @@ class Buffer:
         allowed = min(REFUSED_BYTES, most(self._disk, self._settings) // 4)
         return self.lies_aside(held) or self._refused.size + on_disk(held.length) <= allowed
 
-    def set_aside(self, held: Held, reason: int) -> None:
-        """Keep a batch that the broker refused, out of the way; on the writer's thread."""
+    def set_aside(self, held: Held, reason: int) -> bool:
+        """Keep a batch that the broker refused, out of the way; on the writer's thread.
+
+        False: it is not there any more.
+        """
         payload = self.payload(held)
         if payload is None:
-            return
+            return False
         allowed = min(REFUSED_BYTES, most(self._disk, self._settings) // 4)
         more = 0 if self._refused.lies_here(held) else on_disk(len(payload))
         for oldest in self._refused.over(allowed - more, held):
             self._drop(oldest)
         self._refused.add(held, reason, payload)
         self._spool.acknowledge(held)
+        return True
 
     def _drop(self, aside: Aside) -> None:
         """Give up a refused batch."""

@@ -73,6 +73,7 @@ class Glance:
         self.spool.recover()
         self._flushed, _ = journal.unsealed(journaled, self.spool.last)
         self.aside = [name for name in names if name.endswith(DAMAGED)]
+        self.aside += [f"{DIRECTORY}/{n}" for n in self._aside_names() if n.endswith(DAMAGED)]
         """Files that earlier damage was moved to."""
         self.foreign = list(self._foreign())
         """Names at which something stands that cannot be bygate's."""
@@ -143,11 +144,14 @@ class Glance:
             for frame in self._flushed
         ]
 
+    def _aside_names(self) -> list[str]:
+        disk = self.disk.below(DIRECTORY)
+        return disk.names() if disk.directory.is_dir() else []
+
     def refused(self) -> Iterator[Refused]:
         """Yield the batches that lie aside, oldest first."""
         disk = self.disk.below(DIRECTORY)
-        names = disk.names() if disk.directory.is_dir() else []
-        found = [aside for name in names if (aside := Aside.of(name))]
+        found = [aside for name in self._aside_names() if (aside := Aside.of(name))]
         for aside in sorted(found, key=lambda aside: aside.sequence):
             try:
                 since = (disk.directory / aside.name).stat().st_mtime

@@ -8,6 +8,7 @@ from gateway import acked, journal
 from gateway.disk import DAMAGED, Damage, Disk
 from gateway.held import Held
 from gateway.measure import counted
+from gateway.refused import GONE
 from gateway.spool import Spool
 
 DAMAGED_BYTES = 16 << 20
@@ -90,7 +91,7 @@ class Losses:
 
     def removed(self, readings: int) -> None:
         """Count what was in a directory that somebody took away."""
-        self.record_later(readings, "state directory removed")
+        self.record_later(readings, GONE)
         self._tell(
             f"{self._disk.directory} was removed or replaced while it was in use: {readings} "
             "readings on it are lost; it was begun anew"

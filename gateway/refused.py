@@ -21,6 +21,7 @@ from operator import attrgetter
 from gateway.aside import LIST, Aside, Inventory, Listed, on_disk
 from gateway.disk import Disk, remedy
 from gateway.held import Held
+from gateway.measure import counted
 from gateway.wire import WireError, decode
 
 DIRECTORY = "refused"
@@ -32,6 +33,8 @@ RETRY = "retry"
 """The file that asks for all of them to be offered again."""
 REMOVED = "refused and removed"
 """The reason for which readings are dropped when somebody removes the file of their batch."""
+GONE = "state directory removed"
+"""The reason when all of the disk is gone that they were on."""
 
 _sequence = attrgetter("sequence")
 
@@ -57,10 +60,11 @@ class Refused:
         self._recovered = False
         self.fault: str | None = None
         """What the directory does not do at present, and what mends it."""
-        self.damage: list[str] = []
-        """What was found damaged or missing since the start."""
+        self.damage: deque[str] = deque(maxlen=LISTED)
+        """The newest that were found damaged or missing since the start."""
         self.lost: deque[tuple[Listed, str]] = deque()
         """Batches that are lost, and by which reason, until they are counted."""
+        self._gone: set[Listed] = set()  # with a disk; a mount may take them along again and again
 
     def recover(self) -> None:
         """Read which there are; files that are none of ours are let be.
@@ -86,6 +90,7 @@ class Refused:
         self.fault = fault
 
     def _read_names(self) -> None:
+        noted = {aside: self._inventory.get(aside) for aside in self._sizes}
         known = self._inventory.recover()
         found = [aside for name in self._disk.names() if (aside := Aside.of(name))]
         found.sort(key=lambda aside: (aside.sequence, aside.epoch))
@@ -98,6 +103,9 @@ class Refused:
         gone = [a for a in before if (a.epoch, a.sequence) not in self._known | self._delivered]
         if gone:
             self._tell(_named([aside.name for aside in gone]), "gone with the disk it was on")
+            lost = {one for aside in gone if (one := noted[aside])} - self._gone
+            self._gone |= lost
+            self.lost += [(one, GONE) for one in sorted(lost)]
         self._miss(self._inventory.without(aside.mark for aside in found), {})
         if unlisted := [aside for aside in found if not self._inventory.get(aside)]:
             self._disk.sync_directory()
@@ -342,7 +350,7 @@ class Refused:
         self._disk.sync_directory()  # before the asking is forgotten
         self._disk.remove(RETRY)
         self._offer()
-        log.info("buffer: %d refused batches are offered again", len(aside))
+        log.info("buffer: offered again: %s", counted(len(aside), "refused batch"))
 
 
 def _listed(aside: Aside, payload: bytes) -> Listed | None:

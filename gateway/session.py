@@ -301,6 +301,7 @@ class Session:
 
     def _delivered(self, held: Held, code: int, sent: Sent) -> None:
         state = self._state
+        self._buffer.delivered(held)
         self._lately.add(held)
         self._suspects.delivered(held.name)
         state.refused_in_a_row = 0
@@ -340,9 +341,10 @@ class Session:
         why = of_refused_batch(code)
         if self._state.refused_in_a_row > 1 and not self._buffer.fits_aside(held):
             self._refuses("one batch after the other", why)
-        self._buffer.set_aside(held, code)
+        if not self._buffer.set_aside(held, code):
+            return False
         # Told here, for the connection may be lost, and whoever waits for this be gone
-        log.error("batch %d set aside, %d bytes: %s", held.sequence, held.length, why)
+        log.error("batch %d set aside: %s", held.sequence, why)
         return True
 
     async def drained(self) -> None:

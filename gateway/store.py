@@ -28,8 +28,8 @@ from gateway.spool import Spool
 class Store:
     """Journal and spool of the directory that is there now.
 
-    `acknowledge` only touches memory; all else works on the disk, is the writer's, and may raise
-    OSError: it goes on where it failed when it is called again.
+    `acknowledge` and `delivered` only touch memory; all else works on the disk, is the writer's,
+    and may raise OSError: it goes on where it failed when it is called again.
     """
 
     def __init__(self, disk: Disk, refused: Refused, losses: Losses, intake: Intake) -> None:
@@ -45,6 +45,8 @@ class Store:
         """That of the directory before, until all is known of what came in its place."""
         self._removed: dict[tuple[int, int], int] = {}
         """How many readings were left of the batches, by name, of which some are counted."""
+        self._delivered: tuple[int, int] | None = None
+        """The batch that was delivered last, which may wait for a moment more."""
         self._left = 0
         """Readings that were lost there, which could not be recorded yet."""
         self._unsealed: deque[list[Flushed]] | None = None
@@ -87,6 +89,8 @@ class Store:
 
         A mount that comes and goes takes the same ones with it each time.
         """
+        if name == self._delivered:
+            return 0
         left = min(self._removed.get(name, readings.stop), readings.stop)
         self._removed[name] = min(left, readings.start)
         return left - self._removed[name]
@@ -170,6 +174,10 @@ class Store:
         sequence, epoch, boot = _name(parts[0])
         if batch := self._intake.encode(self.spool, epoch, sequence, boot, readings):
             batch.append_to(self.spool)
+
+    def delivered(self, held: Held) -> None:
+        """Note that a batch was delivered, though it is kept: it is not lost with its disk."""
+        self._delivered = held.name
 
     def acknowledge(self, held: Held) -> None:
         """Let go of a batch that was delivered, also of one in the directory before."""

@@ -339,7 +339,7 @@ class PowerCuts(RuleBasedStateMachine):
         unsealed = [frame for parts in self.buffer._store._unsealed or () for frame in parts]
         gone[0, 0] = {reading.value for frame in unsealed for reading in frame.readings}
         for name in filter(lambda name: self.lies_aside(*name), list(gone)):
-            self.refused |= gone.pop(name)  # told of by name, not counted
+            self.refused |= gone.pop(name)  # counted, and perhaps delivered since
         in_ram, named_anew = self.in_ram(), len(self.buffer._intake.renamed)
         self.kept -= in_ram
         self.pending |= dict.fromkeys(in_ram, self.now - FLUSH)

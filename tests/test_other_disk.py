@@ -279,7 +279,7 @@ def test_a_disk_that_goes_again_before_its_journal_is_sealed_is_counted_as_well(
     assert buffer.stats().dropped_by == {"state directory removed": 3}
 
 
-def test_what_lay_aside_on_the_disk_that_is_gone_is_told_by_name(tmp_path: Path):
+def test_what_lay_aside_on_the_disk_that_is_gone_is_named_and_counted_once(tmp_path: Path):
     buffer = seal(opened(tmp_path / "state", 1), 1.0, 2.0)
     for refused in list(buffer.waiting()):
         buffer.set_aside(refused, 0x99)
@@ -288,6 +288,24 @@ def test_what_lay_aside_on_the_disk_that_is_gone_is_told_by_name(tmp_path: Path)
     buffer.tick(2.0)
     assert buffer.stats().refused == []
     assert "refused/1-1-0x99.batch, 2-1-0x99.batch: gone with the disk" in buffer.stats().faults[-1]
+    swap(buffer, tmp_path / "other")
+    buffer.tick(3.0)
+    (tmp_path / "third").mkdir()
+    swap(buffer, tmp_path / "third")
+    buffer.tick(4.0)
+    assert buffer.stats().dropped_by == {"state directory removed": 2}
+
+
+def test_a_batch_that_was_delivered_and_is_kept_for_a_moment_is_not_lost_with_its_disk(
+    tmp_path: Path,
+):
+    buffer = seal(opened(tmp_path / "state", 1), 1.0, 2.0)
+    first, _ = buffer.waiting()
+    buffer.delivered(first)
+    (tmp_path / "other").mkdir()
+    swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
+    assert buffer.stats().dropped == 1
 
 
 def test_a_directory_that_is_begun_anew_gives_no_sequence_again(tmp_path: Path):
@@ -406,8 +424,7 @@ def test_damage_that_is_not_counted_yet_is_when_an_older_image_is_put_in_place(t
     assert (buffer.fault, buffer.stats().dropped) == (None, 1)
 
 
-def test_of_damage_that_is_left_behind_what_lay_aside_is_not_counted(tmp_path: Path):
-    """It is told of by name."""
+def test_of_damage_that_is_left_behind_what_lay_aside_is_counted_once(tmp_path: Path):
     buffer = seal(opened(tmp_path / "state", 1), 1.0)
     before = (tmp_path / "state/acked").read_bytes()
     buffer.set_aside(next(buffer.waiting()), 0x99)
@@ -417,7 +434,7 @@ def test_of_damage_that_is_left_behind_what_lay_aside_is_not_counted(tmp_path: P
     buffer = damaged(tmp_path / "state")
     swap(buffer, tmp_path / "other")
     buffer.tick(1.0)
-    assert (buffer.fault, buffer.stats().dropped) == (None, 0)
+    assert (buffer.fault, buffer.stats().dropped) == (None, 1)
     assert "refused/1-1-0x99.batch: gone" in " ".join(buffer.stats().faults)
 
 
