@@ -62,7 +62,7 @@ class UplinkState:
     unsaved: Held | None = None
     """What was acknowledged just before the last connection was lost, and is sent again."""
     refused_in_a_row: int = 0
-    """Batches that were set aside since the broker accepted one."""
+    """Batches that were set aside, or found no room there, since the broker accepted one."""
     pace: float | None = None
     """Seconds that a batch takes now, when many are under way; None until one is acknowledged."""
     gap: float = 0.0
@@ -328,24 +328,21 @@ class Session:
         raise UplinkError(f"the broker refuses {what}: {why}; all are kept")
 
     async def _set_aside(self, held: Held, code: int) -> None:
-        state = self._state
-        first = not self._buffer.lies_aside(held)
-        if first and state.refused_in_a_row >= IN_A_ROW:
-            self._refuses("every batch", of_refused_batch(code))
-        state.refused_in_a_row += first
-        if not await self._on_writer(self._aside, held, code):
-            state.refused_in_a_row -= first
+        await self._on_writer(self._aside, held, code)
         self._suspects.clear(held.name)
 
-    def _aside(self, held: Held, code: int) -> bool:
-        why = of_refused_batch(code)
-        if self._state.refused_in_a_row > 1 and not self._buffer.fits_aside(held):
+    def _aside(self, held: Held, code: int) -> None:
+        # Counted and told here: the connection may be lost, and whoever waits for this be gone
+        state, why = self._state, of_refused_batch(code)
+        first = not self._buffer.lies_aside(held)
+        if first and state.refused_in_a_row >= IN_A_ROW:
+            self._refuses("every batch", why)
+        if state.refused_in_a_row and not self._buffer.fits_aside(held):
+            state.refused_in_a_row += 1
             self._refuses("one batch after the other", why)
-        if not self._buffer.set_aside(held, code):
-            return False
-        # Told here, for the connection may be lost, and whoever waits for this be gone
-        log.error("batch %d set aside: %s", held.sequence, why)
-        return True
+        if self._buffer.set_aside(held, code):
+            state.refused_in_a_row += first
+            log.error("batch %d set aside: %s", held.sequence, why)
 
     async def drained(self) -> None:
         """Return when the buffer holds nothing more."""
