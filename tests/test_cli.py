@@ -24,7 +24,7 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("command", ["drivers", "replay sds011 aac0", "check --example", "decode"])
+@pytest.mark.parametrize("command", ["drivers", "replay sds011 aac0", "check --example"])
 @pytest.mark.parametrize(
     ("to", "code", "said"),
     [

@@ -5,9 +5,9 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from typing import TextIO
 
 from gateway import __version__
 from gateway.mistakes import ConfigError
@@ -39,10 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         return _failed(str(error), 2)
     except BrokenPipeError:
-        _print_no_more()
+        _print_no_more(sys.stdout)
         return 141
     except OSError as error:
-        _print_no_more()
+        _print_no_more(sys.stdout)
         return _failed(f"bygate: it cannot write what it has to say: {error}", 1)
     except KeyboardInterrupt:
         return 130
@@ -50,14 +50,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _failed(why: str, code: int) -> int:
-    with suppress(OSError):  # there may be nobody to tell
-        print(why, file=sys.stderr)
+    try:
+        print(why, file=sys.stderr, flush=True)
+    except OSError:  # there is nobody to tell
+        _print_no_more(sys.stderr)
     return code
 
 
-def _print_no_more() -> None:
+def _print_no_more(to: TextIO) -> None:
     """Have the interpreter not try again, at its end, to print what could not be printed."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), to.fileno())
 
 
 def _run(argv: Sequence[str]) -> int:
