@@ -369,12 +369,11 @@ class _Link:
                 await self._converse()
                 await self._drain()
         finally:
+            self._broker._links.discard(self)
             self._depart()
-            self._transport.abort()
+            self._abort()
             with suppress(OSError):
                 await self._writer.wait_closed()
-            self._broker._links.discard(self)
-            self._broker._changed.set()
 
     async def _converse(self) -> None:
         try:
@@ -469,7 +468,7 @@ class _Link:
                 self._transport.write_eof()
         else:
             self._transport.close()  # TLS says its own goodbye
-        self._timer = self._loop.call_later(LINGER, self._transport.abort)
+        self._timer = self._loop.call_later(LINGER, self._abort)
 
     def drop(self, how: How) -> None:
         """Close without a word."""
@@ -478,7 +477,12 @@ class _Link:
         self._depart()
         with suppress(OSError):  # it is closed already
             self._transport.get_extra_info("socket").setsockopt(*_RESET)
-        return self._transport.abort()
+        return self._abort()
+
+    def _abort(self) -> None:
+        # Debian's Python 3.11.2 forgets the protocol of a TLS transport that was closed twice
+        with suppress(AttributeError):
+            self._transport.abort()
 
     def _depart(self) -> None:
         self._timer.cancel()
