@@ -87,6 +87,10 @@ class Clock:
         self._unsynced = ClockState.HELD
         return ClockState.GNSS if pps else ClockState.SYNCED
 
+    def hold_over(self) -> None:
+        """Take it that wall time was set earlier in this boot."""
+        self._unsynced = ClockState.HELD
+
     def error_ms(self) -> int:
         """Return the kernel's bound on the error of wall time."""
         return self._kernel()[0] // 1000

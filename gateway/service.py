@@ -27,6 +27,7 @@ from gateway.driver import (
 )
 from gateway.encoding import BOUNDS
 from gateway.health import Health
+from gateway.holdover import HoldOver
 from gateway.listener import AdvertisementListener, Listener, SerialListener
 from gateway.measure import counted
 from gateway.poller import GattPoller, LocalPoller, Poller, SerialPoller
@@ -79,6 +80,8 @@ class Service:
             clock=self._clock,
             bound=BOUNDS[config.uplink.encoding],
         )
+        self._hold_over = HoldOver(self._clock, self._disk)
+        self._hold_over.recall()
         self._urgent = asyncio.Event()
         self._radio = _radio(config)
         self._pollers = [self._poller(sensor) for sensor in config.sensors.values()]
@@ -195,6 +198,7 @@ class Service:
         now = asyncio.get_running_loop().time()
         await self._on_writer(partial(self._buffer.tick, now))
         await self._on_writer(partial(self._uplink.state.traffic.note, self._disk))
+        await self._on_writer(self._hold_over.note)
         self._uplink.wake()
 
     async def _on_writer(self, work: Callable[[], None]) -> None:

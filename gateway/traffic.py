@@ -86,7 +86,8 @@ class Traffic:
     def recall(self, disk: Disk) -> None:
         """Go on where the run before ended, as far as that was noted."""
         with suppress(OSError, ValueError, TypeError):
-            ran, *days = json.loads(disk.read(NAME, 0, _SIZE))
+            # At a pipe in its place whoever reads would wait for ever
+            ran, *days = json.loads(disk.read(NAME, 0, _SIZE) if disk.exists(NAME) else b"")
             if all(0 <= number < _MOST for number in (ran, *days)):
                 self._ran, self._today = ran, int(ran // _DAY)
                 self._days.clear()

@@ -18,7 +18,7 @@ from drivers import sds011
 from gateway.buffer import Buffer
 from gateway.clock import SYNCHRONISED_BELOW_US, Clock, kernel_clock
 from gateway.config import load
-from gateway.disk import Disk
+from gateway.disk import LOCK, Disk
 from gateway.poller import SerialPoller
 from gateway.reading import ClockState, Reading
 from gateway.service import Service
@@ -212,3 +212,37 @@ def test_a_receiver_re_times_what_the_daemon_took_before_its_clock_was_set(tmp_p
         assert [batch["s"] for batch in batches] == list(range(1, len(batches) + 1))
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+async def states(directory: Path, kernel: tuple[int, bool], boot: int) -> set[object]:
+    """Return `c` of the batches of one run of the daemon, on a box without an RTC."""
+    clock = Clock(kernel=lambda: kernel, boot=boot)
+    clock._unsynced = ClockState.NEVER_SET
+    async with Broker() as broker:
+        file = directory / "config.toml"
+        file.write_text(
+            f'[gateway]\nid = "trd-0042"\nstate_dir = "{directory}/state"\n'
+            f'[uplink]\nurl = "{broker.url}"\n[buffer]\nseal_interval = "100ms"\n'
+            '[sensors.box]\ndriver = "host"\ninterval = "100ms"\n'
+        )
+        service = Service(load(file), clock)
+        serving = asyncio.create_task(service.run())
+        await broker.wait_for(maps)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await serving
+        service._disk.close(LOCK)  # as the end of its process does
+        return {batch["c"] for batch in maps(broker.received)}
+
+
+def test_a_clock_that_was_set_is_held_over_a_start_of_the_daemon_but_not_a_boot(tmp_path):
+    assert asyncio.run(states(tmp_path, ADRIFT, boot=1)) == {ClockState.NEVER_SET}
+    assert asyncio.run(states(tmp_path, SYNCED, boot=1)) == {ClockState.SYNCED}
+    assert asyncio.run(states(tmp_path, ADRIFT, boot=1)) == {ClockState.HELD}
+    assert asyncio.run(states(tmp_path, ADRIFT, boot=2)) == {ClockState.NEVER_SET}
+
+
+@pytest.mark.parametrize("name", ["clock", "traffic"])
+def test_a_pipe_in_place_of_a_note_holds_up_no_start(name, tmp_path):
+    (tmp_path / "state").mkdir()
+    os.mkfifo(tmp_path / "state" / name)
+    assert asyncio.run(states(tmp_path, SYNCED, boot=1)) == {ClockState.SYNCED}
