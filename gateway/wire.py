@@ -9,11 +9,20 @@ A payload is one msgpack map, or its zlib stream where that is shorter:
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain, pairwise
-from math import copysign, isfinite
+from itertools import chain
 from operator import attrgetter
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
+from gateway.column import (
+    MAX_TEXT,
+    QUALITY,
+    pack_qualities,
+    pack_times,
+    pack_values,
+    plain,
+    unpack_times,
+    unpack_values,
+)
 from gateway.payload import (
     MAX_INFLATED,
     MAX_SIZE,
@@ -52,16 +61,7 @@ DEFAULT_SIZE = 64 * 1024
 MAX_VALUES = 1 << 18
 """Values in the largest batch, `n`: MAX_SIZE at half a byte a value."""
 
-MAX_TEXT = 256
-"""UTF-8 bytes of a value that is a string; what is longer is cut."""
-
-MAX_DECIMALS = 22
-"""The largest k: 10^22 is the last power of ten that a float64 holds exactly."""
-
 _LONGEST = 2 * MAX_INFLATED  # even a zlib stream has no more bytes
-_EXACT = 1 << 53  # a float64 holds every integer below
-_QUALITY = ".q"
-_SCALARS = frozenset((int, float, bool, str, type(None)))
 
 _T = TypeVar("_T")
 _Key = tuple[str, str, str]
@@ -150,94 +150,15 @@ def _blocks(series: dict[_Key, list[Reading]], start: int) -> tuple[int, list[li
         times = tuple([reading.instant.wall_ms for reading in readings])
         block = blocks.get((sensor, times))
         if block is None:
-            block = blocks[sensor, times] = [sensor, _pack_times(times, start)]
-        k, xs = _pack_values(readings)
+            block = blocks[sensor, times] = [sensor, pack_times(times, start)]
+        k, xs = pack_values(readings)
         block.append([name, unit, k, *xs])
         count += len(xs)
         qualities: list[int] = [reading.quality for reading in readings]
         if any(qualities) and any(qualities := [int(quality) & 0xFF for quality in qualities]):
-            block.append([name + _QUALITY, "", -1, *_deltas(qualities, 1)[1]])
+            block.append([name + QUALITY, "", -1, *pack_qualities(qualities)])
             count += len(xs)
     return count, list(blocks.values())
-
-
-def _pack_times(times: tuple[int, ...], start: int) -> list[int]:
-    if len(times) == 1:
-        return [times[0] - start]
-    gaps = [later - earlier for earlier, later in pairwise(times)]
-    step = sorted(gaps)[(len(gaps) - 1) // 2]
-    residuals = [gap - step for gap in gaps]
-    while residuals and not residuals[-1]:
-        residuals.pop()
-    return [times[0] - start, step, *residuals]
-
-
-def _pack_values(readings: list[Reading]) -> tuple[int | None, Sequence[Value]]:
-    """Return k and the x of one series.
-
-    A column is mostly literals, and so has k = nil, when it has fewer deltas than literals (odd
-    numbers, strings, bools; nil is neither), or no delta at all.
-    """
-    values = [reading.value for reading in readings]
-    # One NaN or infinity makes a sum that is neither finite
-    if set(map(type, values)) != {float} or not isfinite(sum(cast(list[float], values))):
-        values = [plain(value) for value in values]
-    quantity = readings[0].quantity
-    k = _exponent(values, min(quantity.decimals, MAX_DECIMALS))
-    # Only the qualities of a quantity may stand under such a name with k = −1
-    if k is None or quantity.name.endswith(_QUALITY):
-        return None, values
-    deltas, xs = _deltas(values, 10 ** max(k, 0))
-    if deltas < max(len(xs) - values.count(None) - deltas, 1):
-        return None, values
-    return k, xs
-
-
-def plain(value: Value) -> Value:
-    """Return the value in a type of msgpack's own.
-
-    NaN, ±inf and integers beyond 64 bit become nil, strings are cut to MAX_TEXT bytes.
-    """
-    if isinstance(value, float):
-        return float(value) if isfinite(value) else None
-    if isinstance(value, int) and not isinstance(value, bool):
-        return int(value) if -(1 << 63) <= value < 1 << 64 else None
-    if isinstance(value, str):
-        return value.encode(errors="replace")[:MAX_TEXT].decode(errors="ignore")
-    return value if isinstance(value, bool) else None
-
-
-def _exponent(values: Sequence[Value], decimals: int) -> int | None:
-    """Return the k that suits the numbers among `values`; None where none does."""
-    numbers: list[float] = [x for x in values if type(x) is float or type(x) is int]
-    kinds = set(map(type, numbers))
-    if len(kinds) != 1 or (largest := max(map(abs, numbers))) >= _EXACT:
-        return None
-    if int in kinds:
-        return -1
-    if 0.0 in numbers and any(number == 0 and copysign(1, number) < 0 for number in numbers):
-        return None
-    k, factor = 0, 1
-    for number in numbers:
-        while k < decimals and round(number * factor) / factor != number:
-            k, factor = k + 1, factor * 10
-    return k if largest < _EXACT / factor else None
-
-
-def _deltas(values: Sequence[Value], factor: int) -> tuple[int, list[Value]]:
-    """Return how many deltas there are, and every x: a delta, a literal or nil."""
-    xs: list[Value] = []
-    count = total = 0
-    for value in values:
-        if type(value) is float or type(value) is int:
-            scaled = round(value * factor)
-            if scaled / factor == value:
-                xs.append(scaled - total)
-                total = scaled
-                count += 1
-                continue
-        xs.append(value)
-    return count, xs
 
 
 class SizeBound:
@@ -358,7 +279,7 @@ def _readings(fields: dict[str, Any]) -> list[Reading]:
         left -= count * len(columns)
         if left < 0:
             break
-        readings += _block_readings(sensor, _instants(packed, count, start), columns)
+        readings += _block_readings(sensor, unpack_times(packed, count, start), columns)
     if left:
         raise WireError(f"d holds {fields['n'] - left} values or more, n says {fields['n']}")
     return readings
@@ -375,27 +296,14 @@ def _block(block: object) -> tuple[str, object, list[list[Any]], int]:
     return sensor, packed, columns, len(columns[0]) - 3
 
 
-def _instants(packed: object, count: int, start: Instant) -> list[Instant]:
-    if not isinstance(packed, list) or any(type(part) is not int for part in packed):
-        raise WireError(f"times {seen(packed)} are not a list of integers")
-    if not min(count, 2) <= len(packed) <= (count + 1 if count > 1 else 1):
-        raise WireError(f"times {seen(packed)} do not suit {count} values")
-    residuals = packed[2:] + [0] * (count + 1 - max(len(packed), 2))
-    gaps = [packed[1] + residual for residual in residuals]
-    offsets = list(accumulate(gaps, initial=packed[0]))
-    if min(gaps, default=0) < 0 or offsets[0] < 0 or start.wall_ms + offsets[-1] >= _EXACT:
-        raise WireError(f"times {seen(packed)} run backwards or beyond 2^53 ms")
-    return [Instant(start.wall_ms + ms, start.boot_ms + ms, start.clock) for ms in offsets]
-
-
 def _block_readings(
     sensor: str, instants: list[Instant], columns: list[list[Any]]
 ) -> Iterator[Reading]:
     """Yield the readings of one block; a column of qualities stands directly behind its values."""
     series: list[tuple[Quantity, list[Value], list[int]]] = []
     for name, unit, k, *xs in columns:
-        values = _values(k, xs)
-        if k == -1 and series and name == series[-1][0].name + _QUALITY:
+        values = unpack_values(k, xs)
+        if k == -1 and series and name == series[-1][0].name + QUALITY:
             series[-1] = (*series[-1][:2], [_uint(value, name) for value in values])
         else:
             quantity = _quantity(_typed(name, str, "quantity"), _typed(unit, str, "unit"))
@@ -408,25 +316,3 @@ def _block_readings(
 def _quantity(name: str, unit: str) -> Quantity:
     known = CATALOGUE.get(name)
     return known if known is not None and known.unit == unit else Quantity(name, unit)
-
-
-def _values(k: object, xs: list[Any]) -> list[Value]:
-    """Return the values of a column: running sums, literals and nil."""
-    for x in xs:
-        if type(x) not in _SCALARS or (type(x) is float and not isfinite(x)):
-            raise WireError(f"x is {seen(x)}, not a number, string, bool or nil")
-    if k is None:
-        return xs
-    if type(k) is not int or not -1 <= k <= MAX_DECIMALS:
-        raise WireError(f"k is {seen(k)}, not nil or −1 to {MAX_DECIMALS}")
-    values: list[Value] = []
-    total = 0
-    for x in xs:
-        if type(x) is int or (type(x) is float and x.is_integer()):
-            total += int(x)
-            if abs(total) >= _EXACT:
-                raise WireError(f"a running sum reaches {seen(total)}, beyond 2^53")
-            values.append(total / 10**k if k >= 0 else total)
-        else:
-            values.append(x)
-    return values
