@@ -73,7 +73,7 @@ class Health:
             **self._who(state),
             "clock": {"state": self._clock.state(), "error_ms": self._clock.error_ms()},
             "buffer": self._of_buffer(),
-            "uplink": self._of_uplink(),
+            "uplink": self._of_uplink(online=state == "online"),
             "bluetooth": self._adapters(),
             "sensors": {poller.name: self._of_sensor(poller) for poller in self._pollers},
         }
@@ -113,10 +113,10 @@ class Health:
             "written_bytes_day": None if rates is None else rates.written_day,
         }
 
-    def _of_uplink(self) -> dict[str, object]:
+    def _of_uplink(self, *, online: bool) -> dict[str, object]:
         state = self._uplink
         return {
-            "connected": state.connected,
+            "connected": online and state.connected,  # the last words stay when they no longer are
             "broker": state.broker,
             "lost": state.lost,
             "last_ack": None if state.last_ack_ms is None else utc(state.last_ack_ms),

@@ -81,6 +81,13 @@ def test_the_status_has_the_keys_that_the_technician_knows(tmp_path: Path):
     } <= box.said("uplink").keys()
 
 
+def test_the_last_words_do_not_say_connected_for_ever(tmp_path: Path):
+    box = Box(tmp_path)
+    box.uplink.connected = True
+    assert box.said("uplink")["connected"] is True
+    assert json.loads(box.health.payload("offline"))["uplink"]["connected"] is False
+
+
 def test_the_oldest_that_waits_is_told_by_its_time(tmp_path: Path):
     box = Box(tmp_path)
     assert box.said("buffer")["oldest_waiting"] is None
