@@ -64,9 +64,12 @@ class Connection(aiomqtt.Client):
 
     @classmethod
     async def to(
-        cls, broker: Broker, settings: UplinkSettings, gateway: str, *, will: bytes
+        cls, broker: Broker, settings: UplinkSettings, gateway: str, *, will: bytes | None
     ) -> Self:
-        """Return one that is not connected yet; password and certificates are read."""
+        """Return one that is not connected yet; password and certificates are read.
+
+        `will` is the status that the broker publishes if we vanish; None: none.
+        """
         try:
             credentials = await Credentials.read(settings, tls=broker.tls)
         except CredentialsError as error:
@@ -79,9 +82,10 @@ class Connection(aiomqtt.Client):
         settings: UplinkSettings,
         gateway: str,
         credentials: Credentials,
-        will: bytes,
+        will: bytes | None,
     ) -> None:
         status = f"{settings.topic}/{gateway}/status"
+        last = None if will is None else aiomqtt.Will(status, will, qos=1, retain=True)
         super().__init__(
             broker.host,
             broker.port,
@@ -90,7 +94,7 @@ class Connection(aiomqtt.Client):
             identifier=settings.client_id or gateway,
             logger=_SILENT,  # what paho says of a malformed packet comes as an error, too
             protocol=_VERSIONS[settings.protocol],
-            will=aiomqtt.Will(status, will, qos=1, retain=True),
+            will=last,
             keepalive=round(settings.keepalive),
             properties=bounds() if settings.protocol == "5" else None,
             timeout=CONNECT_WITHIN,
