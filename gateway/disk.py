@@ -8,6 +8,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +23,8 @@ DAMAGED = ".damaged"
 FOREIGN = ".foreign"
 """The same of what is none of ours, or of another version."""
 BLOCK = 4096
+PROBED = 0.5
+"""Seconds within which who only looks whether a directory is locked has let go of it, by far."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 UNREADABLE = (errno.EIO, errno.EUCLEAN, errno.EBADMSG)
 """How Linux says that bytes cannot be read: by the device, by the checks of a file system."""
@@ -51,12 +54,13 @@ class Disk:
 
         Where it cannot be had yet, the first `names` that can be told locks it, or raises.
         """
-        self._alone = True
-        try:
-            self._take()
-        except BlockingIOError:
-            return False
-        return True
+        self._alone, until = True, time.monotonic() + PROBED
+        while time.monotonic() < until:
+            with suppress(BlockingIOError):
+                self._take()
+                return True
+            time.sleep(0.01)
+        return False
 
     def names(self) -> list[str]:
         """Return the names of all files, creating the directory where it is missing."""
@@ -298,9 +302,34 @@ class Onlooker(Disk):
     def cut(self, name: str, length: int) -> None:
         """Leave the file to its owner, who may be about to write on."""
 
+    def sync(self, name: str) -> None:
+        """Return when all that its owner wrote to the file is on the device."""
+        with self._reading(name) as fd:
+            os.fdatasync(fd)
+
     def below(self, name: str) -> "Onlooker":
         """Return the disk of a directory inside this one."""
         return Onlooker(self.directory / name)
+
+
+def in_use(directory: Path) -> bool | None:
+    """Return whether a gateway works on the directory; None where that cannot be told.
+
+    The lock is had for an instant, which `lock` waits for: there is no other way to ask for it.
+    """
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        return False if isinstance(error, FileNotFoundError | NotADirectoryError) else None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # as NFS
+        return None
+    finally:
+        os.close(fd)
+    return False
 
 
 @dataclass(frozen=True, slots=True)
