@@ -15,7 +15,9 @@ from gateway.aside import LIST, Aside
 from gateway.disk import DAMAGED, FOREIGN, Damage, Onlooker, of_another_version
 from gateway.held import Held
 from gateway.reading import ClockState
+from gateway.record import Kind, Record, records
 from gateway.refused import DIRECTORY
+from gateway.segments import LARGEST_FILE, is_segment, number_of
 from gateway.spool import Spool
 from gateway.wire import Batch, WireError, decode
 
@@ -24,6 +26,10 @@ _FILES = (journal.NAME, acked.NAME, LIST, rates.NAME)
 
 class NoBuffer(Exception):
     """There is no buffer that this program can read; the message says why and what mends it."""
+
+
+class NoneYet(NoBuffer):
+    """There is none at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +90,11 @@ class Glance:
         try:
             names = self.disk.names()
         except FileNotFoundError:
-            raise NoBuffer(f"{directory}: no such directory: has bygate run yet? {where}") from None
+            raise NoneYet(f"{directory}: no such directory: has bygate run yet? {where}") from None
         except NotADirectoryError:
             raise NoBuffer(f"{directory}: not a directory: {where}") from None
         if not any(name == journal.NAME or name.endswith(".seg") for name in names):
-            raise NoBuffer(f"{directory}: no buffer: neither a journal nor a segment; {where}")
+            raise NoneYet(f"{directory}: no buffer: neither a journal nor a segment; {where}")
         return names
 
     def _foreign(self) -> Iterator[str]:
@@ -134,6 +140,24 @@ class Glance:
             batch = _decoded(payload, held)
             yield held if batch is None else (payload, batch)
 
+    def newest(self) -> tuple[bytes, Batch] | None:
+        """Return the batch that was sealed last, whether it waits or was delivered.
+
+        None where there is none, or only such as are another gateway's or lie aside. It is on the
+        device: one that a power cut takes back would leave its name to another.
+        """
+        aside = {each.mark for name in self._aside_names() if (each := Aside.of(name))}
+        segments = filter(is_segment, self.disk.names())
+        for name in sorted(segments, key=number_of, reverse=True):
+            data, _ = self.disk.salvage(name, LARGEST_FILE)
+            for found in reversed([each for each in records(data) if each.kind == Kind.BATCH]):
+                batch = _decoded(found.payload, found)
+                ours = batch and batch.gateway == self._gateway
+                if batch and ours and f"{found.sequence}-{found.epoch}" not in aside:
+                    self.disk.sync(name)
+                    return found.payload, batch
+        return None
+
     def unsealed(self) -> list[Batch]:
         """Return what is flushed and in no batch yet, as parts of the batches it will be in."""
         return [
@@ -178,7 +202,7 @@ def _shown(magic: bytes) -> str:
     return magic.decode("ascii", "backslashreplace")
 
 
-def _decoded(payload: bytes, named: Held | Aside) -> Batch | None:
+def _decoded(payload: bytes, named: Held | Aside | Record) -> Batch | None:
     """Return the batch, None where the bytes are not the one that is meant."""
     try:
         batch = decode(payload)

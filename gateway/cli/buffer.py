@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
             glance = Glance(directory, gateway.id)
             if args.retry_refused:
                 return _retry(glance, directory / DIRECTORY / RETRY, as_json=args.json)
-            told = _told(settings, glance)
+            told = look(settings, glance)
     except NoBuffer as error:
         print(error, file=sys.stderr)
         return 1
@@ -96,7 +96,7 @@ def _ask(asks: Path) -> None:
         raise NoBuffer(f"{asks}: not a file, and so asks for nothing: move it away")
 
 
-def _told(settings: BufferSettings, glance: Glance) -> dict[str, Any]:
+def look(settings: BufferSettings, glance: Glance) -> dict[str, Any]:
     """Return what the status says of the buffer under the same names, and more."""
     batches, readings = glance.spool.held()
     unsealed = sum(len(batch.readings) for batch in glance.unsealed())
