@@ -21,6 +21,7 @@ COMMANDS = {
     "check": "every mistake in config.toml at once, or what will run",
     "scan": "BLE sensors of known families that are heard, and the lines for config.toml",
     "drivers": "the drivers there are, or one driver's settings and quantities",
+    "doctor": "clock, disk, what waits there, and each broker from its name to its acknowledgement",
     "buffer": "what waits on disk, room, damage, and what the broker refused",
     "export": "what waits to a file, for when no network will take it; nothing counts as delivered",
     "decode": "batch files or standard input as JSON or InfluxDB lines, for whoever receives them",
