@@ -1,8 +1,10 @@
 import errno
+import fcntl
 import logging
 import os
 import shutil
 import struct
+import threading
 import zlib
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from crash_disk import CrashDisk
 
 from gateway.acked import LOSSES, PAGE, Acked, Told
 from gateway.buffer import Buffer
-from gateway.disk import LOCK, Disk
+from gateway.disk import LOCK, Disk, in_use
 from gateway.filling import BATCH_READINGS
 from gateway.glance import Glance
 from gateway.intake import RAM_READINGS
@@ -663,6 +665,24 @@ def test_a_directory_that_another_gateway_has_taken_is_left_to_it(tmp_path: Path
     assert "another bygate uses it" in buffer.stats().faults[0]
     assert other.names() == []
     assert buffer.unsaved == 0
+
+
+def test_whether_a_gateway_works_on_a_directory_can_be_asked_beside_it(tmp_path: Path):
+    assert in_use(tmp_path / "state") is False
+    disk = Disk(tmp_path / "state")
+    assert disk.lock()
+    assert in_use(tmp_path / "state") is True
+    disk.close(LOCK)
+    assert in_use(tmp_path / "state") is False
+
+
+def test_who_asks_that_keeps_no_gateway_from_starting(tmp_path: Path):
+    asking = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(asking, fcntl.LOCK_EX)
+    asked = threading.Timer(0.05, os.close, [asking])
+    asked.start()
+    assert Disk(tmp_path).lock()
+    asked.join()
 
 
 def test_a_directory_that_comes_after_the_start_is_locked_before_anything_is_written(

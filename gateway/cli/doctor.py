@@ -71,7 +71,7 @@ async def examine(
     """Make each check; `within` bounds each wait for a broker, in seconds."""
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(stray)
-    loop.set_default_executor(_Threads())
+    loop.set_default_executor(Threads())
     wall = Clock() if of is None else of
     report(clock(wall))
     report(storage(config))
@@ -87,12 +87,13 @@ async def examine(
             await Talk(broker, config, newest, told, within=within).run()
 
 
-class _Threads(ThreadPoolExecutor):
+class Threads(ThreadPoolExecutor):
     """A thread for each call, which nobody waits for at the end: resolvers and drives may hang."""
 
     def submit(
         self, work: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs
     ) -> "Future[_T]":
+        """Do the work in a thread of its own."""
         future: Future[_T] = Future()
         future.set_running_or_notify_cancel()  # from now on nobody can cancel it
 
