@@ -205,11 +205,7 @@ class Disk:
         not got; whoever takes them for stored loses them with the next power cut.
         """
         with suppress(FileNotFoundError), self._reading(name) as fd:
-            try:
-                os.fdatasync(fd)
-            except OSError as error:
-                if error.errno not in _READ_ONLY:
-                    raise
+            _datasync(fd)
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def cut(self, name: str, length: int) -> None:
@@ -278,6 +274,15 @@ class Disk:
         return Disk(self.directory / name)
 
 
+def _datasync(fd: int) -> None:
+    """Return when all of it is on the device; a disk that is read-only has no more to come."""
+    try:
+        os.fdatasync(fd)
+    except OSError as error:
+        if error.errno not in _READ_ONLY:
+            raise
+
+
 def _is_file(entry: "os.DirEntry[str]") -> bool:
     try:
         return entry.is_file()
@@ -305,7 +310,7 @@ class Onlooker(Disk):
     def sync(self, name: str) -> None:
         """Return when all that its owner wrote to the file is on the device."""
         with self._reading(name) as fd:
-            os.fdatasync(fd)
+            _datasync(fd)
 
     def below(self, name: str) -> "Onlooker":
         """Return the disk of a directory inside this one."""
