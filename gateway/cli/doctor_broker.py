@@ -113,7 +113,8 @@ class Talk:
     async def _publish_about(self, client: Connection, publisher: Publisher) -> None:
         topic, payload = f"{self._root}/about", about(self._config)
         if (code := await self._publish(client, publisher, "about", payload, JSON)) is not None:
-            self._told.ok("about", self._acknowledged(topic, code))
+            kept = ", kept for whoever subscribes" if code == NOBODY_SUBSCRIBES else ""
+            self._told.ok("about", f"{self._acknowledged(topic, code)}{kept}")
 
     async def _publish_batch(self, client: Connection, publisher: Publisher) -> None:
         if self._newest is None:
