@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -130,11 +131,16 @@ def test_a_disk_that_is_read_only_is_a_fault(tmp_path):
     assert "mount -o remount,rw" in seen.remedy
 
 
+@pytest.fixture
+def open_to_all() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
+
+
 def told_to_a_stranger(directory: Path, state: str) -> str:
-    for parent in [directory, *directory.parents]:
-        if parent.stat().st_uid == os.geteuid() and parent.stat().st_mode & 0o055 != 0o055:
-            parent.chmod(parent.stat().st_mode | 0o055)
     file = config(directory, state=state)
+    file.chmod(0o644)
     command = (sys.executable, "-m", "gateway", "doctor", "-c", file)
     done = subprocess.run(
         ["setpriv", "--reuid=65533", "--clear-groups", *command],
@@ -158,10 +164,10 @@ def told_to_a_stranger(directory: Path, state: str) -> str:
         ("yet", "warn  {} does not exist yet: user 65533 may not make it: systemd does, or"),
     ],
 )
-def test_a_directory_that_whoever_runs_it_may_not_use_is_told(tmp_path, state, says):
-    (tmp_path / "state").mkdir(mode=0o700)
-    said = told_to_a_stranger(tmp_path, state)
-    assert says.replace("{}", f"{tmp_path}/{state}") in said
+def test_a_directory_that_whoever_runs_it_may_not_use_is_told(open_to_all, state, says):
+    (open_to_all / "state").mkdir(mode=0o700)
+    said = told_to_a_stranger(open_to_all, state)
+    assert says.replace("{}", f"{open_to_all}/{state}") in said
     assert "\nbuffer " not in said
 
 
@@ -235,6 +241,14 @@ def test_a_batch_that_was_delivered_is_the_newest_until_another_is(tmp_path):
     held.tick(1.0)
     _, (_, batch) = buffer(read(tmp_path))
     assert [reading.value for reading in batch.readings] == [2.0]
+
+
+def test_a_batch_of_another_gateway_is_not_tried(tmp_path):
+    held = opened(tmp_path / "state")
+    take(held, 1.0)
+    held.close()
+    settings = replace(read(tmp_path).gateway, id="trd-0043")
+    assert buffer(replace(read(tmp_path), gateway=settings))[1] is None
 
 
 def test_a_batch_that_lies_aside_or_is_damaged_is_not_tried(tmp_path):

@@ -173,11 +173,13 @@ def black_hole() -> Iterator[tuple[str, int]]:
 
 
 def test_a_network_that_swallows_everything(tmp_path):
-    with black_hole() as (host, port):
-        found = asyncio.run(findings(tmp_path, f"mqtt://{host}:{port}", within=SOON))
-    fault(
-        found, "tcp", "timed out after 0.2 s: no answer: check [uplink] url, firewall and network"
-    )
+    async def scenario() -> None:
+        with black_hole() as (host, port):
+            found = await findings(tmp_path, f"mqtt://{host}:{port}", within=SOON)
+        says = "timed out after 0.2 s: no answer: check [uplink] url, firewall and network"
+        fault(found, "tcp", says)
+
+    run(scenario())
 
 
 def test_an_address_that_is_silent_before_one_that_answers_is_warned_of():
@@ -304,7 +306,7 @@ def test_a_broker_that_says_nothing(tmp_path):
             found = await findings(tmp_path, broker.url, within=SOON)
             fault(found, "login", "Operation timed out: connected, but no CONNACK came")
 
-    run(scenario())
+    run(scenario(), within=5)
 
 
 def test_a_login_that_a_real_mosquitto_refuses(tmp_path):
