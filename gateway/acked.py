@@ -73,7 +73,7 @@ class Acked:
         Another history's ranges would let go of batches that were never delivered.
         """
         self._disk.settle(NAME)
-        data, _ = self._disk.salvage(NAME)
+        data, _ = self._disk.salvage(NAME, 2 * PAGE)
         pages = [page for page in (_page(data[:PAGE]), _page(data[PAGE : 2 * PAGE])) if page]
         if not pages:
             return

@@ -16,7 +16,7 @@ from gateway.disk import DAMAGED, FOREIGN, Damage, Onlooker, of_another_version
 from gateway.held import Held
 from gateway.reading import ClockState
 from gateway.record import Kind, Record, records
-from gateway.refused import DIRECTORY
+from gateway.refused import DIRECTORY, REFUSED_BYTES
 from gateway.segments import LARGEST_FILE, is_segment, number_of
 from gateway.spool import Spool
 from gateway.wire import Batch, WireError, decode
@@ -74,7 +74,7 @@ class Glance:
         names = self._names()
         for name in names:
             self._check_version(name)
-        journaled, _ = self.disk.salvage(journal.NAME)
+        journaled, _ = self.disk.salvage(journal.NAME, journal.SLOT * journal.SLOTS)
         self.spool = Spool(self.disk)
         self.spool.recover()
         self._flushed, _ = journal.unsealed(journaled, self.spool.last)
@@ -181,7 +181,7 @@ class Glance:
                 since = (disk.directory / aside.name).stat().st_mtime
             except FileNotFoundError:  # delivered, or refused again, meanwhile
                 continue
-            yield Refused(aside, disk.read(aside.name), since)
+            yield Refused(aside, disk.read(aside.name, 0, REFUSED_BYTES), since)
 
 
 def _made_way(path: Path) -> MadeWay:

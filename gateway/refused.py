@@ -98,6 +98,8 @@ class Refused:
             why = "damaged, kept as .damaged: whether somebody removed a batch nobody knows"
             self._tell(LIST, why)
         before, self._sizes = self._sizes, {a: self._disk.size(a.name) for a in found}
+        for aside in [one for one, size in self._sizes.items() if size > REFUSED_BYTES]:
+            self._give_up(aside)  # counted as what waits, it would take the place of all that does
         self._offer()
         self._recovered = True
         gone = [a for a in before if (a.epoch, a.sequence) not in self._known | self._delivered]
@@ -243,7 +245,7 @@ class Refused:
 
     def _read(self, aside: Aside) -> bytes:
         try:
-            return self._disk.read(aside.name)
+            return self._disk.read(aside.name, 0, REFUSED_BYTES)
         finally:
             self._disk.close(aside.name)
 

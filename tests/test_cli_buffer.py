@@ -252,6 +252,14 @@ def wrong(directory: Path, said: Said) -> str:
     return err
 
 
+@pytest.mark.parametrize("name", ["journal", "acked", "refused/9-9-0x99.batch"])
+def test_what_is_too_large_to_be_ours_is_not_read(tmp_path: Path, capsys: Said, name: str):
+    opened(tmp_path / "state").close()
+    with (tmp_path / "state" / name).open("ab") as file:
+        file.truncate(1 << 40)  # more than memory holds
+    assert look(tmp_path, capsys)["waiting_readings"] == 0
+
+
 def test_without_a_directory(tmp_path: Path, capsys: Said):
     assert f"{tmp_path}/state: no such directory: has bygate run yet?" in wrong(tmp_path, capsys)
     assert not (tmp_path / "state").exists()

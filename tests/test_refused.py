@@ -300,6 +300,20 @@ def test_bytes_that_are_not_that_batch_are_not_offered_but_kept(tmp_path: Path, 
     assert buffer.stats().dropped_by == {"damaged on disk": 1}
 
 
+@pytest.mark.parametrize("name", ["1-1-0x99.batch", "7-7-0x99.batch"])
+def test_a_file_too_large_to_be_a_batch_is_not_read_and_takes_no_room(tmp_path: Path, name: str):
+    refused(tmp_path, 1)
+    with (tmp_path / "refused" / name).open("ab") as file:
+        file.truncate(1 << 40)  # more than memory holds
+    buffer = opened(tmp_path, epoch=2)
+    take(buffer, 5.0)
+    buffer.close()
+    assert values(buffer) == [5.0]
+    assert buffer.stats().refused == ["1-1-0x99.batch"] * (name[0] == "7")
+    assert buffer.stats().faults[0].startswith(f"refused/{name}: damaged")
+    assert buffer.stats().dropped == int(name[0] == "1")
+
+
 def test_one_that_somebody_removed_is_told_of_and_does_not_hold_up_the_others(tmp_path: Path):
     buffer = refused(tmp_path, 3)
     for sequence in (1, 2):
