@@ -19,7 +19,8 @@ import msgpack
 from gateway.disk import BLOCK, DAMAGED, Disk
 
 LIST = "refused.list"
-_NEW = "refused.new"
+NEW = "refused.new"
+"""What takes the place of the list, as a whole."""
 _CRC = 4
 _SEQUENCES, _EPOCHS = 1 << 63, 1 << 32
 """Numbers from here on are in no name of ours: a sequence that ran on from there would end."""
@@ -118,10 +119,10 @@ class Inventory:
             return
         body = msgpack.packb(list(listed.values()))
         data = zlib.crc32(body).to_bytes(_CRC) + body
-        self._disk.write(_NEW, 0, data)
-        self._disk.cut(_NEW, len(data))
-        self._disk.sync(_NEW)
-        self._disk.rename(_NEW, LIST)
+        self._disk.write(NEW, 0, data)
+        self._disk.cut(NEW, len(data))
+        self._disk.sync(NEW)
+        self._disk.rename(NEW, LIST)
         self._disk.sync_directory()
         self._listed = listed
 

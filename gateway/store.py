@@ -14,7 +14,7 @@ from itertools import groupby, starmap
 from pathlib import Path
 
 from gateway import acked, journal, record
-from gateway.aside import LIST
+from gateway.aside import LIST, NEW
 from gateway.disk import Disk, of_another_version
 from gateway.held import Held
 from gateway.intake import Intake
@@ -96,7 +96,8 @@ class Store:
         return left - self._removed[name]
 
     def _make_way(self) -> None:
-        ours = {journal.NAME: _journal, acked.NAME: _small, LIST: _small, DIRECTORY: Path.is_dir}
+        ours = {journal.NAME: _journal, DIRECTORY: Path.is_dir}
+        ours |= dict.fromkeys((acked.NAME, LIST, NEW), _small)
         ours |= dict.fromkeys(filter(is_segment, self._disk.names()), _segment)
         for name, fits in ours.items():
             if aside := self._disk.make_way(name, fits):

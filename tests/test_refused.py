@@ -314,6 +314,13 @@ def test_a_file_too_large_to_be_a_batch_is_not_read_and_takes_no_room(tmp_path: 
     assert buffer.stats().dropped == int(name[0] == "1")
 
 
+def test_what_stands_where_the_list_is_written_is_set_aside(tmp_path: Path):
+    (tmp_path / "refused.new").mkdir()
+    buffer = refused(tmp_path)
+    assert (values(buffer), buffer.stats().refused) == ([], ["1-1-0x99.batch", "2-1-0x99.batch"])
+    assert "refused.new is not one of this bygate's" in buffer.stats().faults[0]
+
+
 def test_one_that_somebody_removed_is_told_of_and_does_not_hold_up_the_others(tmp_path: Path):
     buffer = refused(tmp_path, 3)
     for sequence in (1, 2):
