@@ -1007,6 +1007,14 @@ def test_segments_are_in_the_order_of_their_numbers(tmp_path: Path):
     assert not (tmp_path / "99999999.seg").exists()
 
 
+@pytest.mark.parametrize("name", ["999999999999.seg", "999999999999.seg-0.foreign"])
+def test_behind_whatever_number_there_is_what_is_sealed_is_found_again(tmp_path: Path, name: str):
+    (tmp_path / name).write_bytes(b"foreign")
+    take(buffer := opened(tmp_path), 1.0)
+    buffer.close()
+    assert values(opened(tmp_path, epoch=2)) == [1.0]
+
+
 def test_segments_that_are_full_are_not_kept_open(tmp_path: Path):
     buffer = opened(tmp_path)
     for _ in range(300):
