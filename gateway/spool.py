@@ -8,16 +8,17 @@ they are 260 MiB and take 1.4 s, and on a full disk SQLite's WAL could not even 
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import msgpack
 
 from gateway.acked import LOSSES, Acked, Told, join
-from gateway.disk import BLOCK, FOREIGN, FULL, Damage, Disk
+from gateway.disk import BLOCK, FOREIGN, FULL, Damage, Disk, of_another_version
 from gateway.held import Held, Shelf
 from gateway.journal import Flushed
 from gateway.missing import Missing
 from gateway.readback import Readback
-from gateway.record import NOWHERE, Kind, Place, Record, size_of
+from gateway.record import MAGIC, NOWHERE, Kind, Place, Record, size_of
 from gateway.recorded import Recorded
 from gateway.segments import LARGEST_FILE, Segment, Segments, number_of
 from gateway.survey import Survey, is_bad, loss_of
@@ -64,9 +65,14 @@ class Spool:
         names = self._disk.names()
         for name in self._segments.find(names):
             self._recover_segment(name)
-        self._recover_acked(other=any(name.endswith(FOREIGN) for name in names))
+        self._recover_acked(other=any(map(self._is_of_another_version, names)))
         self._segments.total = self._missing.end(self.last)
         self.recovered = True
+
+    def _is_of_another_version(self, name: str) -> bool:
+        """Whether it is a segment that was set aside for that."""
+        aside = Path(self._disk.directory, name)
+        return name.endswith(FOREIGN) and of_another_version(aside, MAGIC)
 
     def _recover_segment(self, name: str) -> None:
         self._disk.settle(name)

@@ -598,6 +598,17 @@ def test_a_buffer_of_another_version_is_kept_whole_and_told(tmp_path: Path, vers
     assert not theirs.keys() & {file.name for file in tmp_path.glob("*.seg")}
 
 
+@pytest.mark.parametrize("name", ["journal-0.foreign", "00000001.seg-0.foreign"])
+def test_what_was_set_aside_hides_no_loss(tmp_path: Path, name: str):
+    take(buffer := opened(tmp_path, 1), 1.0)
+    buffer.close()
+    (tmp_path / name).write_bytes(b"foreign")
+    (tmp_path / "00000001.seg").unlink()
+    again = opened(tmp_path, 2)
+    assert again.stats().dropped_by == {"damaged on disk": 1}
+    assert "1 readings lost" in again.stats().faults[0]
+
+
 @pytest.mark.parametrize("name", ["00000001.seg", "journal"])
 @pytest.mark.usefixtures("spool")
 def test_a_flipped_bit_makes_no_other_version(journal: Path, name: str):
