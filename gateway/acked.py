@@ -147,6 +147,11 @@ def within(ranges: Iterable[Range], hole: range) -> tuple[int, bool]:
     return sum(readings for *_, readings in inside), len(near) > len(inside)
 
 
+def is_ours(data: bytes) -> bool:
+    """Whether a page in it is whole, or none was ever written."""
+    return not any(data) or bool(_page(data[:PAGE]) or _page(data[PAGE : 2 * PAGE]))
+
+
 def _page(data: bytes) -> Told | None:
     """Return what is on a page, None where it is not whole."""
     if len(data) < _SUM.size:

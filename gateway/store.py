@@ -10,6 +10,7 @@ Each step is done once for a directory, however often the disk fails meanwhile.
 import errno
 import os
 from collections import deque
+from contextlib import suppress
 from itertools import groupby, starmap
 from pathlib import Path
 
@@ -96,8 +97,8 @@ class Store:
         return left - self._removed[name]
 
     def _make_way(self) -> None:
-        ours = {journal.NAME: _journal, DIRECTORY: Path.is_dir}
-        ours |= dict.fromkeys((acked.NAME, LIST, NEW), _small)
+        ours = {journal.NAME: _journal, acked.NAME: _acked, DIRECTORY: Path.is_dir}
+        ours |= dict.fromkeys((LIST, NEW), _small)
         ours |= dict.fromkeys(filter(is_segment, self._disk.names()), _segment)
         for name, fits in ours.items():
             if aside := self._disk.make_way(name, fits):
@@ -205,6 +206,14 @@ def _small(path: Path) -> bool:
 
 def _journal(path: Path) -> bool:
     return _small(path) and not of_another_version(path, journal.MAGIC)
+
+
+def _acked(path: Path) -> bool:
+    if not _small(path):
+        return False
+    with suppress(OSError):
+        return acked.is_ours(path.read_bytes())
+    return True  # what cannot be read is no other's for that
 
 
 def _segment(path: Path) -> bool:

@@ -185,6 +185,14 @@ def test_what_is_too_large_to_be_ours_is_not_read(tmp_path: Path, name: str):
     assert f"kept as {name}-0.foreign" in again.stats().faults[0]
 
 
+def test_ranges_of_which_nothing_is_whole_are_set_aside_and_told(tmp_path: Path):
+    opened(tmp_path).close()
+    (tmp_path / "acked").write_bytes(b"foreign" * 1000)
+    again = opened(tmp_path, epoch=2)
+    assert (tmp_path / "acked-0.foreign").read_bytes() == b"foreign" * 1000
+    assert "kept as acked-0.foreign" in again.stats().faults[0]
+
+
 @pytest.mark.parametrize("ranges", [[[1, 1]], [[1, 1], [3, 3], [5, 5], [7, 7]]])
 def test_ranges_in_the_form_of_an_earlier_version_are_none(tmp_path: Path, ranges: list[object]):
     take(buffer := opened(tmp_path), 1.0)
