@@ -17,7 +17,11 @@ COPIES = 200
 """So many are made in one run: a card in its last days has thousands of bad places."""
 TOLD = 20
 
+SEGMENTS = "*.seg"
+"""All of them, and acked with them, which else tells what they held."""
+
 _GONE = {
+    SEGMENTS: "what was sealed and not delivered is lost with it, nobody knows how much",
     journal.NAME: "what was flushed since the last batch is lost with it, nobody knows how much",
     acked.NAME: "all that lies there is sent once more; whether more is missing nobody knows",
 }

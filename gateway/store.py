@@ -20,7 +20,7 @@ from gateway.disk import Disk, of_another_version
 from gateway.held import Held
 from gateway.intake import Intake
 from gateway.journal import Flushed, Journal
-from gateway.losses import Losses
+from gateway.losses import SEGMENTS, Losses
 from gateway.refused import DIRECTORY, Refused
 from gateway.segments import LARGEST_FILE, is_segment
 from gateway.spool import Spool
@@ -156,8 +156,11 @@ class Store:
 
         Of one that lies aside there may be the beginning alone, which would take its place.
         """
+        names = self._disk.names()
         frames, damaged = self.journal.recover(self.spool.last)
         self._losses.found(damaged)
+        if frames and acked.NAME not in names and not any(map(is_segment, names)):
+            self._losses.gone([SEGMENTS])
         intake = self._intake
         for batch in intake.sealed:  # an image of this run may have the beginning of one
             there = [len(frame.readings) for frame in frames if frame.name == batch.name]

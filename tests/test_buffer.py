@@ -228,6 +228,19 @@ def test_a_journal_without_its_spool_seals_under_the_names_already_given(tmp_pat
     assert values(again) == [1.0]
 
 
+def test_a_journal_alone_tells_that_there_was_a_spool(tmp_path: Path):
+    buffer = opened(tmp_path)
+    assert buffer.stats().faults == []
+    take(buffer, 1.0, durable=True)
+    buffer.tick(1.0)
+    for name in ("00000001.seg", "acked"):
+        (tmp_path / name).unlink()
+    again = opened(tmp_path, epoch=2)
+    assert values(again) == [1.0]
+    assert "*.seg is gone" in again.stats().faults[0]
+    assert opened(tmp_path, epoch=3).stats().faults == []
+
+
 def test_finished_segments_go_but_never_the_newest(tmp_path: Path):
     for epoch in range(1, 6):
         buffer = opened(tmp_path, epoch)
