@@ -3,6 +3,8 @@
 Live batches (sealed since this connection) go first, the backlog beside them, oldest first. A batch
 leaves the buffer only after its PUBACK, whose reason code is read, and a moment later.
 Window 1 at 100 ms round trip carries 9.8 batches/s, window 20 carries 136, with TCP_NODELAY 190.
+But a link that swallows acknowledgements has a whole window sent again: one that is not needed
+narrows.
 """
 
 import asyncio
@@ -155,6 +157,7 @@ class Session:
                 await self._places.acquire()
                 self.news.clear()
                 if (found := self._next()) is None:
+                    await self._narrow()
                     self._leave()
                     await self._wait_for_more()
                 elif (sent := await self._send(*found)) is None:
@@ -223,6 +226,12 @@ class Session:
         with suppress(TimeoutError):
             async with asyncio.timeout_at(self._state.backlog_due if pauses else None):
                 await self.news.wait()
+
+    async def _narrow(self) -> None:
+        """Have the window be at most twice what is under way: a hole costs all that it holds."""
+        while self._size > max(2 * len(self._flying), 1):
+            await self._window.acquire()  # at once: the window is not full
+            self._size -= 1
 
     def _backlog_pauses(self) -> bool:
         return asyncio.get_running_loop().time() < self._state.backlog_due

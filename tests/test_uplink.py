@@ -18,6 +18,7 @@ from tenacity.wait import wait_base
 
 import hil.mosquitto
 from gateway.clock import Clock
+from gateway.connection import WINDOW
 from gateway.health import Health
 from gateway.reading import COUNT, Instant, Reading
 from gateway.settings import Broker as Address
@@ -121,11 +122,12 @@ def test_acknowledgements_out_of_order_lose_nothing(tmp_path):
     async def scenario() -> None:
         async with Broker() as broker:
             box = Box(tmp_path, address(broker))
+            await box.seal(70)
             async with delivering(box):
-                await box.seal(30)
-                await box.empty()
+                await broker.wait_for(30)  # the window is wide now
                 broker.faults = Faults(ack_reversed=4, ack_topics=BATCHES)
-                await box.seal(40)
+                await broker.wait_for(lambda got: len(both(got)) == 70)
+                broker.faults = Faults()
                 await box.empty()
             assert sorted(both(broker.received)) == list(range(1, 71))
 
@@ -176,6 +178,24 @@ def test_a_connection_begins_with_one_batch_until_that_is_acknowledged(tmp_path)
                 await broker.wait_for(both)
                 await asyncio.sleep(0.1)
                 assert both(broker.received) == [1]
+
+    run(scenario())
+
+
+def test_the_window_is_that_of_a_new_connection_once_nothing_is_under_way(tmp_path):
+    async def scenario() -> None:
+        async with Broker(faults=Faults(ack_after=0.02)) as broker:
+            seen = most_under_way(broker)
+            box = Box(tmp_path, address(broker))
+            await box.seal(100)
+            async with delivering(box):
+                await box.empty()
+                assert max(seen) == WINDOW
+                broker.faults = Faults(ack_withheld=True, ack_topics=BATCHES)
+                await box.seal(30)
+                await broker.wait_for(lambda got: 101 in both(got))
+                await asyncio.sleep(0.1)
+            assert both(broker.received) == list(range(1, 102))
 
     run(scenario())
 
