@@ -119,18 +119,21 @@ class _Pair:
     ) -> None:
         with suppress(OSError):
             while data := await reader.read(_CHUNK):
-                self._swallowed |= self._valve.holes
-                if way in self._swallowed:
-                    continue
                 if delay:
-                    asyncio.get_running_loop().call_later(delay, writer.write, data)
+                    asyncio.get_running_loop().call_later(delay, self._pass, way, writer, data)
                 else:
-                    writer.write(data)
+                    self._pass(way, writer, data)
                     await writer.drain()
                 if way == "up" and self._valve.rate:
                     await asyncio.sleep(len(data) / self._valve.rate)
         if not self._swallowed:  # nobody hears of an end beyond a hole
             self.end("fin", after=delay)
+
+    def _pass(self, way: Way, writer: asyncio.StreamWriter, data: bytes) -> None:
+        """Write what comes, unless it met a hole on its way."""
+        self._swallowed |= self._valve.holes
+        if way not in self._swallowed:
+            writer.write(data)
 
     def end(self, how: Literal["rst", "fin"], *, after: float = 0.0) -> None:
         for writer in self._ends:
