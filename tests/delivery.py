@@ -96,6 +96,30 @@ async def delivering(box: Box) -> AsyncIterator[asyncio.Task[None]]:
         assert task.cancelled() or task.exception() is None, task.exception()
 
 
+@contextlib.asynccontextmanager
+async def traffic(
+    seal: Callable[[], Coroutine[Any, Any, None]], pace: float
+) -> AsyncIterator[None]:
+    """Seal so many batches a second; the last one is whole when this ends."""
+    loop, enough = asyncio.get_running_loop(), asyncio.Event()
+
+    async def flow() -> None:
+        due = loop.time()
+        while not enough.is_set():
+            await seal()
+            due = max(due + 1 / pace, loop.time())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(due):
+                    await enough.wait()
+
+    flows = asyncio.create_task(flow())
+    try:
+        yield
+    finally:
+        enough.set()
+        await flows
+
+
 async def until(holds: Callable[[], object], within: float = 10) -> None:
     async with asyncio.timeout(within):
         while not holds():  # noqa: ASYNC110
