@@ -289,6 +289,17 @@ class Connection(aiomqtt.Client):
             self._disconnected.set_exception(aiomqtt.MqttCodeError(reason_code))
         super()._on_disconnect(client, userdata, flags, reason_code, properties)
 
+    def _on_socket_register_write(
+        self, client: paho.Client, userdata: object, sock: socket.socket
+    ) -> None:
+        # Connecting is another thread's, so it is done a moment later, when aiomqtt does not look
+        # whether the socket is still open
+        self._loop.call_soon_threadsafe(self._write_to, sock)
+
+    def _write_to(self, sock: socket.socket) -> None:
+        if sock.fileno() >= 0:
+            self._loop.add_writer(sock.fileno(), self._client.loop_write)
+
     def _on_socket_close(self, client: paho.Client, userdata: object, sock: socket.socket) -> None:
         self._count(sock)
         super()._on_socket_close(client, userdata, sock)

@@ -5,6 +5,7 @@ from itertools import cycle
 from pathlib import Path
 from random import Random
 
+import pytest
 from delivery import BATCHES, Box, both, delivering, lane, run, traffic, until
 from trials import found, times
 
@@ -138,7 +139,9 @@ async def strike_with_all(link: Link, total: int) -> None:
             break
 
 
-def test_batches_survive_whatever_link_and_broker_do(tmp_path: Path):
+def test_batches_survive_whatever_link_and_broker_do(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     """8 faults amid some 1000 batches at 100 a second; in full 32 or more, at 50 to 400 a second.
 
     A hole takes with it at most twice what was under way, the 2 of 8 beside a backlog a window.
@@ -158,6 +161,7 @@ def test_batches_survive_whatever_link_and_broker_do(tmp_path: Path):
         check(link)
 
     run(scenario(), within=3600)
+    assert "Traceback" not in caplog.text
 
 
 def check(link: Link) -> None:

@@ -18,10 +18,11 @@ from tenacity.wait import wait_base
 
 import hil.mosquitto
 from gateway.clock import Clock
-from gateway.connection import WINDOW
+from gateway.connection import WINDOW, Connection
 from gateway.health import Health
 from gateway.reading import COUNT, Instant, Reading
 from gateway.settings import Broker as Address
+from gateway.settings import UplinkSettings
 from gateway.suspects import LOSSES, Suspects
 from gateway.traffic import carried
 from gateway.wire import decode
@@ -611,6 +612,19 @@ def test_thirty_connections_leave_no_descriptors_and_no_tasks(tmp_path):
                 await until(lambda: left() <= before, 3)
 
     run(scenario())
+
+
+def test_a_connection_that_ends_as_something_is_sent_leaves_no_traceback(caplog):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            settings = UplinkSettings(url=(address(broker),))
+            client = await Connection.to(settings.url[0], settings, "trd-0042", will=b"{}")
+            async with client.session():
+                client.send("a", b"", kind="")
+            await broker.wait_for(lambda _: not broker.connections)
+
+    run(scenario())
+    assert not caplog.records
 
 
 # Connecting

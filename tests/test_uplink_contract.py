@@ -55,6 +55,7 @@ def run(scenario: Coroutine[Any, Any, None]) -> None:
         ("_on_publish", ["self", "client", "userdata", "mid", "reason_code", "properties"]),
         ("_on_disconnect", ["self", "client", "userdata", "flags", "reason_code", "properties"]),
         ("_on_socket_close", ["self", "client", "userdata", "sock"]),
+        ("_on_socket_register_write", ["self", "client", "userdata", "sock"]),
     ],
 )
 def test_a_method_that_is_overridden_is_called_with_what_we_expect(name: str, arguments: list[str]):
