@@ -169,6 +169,8 @@ class Session:
     def end(self) -> None:
         """Let go of nothing more: the connection is lost."""
         self._state.traffic.add(self._client.more_carried())
+        if self._again:
+            self._again.cancel()
         if self.refused:  # so the broker lives
             self._lately.let_go()
         self._lately.end()

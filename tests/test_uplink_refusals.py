@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import gc
 import random
 from typing import Any
 
@@ -12,7 +13,7 @@ from mosquitto import Mosquitto
 from gateway.aside import on_disk
 from gateway.disk import Disk
 from gateway.reading import COUNT, Instant, Reading
-from gateway.session import IN_A_ROW
+from gateway.session import IN_A_ROW, Session
 from gateway.settings import Broker as Address
 from gateway.settings import BufferSettings
 from gateway.suspects import LOSSES, Suspects
@@ -504,6 +505,26 @@ def test_a_batch_that_cannot_be_read_ends_no_session_and_comes_later(tmp_path, c
 
     run(scenario())
     assert not [record for record in caplog.records if record.name != "gateway.buffer"]
+
+
+def test_a_session_that_waits_for_the_disk_is_gone_when_it_ends(tmp_path, monkeypatch):
+    def sessions() -> int:
+        gc.collect()
+        return sum(isinstance(thing, Session) for thing in gc.get_objects())
+
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker), disk=Failing)
+            await box.seal()
+            monkeypatch.setattr(Failing, "at", ".seg")
+            before = sessions()
+            async with delivering(box):
+                await until(lambda: box.buffer.stats().faults)
+                broker.drop()
+                await until(lambda: broker.connects == 2 and box.state.connected)
+                await until(lambda: sessions() <= before + 1)
+
+    run(scenario())
 
 
 @pytest.mark.usefixtures("at_once")
