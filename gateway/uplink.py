@@ -177,8 +177,9 @@ class Uplink:
             return
         if isinstance(name, str):
             log.warning(
-                "%s: the connection was lost %d times with it under way: it goes behind a batch "
-                "from now on; has this gateway the right to publish to %s/%s?",
+                "%s: the connection was lost %d times before the broker acknowledged it: it goes "
+                "behind a batch from now on; is the link bad, or has this gateway no right to "
+                "publish to %s/%s? The broker's log may say",
                 *(name, LOSSES, self._root, name),
             )
         else:

@@ -283,7 +283,20 @@ def test_a_broker_that_ends_the_connection_at_about_or_status_gets_the_batches(
     run(scenario())
     for name in {"about", "status"} & {denied} or {"about", "status"}:
         assert f"{name}: the connection was lost {LOSSES} times" in caplog.text
-        assert f"right to publish to bygate/v1/trd-0042/{name}?" in caplog.text
+        assert f"no right to publish to bygate/v1/trd-0042/{name}?" in caplog.text
+
+
+def test_a_link_that_breaks_three_times_at_the_status_is_not_said_to_be_a_right_that_is_missing(
+    tmp_path, caplog
+):
+    async def scenario() -> None:
+        async with Broker(faults=Faults(drop_after=1)) as broker:
+            box = Box(tmp_path, address(broker))
+            async with delivering(box):
+                await until(lambda: "status: the connection was lost" in caplog.text)
+
+    run(scenario())
+    assert "is the link bad, or has this gateway no right" in caplog.text
 
 
 def test_a_mosquitto_that_hangs_up_behind_the_refusal_of_about_and_status_gets_the_batches(
