@@ -166,7 +166,7 @@ def test_the_window_grows_from_one_and_the_status_has_a_place_in_it(maximum, win
             assert both(broker.received) == list(range(1, 80 * window + 1))
             assert len(broker.received) == 80 * window + 2
 
-    run(scenario())
+    run(scenario(), within=120)
 
 
 def test_a_connection_begins_with_one_batch_until_that_is_acknowledged(tmp_path):
