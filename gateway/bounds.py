@@ -14,8 +14,9 @@ from gateway.spool import Spool
 from gateway.wire import WireError, decode
 
 MAX_SIZE = 512 << 20
+KEEP_FREE = 64 << 20
 SMALL = 10
-"""keep_free is at most this part of the partition: on one of 64 MiB it would leave no room."""
+"""KEEP_FREE is at most this part of the partition: on one of 64 MiB it would leave no room."""
 AGES_EVERY = 60.0
 """Seconds between two looks for what is older than max_age."""
 
@@ -23,6 +24,12 @@ AGES_EVERY = 60.0
 def most(disk: Disk, settings: BufferSettings) -> int:
     """Return how many bytes there may be at most."""
     return settings.max_size or min(MAX_SIZE, disk.room()[1] // 2)
+
+
+def kept_free(total: int, settings: BufferSettings) -> int:
+    """Return how many bytes of a partition of so many are left to others."""
+    given = settings.keep_free
+    return min(KEEP_FREE, total // SMALL) if given is None else given
 
 
 def room(disk: Disk, settings: BufferSettings, size: int) -> int:
@@ -33,7 +40,7 @@ def room(disk: Disk, settings: BufferSettings, size: int) -> int:
 def _too_few(disk: Disk, settings: BufferSettings) -> int:
     """Return how many more bytes ought to be free; below 0: so many are free besides."""
     free, total = disk.room()
-    return min(settings.keep_free, total // SMALL) - free
+    return kept_free(total, settings) - free
 
 
 class Bounds:

@@ -72,7 +72,7 @@ class Stats:
     size: int
     """Bytes on disk."""
     rates: Rates | None
-    """How fast it filled and wrote in the last day, None in the first 10 minutes."""
+    """How fast it filled and wrote in the last day, None in a new one's first 10 minutes."""
 
 
 class Buffer:

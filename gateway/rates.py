@@ -51,7 +51,7 @@ class Meter:
 
     def __init__(self, disk: Disk) -> None:
         self.rates: Rates | None = None
-        """Of the last 24 to 25 hours, or since the start; None in the first 10 minutes."""
+        """Of the last 24 to 25 hours, or since the start; in its first 10 minutes as noted last."""
         self._disk = disk
         self._hours: deque[tuple[float, int, int]] = deque()
         self._next = -math.inf
@@ -60,6 +60,9 @@ class Meter:
         """Take down what there is since the start; infinite is the time of the end."""
         if now == math.inf:
             return
+        if not self._hours:
+            with suppress(OSError):
+                self.rates = noted(self._disk)
         self._turn(now, written, sealed)
         began, written_before, sealed_before = self._hours[0]
         if now - began >= RATE_AFTER:
@@ -86,7 +89,8 @@ class Meter:
 def noted(disk: Disk) -> Rates | None:
     """Return what was noted last, None where nothing was, or something else stands there."""
     try:
-        rates = Rates(**json.loads(disk.read(NAME, 0, _SIZE)))
+        # At a pipe in its place whoever reads would wait for ever
+        rates = Rates(**json.loads(disk.read(NAME, 0, _SIZE) if disk.exists(NAME) else b""))
         known = all(0 <= number < _MOST for number in astuple(rates))
     except (ValueError, TypeError):
         return None

@@ -235,8 +235,10 @@ class BufferSettings:
         example="90d",
         low=3600,
     )
-    keep_free: Size = setting(
-        size("64 MiB"), "Space on the partition that is left to others; at most a tenth of it."
+    keep_free: Size | None = setting(
+        None,
+        "Space left to others on the partition; by default the smaller of 64 MiB and a tenth.",
+        example="64 MiB",
     )
 
 

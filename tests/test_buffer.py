@@ -581,12 +581,15 @@ def test_what_waits_goes_for_keep_free_only_where_that_helps(
     assert buffer.stats().dropped_by.keys() == dropped_by
 
 
-def test_a_small_partition_has_room(tmp_path: Path):
+@pytest.mark.parametrize(("keep_free", "room"), [(None, 32), (40 << 20, 9), (63 << 20, 0)])
+def test_a_small_partition_has_room_unless_somebody_wants_that_kept(
+    tmp_path: Path, keep_free: int | None, room: int
+):
     disk = Partition(tmp_path)
     disk.free, disk.total = 49 << 20, 64 << 20
-    buffer = Buffer(disk, BufferSettings(), "trd-0042", boot=7, epoch=1)
+    buffer = Buffer(disk, BufferSettings(keep_free=keep_free), "trd-0042", boot=7, epoch=1)
     buffer.tick(0.0)
-    assert (buffer.stats().room or 0) > 30 << 20
+    assert (buffer.stats().room or 0) >> 20 in (room, max(room - 1, 0))
 
 
 def test_a_batch_that_was_evicted_meanwhile_has_no_payload_and_makes_no_file(tmp_path: Path):

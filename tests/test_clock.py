@@ -241,7 +241,7 @@ def test_a_clock_that_was_set_is_held_over_a_start_of_the_daemon_but_not_a_boot(
     assert asyncio.run(states(tmp_path, ADRIFT, boot=2)) == {ClockState.NEVER_SET}
 
 
-@pytest.mark.parametrize("name", ["clock", "traffic"])
+@pytest.mark.parametrize("name", ["clock", "traffic", "rates"])
 def test_a_pipe_in_place_of_a_note_holds_up_no_start(name, tmp_path):
     (tmp_path / "state").mkdir()
     os.mkfifo(tmp_path / "state" / name)

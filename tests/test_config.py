@@ -57,7 +57,7 @@ def test_the_smallest_file_has_every_default():
     assert config.uplink == UplinkSettings(url=(Broker("h", 1883, False),), client_id="g")
     assert (config.uplink.topic, config.uplink.keepalive) == ("bygate/v1", 20.0)
     assert (config.buffer.flush_interval, config.buffer.seal_interval) == (10.0, 60.0)
-    assert (config.buffer.max_size, config.buffer.keep_free) == (None, 64 * 1024**2)
+    assert (config.buffer.max_size, config.buffer.keep_free) == (None, None)
     assert config.gateway.state_dir == Path("/var/lib/bygate")
     assert config.sensors == {} == config.ports
 

@@ -109,6 +109,15 @@ def test_a_rate_is_told_once_there_is_one(tmp_path: Path):
     assert late["room_days"] == round(stats.room / (stats.sealed * DAY_MS / RATE_MS), 1)
 
 
+def test_a_rate_is_known_at_once_after_a_start(tmp_path: Path):
+    box = Box(tmp_path)
+    box.seal(3)
+    box.pass_by(RATE_MS - box.ms)
+    before, after = box.said("buffer"), Box(tmp_path).said("buffer")
+    assert after["written_bytes_day"] == before["written_bytes_day"]
+    assert after["room_days"] == pytest.approx(before["room_days"], rel=0.1)
+
+
 def test_a_rate_is_that_of_the_last_day(tmp_path: Path):
     box = Box(tmp_path)
     for _ in range(48):

@@ -105,7 +105,8 @@ def _buffer(config: Config) -> str:
     rhythm += f"sealed every {shown_duration(buffer.seal_interval)}"
     most = "the smaller of 512 MiB and half the partition"
     most = most if buffer.max_size is None else shown_size(buffer.max_size)
-    free = shown_size(buffer.keep_free)
+    free = "the smaller of 64 MiB and a tenth"
+    free = free if buffer.keep_free is None else shown_size(buffer.keep_free)
     age = "" if buffer.max_age is None else f", nothing older than {shown_duration(buffer.max_age)}"
     return f"{config.gateway.state_dir}; {rhythm}; at most {most}, {free} kept free{age}"
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from errno import EROFS
 from pathlib import Path
 
-from gateway.bounds import SMALL
+from gateway.bounds import kept_free
 from gateway.certificate import WRITTEN, outlook
 from gateway.cli.buffer import look, reading
 from gateway.cli.finding import FAIL, OK, WARN, Finding
@@ -122,7 +122,7 @@ def _room(what: str, directory: Path, settings: BufferSettings) -> Finding:
 
 def space(free: int, total: int, settings: BufferSettings) -> tuple[str, str, str | None]:
     """Judge how many bytes are free, of a file system of so many."""
-    kept = min(settings.keep_free, total // SMALL)
+    kept = kept_free(total, settings)
     seen = f"{free // _MIB} of {total // _MIB} MiB free, {kept // _MIB} of them for others"
     if free < kept:
         why = "what waits is dropped for want of room: free space there"
