@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from delivery import BATCHES, Box, address, delivering, lane, run, until
+from pytest import LogCaptureFixture
 
 from gateway.buffer import Buffer
 from gateway.disk import Disk
@@ -373,6 +374,46 @@ def test_a_batch_of_the_sequence_of_one_that_is_under_way_is_not_passed_over(tmp
             assert lane(broker.received, "live") == [4, 7]
 
     run(scenario())
+
+
+def test_a_batch_that_is_kept_for_a_moment_behind_its_puback_is_not_lost(tmp_path: Path):
+    (tmp_path / "other").mkdir()
+
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path / "state", address(broker), saved_within=3600.0)
+            await box.seal()
+            async with delivering(box):
+                await until(lambda: box.state.last_ack_ms)
+                swap(box.buffer, tmp_path / "other")
+                await box.seal()
+                assert box.buffer.stats().dropped == 0
+
+    run(scenario())
+
+
+def test_a_batch_whose_disk_is_gone_when_it_is_refused_is_not_said_to_be_set_aside(
+    tmp_path: Path, caplog: LogCaptureFixture
+):
+    (tmp_path / "other").mkdir()
+
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path / "state", address(broker))
+            async with delivering(box):
+                await box.seal(2)
+                await box.empty()  # two go at once from now on
+                broker.faults = Faults(ack_code=0x99, ack_reversed=2, ack_topics=BATCHES)
+                await box.seal()
+                await until(lambda: 3 in lane(broker.received, "live"))
+                swap(box.buffer, tmp_path / "other")
+                await box.seal()
+                await box.empty()
+            assert [name[:2] for name in box.refused] == ["4-"]
+
+    run(scenario())
+    told = [record.getMessage() for record in caplog.records if "set aside" in record.getMessage()]
+    assert [line.partition(":")[0] for line in told] == ["batch 4 set aside"]
 
 
 def test_a_mount_that_comes_and_goes_is_counted_once(tmp_path: Path):

@@ -321,6 +321,27 @@ def test_what_stands_where_the_list_is_written_is_set_aside(tmp_path: Path):
     assert "refused.new is not one of this bygate's" in buffer.stats().faults[0]
 
 
+def test_of_many_that_are_damaged_the_status_tells_the_newest_twenty(tmp_path: Path):
+    buffer = refused(tmp_path, 21)
+    for file in (tmp_path / "refused").iterdir():
+        file.write_bytes(b"foreign")
+    ask(tmp_path)
+    buffer.tick(62.0)
+    assert not any(map(buffer.payload, list(buffer.waiting())))
+    told = [fault.partition(":")[0] for fault in buffer.stats().faults]
+    assert told == [f"refused/{sequence}-1-0x99.again" for sequence in range(2, 22)]
+
+
+def test_one_that_was_evicted_while_it_was_under_way_is_not_set_aside(tmp_path: Path):
+    for epoch in (1, 2):
+        take(buffer := opened(tmp_path, epoch), float(epoch))
+        buffer.close()
+    first = next(buffer.waiting())
+    buffer._spool.evict("buffer full")
+    assert not buffer.set_aside(first, 0x99)
+    assert (values(buffer), buffer.stats().refused) == ([2.0], [])
+
+
 def test_one_that_somebody_removed_is_told_of_and_does_not_hold_up_the_others(tmp_path: Path):
     buffer = refused(tmp_path, 3)
     for sequence in (1, 2):
@@ -418,13 +439,14 @@ def test_a_power_cut_makes_no_loss_of_what_is_refused_or_delivered(changes: int)
         assert (again.stats().dropped, again.stats().faults) == (0, [])
 
 
-def test_a_list_that_is_damaged_is_told_of_and_made_anew(tmp_path: Path):
+@pytest.mark.parametrize("damaged", [b"\xff" * 40, b"\0" * 4, b""], ids=["wrong", "cut", "empty"])
+def test_a_list_that_is_damaged_is_told_of_and_made_anew(tmp_path: Path, damaged: bytes):
     refused(tmp_path).close()
-    (tmp_path / "refused.list").write_bytes(b"\xff" * 40)
+    (tmp_path / "refused.list").write_bytes(damaged)
     assert opened(tmp_path, epoch=2).stats().faults == [
         "refused.list: damaged, kept as .damaged: whether somebody removed a batch nobody knows"
     ]
-    assert (tmp_path / "refused.list.damaged").read_bytes() == b"\xff" * 40
+    assert (tmp_path / "refused.list.damaged").read_bytes() == damaged
     (tmp_path / "refused/1-1-0x99.batch").unlink()
     check_gone(opened(tmp_path, epoch=3), 1, "refused/1-1")
 

@@ -20,6 +20,7 @@ import hil.mosquitto
 from gateway.clock import Clock
 from gateway.connection import WINDOW, Connection
 from gateway.health import Health
+from gateway.ration import BURST
 from gateway.reading import COUNT, Instant, Reading
 from gateway.settings import Broker as Address
 from gateway.settings import UplinkSettings
@@ -167,6 +168,21 @@ def test_the_window_grows_from_one_and_the_status_has_a_place_in_it(maximum, win
             assert len(broker.received) == 80 * window + 2
 
     run(scenario(), within=120)
+
+
+def test_a_status_goes_out_beside_a_whole_window_that_is_not_acknowledged(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            await box.seal(4 * WINDOW)
+            async with delivering(box):
+                await broker.wait_for(2 * WINDOW)  # the window is wide now
+                broker.faults = Faults(ack_withheld=True, ack_topics=BATCHES)
+                await until(lambda: unanswered(broker.received) == WINDOW)
+                before, box.status.size = len(broker.received), 1
+                await until(lambda: len(broker.received) > before, 5)
+
+    run(scenario())
 
 
 def test_a_connection_begins_with_one_batch_until_that_is_acknowledged(tmp_path):
@@ -991,6 +1007,14 @@ def test_a_status_that_changes_all_the_time_is_published_each_time_only_at_first
             ] * 3
 
     run(scenario())
+
+
+def test_a_status_that_comes_and_goes_is_published_with_every_third_ping(tmp_path):
+    began, box = time.monotonic(), Box(tmp_path, settings={"keepalive": 0.1})
+    for _ in range(BURST):
+        box.state.changes.take()
+    asyncio.run(until(lambda: box.state.changes.left))
+    assert time.monotonic() - began >= 0.3
 
 
 def test_connections_that_come_and_go_do_not_renew_how_often_a_change_is_told(
