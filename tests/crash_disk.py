@@ -1,6 +1,8 @@
 """A disk in memory on which the power can be cut: any subset of what was not synced survives."""
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from random import Random
 
 PAGE = 4096
@@ -153,6 +155,14 @@ class CrashDisk:
 
     def below(self, name: str) -> "CrashDisk":
         return self._below.setdefault(name, CrashDisk())
+
+    @contextmanager
+    def power_cut(self, changes: int, random: Random) -> Iterator[None]:
+        """Cut the power after so many changes, or else at the end."""
+        self.fuse = changes
+        with suppress(PowerCut):
+            yield
+        self.crash(random)
 
     def crash(self, random: Random) -> None:
         """Cut the power."""

@@ -27,10 +27,15 @@ from gateway.wire import Batch, decode
 SETTINGS = BufferSettings(flush_interval=10, seal_interval=60)
 
 
-def opened(directory: Path, epoch: int = 1, settings: BufferSettings = SETTINGS) -> Buffer:
-    buffer = Buffer(Disk(directory), settings, "trd-0042", boot=7, epoch=epoch)
+def begun(disk: Disk | CrashDisk, epoch: int = 1, settings: BufferSettings = SETTINGS) -> Buffer:
+    """Return a buffer on this disk, its first tick over."""
+    buffer = Buffer(disk, settings, "trd-0042", boot=7, epoch=epoch)
     buffer.tick(0.0)
     return buffer
+
+
+def opened(directory: Path, epoch: int = 1, settings: BufferSettings = SETTINGS) -> Buffer:
+    return begun(Disk(directory), epoch, settings)
 
 
 def take(buffer: Buffer, *values: Value, at: int = 0, offset: int = 10**12, **how: bool) -> None:
@@ -380,8 +385,7 @@ def test_a_disk_that_fails_and_recovers_is_logged_once_each_and_counted(
 ):
     caplog.set_level(logging.INFO)
     disk = FullDisk(tmp_path)
-    buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=1)
-    buffer.tick(0.0)
+    buffer = begun(disk)
     disk.error = OSError(errno.ENOSPC, "No space left on device")
     for second in range(1, 5):
         take(buffer, float(second), durable=True)
@@ -416,8 +420,7 @@ def test_after_a_failed_sync_it_goes_on_in_a_new_segment():
 def test_a_directory_that_may_not_be_written_says_what_mends_it(tmp_path: Path):
     disk = FullDisk(tmp_path)
     disk.error = PermissionError(errno.EACCES, "Permission denied")
-    buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=1)
-    buffer.tick(0.0)
+    buffer = begun(disk)
     assert f"sudo chown -R bygate {tmp_path}" in buffer.stats().faults[0]
 
 
@@ -719,8 +722,7 @@ def test_a_directory_that_comes_after_the_start_is_locked_before_anything_is_wri
     (tmp_path / "state").unlink()
     other = Disk(tmp_path / "state")
     assert other.lock()
-    buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=1)
-    buffer.tick(0.0)
+    buffer = begun(disk)
     assert "another bygate uses it" in buffer.stats().faults[0]
     assert other.names() == []
     other.close(LOCK)
@@ -762,8 +764,7 @@ UNBOUND = BufferSettings(flush_interval=10, seal_interval=60, max_size=1 << 40, 
 
 def filled(disk: SmallDisk) -> tuple[Buffer, int]:
     """Return a buffer on the disk that has hardly any room left, and what it took."""
-    buffer = Buffer(disk, UNBOUND, "trd-0042", boot=7, epoch=1)
-    buffer.tick(0.0)
+    buffer = begun(disk, 1, UNBOUND)
     taken = 0
     while sum(path.stat().st_size for path in disk.directory.iterdir()) < disk.most - 200_000:
         taken += fill(buffer)
@@ -849,7 +850,7 @@ def test_a_start_that_was_cut_off_does_not_cost_the_segment_that_carries_the_seq
     (tmp_path / "00000002.seg").touch()
     disk = SmallDisk(tmp_path)
     disk.most = 0
-    Buffer(disk, UNBOUND, "trd-0042", boot=7, epoch=2).tick(0.0)
+    begun(disk, 2, UNBOUND)
     assert opened(tmp_path, epoch=3).last == 3
 
 
@@ -868,8 +869,7 @@ def test_on_a_full_disk_what_is_acknowledged_goes_first(tmp_path: Path):
 
 def test_a_disk_that_others_filled_is_no_deadlock(tmp_path: Path):
     disk = SmallDisk(tmp_path)
-    buffer = Buffer(disk, UNBOUND, "trd-0042", boot=7, epoch=1)
-    buffer.tick(0.0)
+    buffer = begun(disk, 1, UNBOUND)
     fill(buffer)
     segments = len(list(tmp_path.glob("*.seg")))
     disk.most = 0
@@ -888,8 +888,7 @@ def test_a_disk_that_others_filled_is_no_deadlock(tmp_path: Path):
 
 def test_what_a_full_disk_has_no_room_for_is_flushed_as_far_as_the_journal_goes(tmp_path: Path):
     disk = SmallDisk(tmp_path)
-    buffer = Buffer(disk, UNBOUND, "trd-0042", boot=7, epoch=1)
-    buffer.tick(0.0)
+    buffer = begun(disk, 1, UNBOUND)
     disk.most = 0
     for second in range(1, 300):
         take(buffer, *(20 * second + n for n in range(20)))
@@ -902,8 +901,7 @@ def test_what_a_full_disk_has_no_room_for_is_flushed_as_far_as_the_journal_goes(
 
 def test_a_durable_reading_is_flushed_at_once_on_a_full_disk_too(tmp_path: Path):
     disk = SmallDisk(tmp_path)
-    buffer = Buffer(disk, UNBOUND, "trd-0042", boot=7, epoch=1)
-    buffer.tick(0.0)
+    buffer = begun(disk, 1, UNBOUND)
     disk.most = 0
     take(buffer, 1.0)
     buffer.tick(100.0)
@@ -916,8 +914,7 @@ def test_a_durable_reading_is_flushed_at_once_on_a_full_disk_too(tmp_path: Path)
 
 def test_what_a_full_disk_keeps_in_the_journal_goes_on_under_the_same_names(tmp_path: Path):
     disk = SmallDisk(tmp_path)
-    buffer = Buffer(disk, UNBOUND, "trd-0042", boot=7, epoch=1)
-    buffer.tick(0.0)
+    buffer = begun(disk, 1, UNBOUND)
     disk.most = 0
     for second in range(10):
         take(buffer, *range(500 * second, 500 * second + 500))
@@ -960,8 +957,7 @@ def test_what_is_delivered_is_noted_although_the_disk_has_no_room(tmp_path: Path
 
 def test_it_says_how_many_readings_are_in_ram_alone(tmp_path: Path):
     disk = SmallDisk(tmp_path)
-    buffer = Buffer(disk, UNBOUND, "trd-0042", boot=7, epoch=1)
-    buffer.tick(0.0)
+    buffer = begun(disk, 1, UNBOUND)
     take(buffer, 1.0)
     buffer.tick(20.0)
     assert buffer.unsaved == 0
@@ -975,8 +971,7 @@ def test_it_says_how_many_readings_are_in_ram_alone(tmp_path: Path):
 
 def test_what_waits_in_ram_is_bounded_and_the_oldest_go_counted(tmp_path: Path):
     disk = SmallDisk(tmp_path)
-    buffer = Buffer(disk, UNBOUND, "trd-0042", boot=7, epoch=1)
-    buffer.tick(0.0)
+    buffer = begun(disk, 1, UNBOUND)
     disk.dead = True
     take(buffer, *range(RAM_READINGS + 5))
     buffer.tick(1.0)

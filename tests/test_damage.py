@@ -4,14 +4,13 @@ import errno
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from random import Random
 
 import pytest
-from crash_disk import CrashDisk, PowerCut
-from test_buffer import SETTINGS, take
+from crash_disk import CrashDisk
+from test_buffer import SETTINGS, begun, take
 from trials import LONG, times
 
 from gateway.acked import ACKED_RANGES
@@ -46,9 +45,7 @@ class Unsynced(Disk):
 
 
 def opened(directory: Path, epoch: int) -> Buffer:
-    buffer = Buffer(Unsynced(directory), SETTINGS, "trd-0042", boot=7, epoch=epoch)
-    buffer.tick(0.0)
-    return buffer
+    return begun(Unsynced(directory), epoch)
 
 
 def payloads(buffer: Buffer) -> list[bytes]:
@@ -294,8 +291,7 @@ def test_a_start_that_fails_forgets_nothing_of_what_is_missing(tmp_path: Path, d
     buffer.tick(10.0)
     buffer.close()
     (tmp_path / "00000001.seg").unlink()
-    failing = Buffer(NoSegments(tmp_path), SETTINGS, "trd-0042", boot=7, epoch=5)
-    failing.tick(0.0)
+    failing = begun(NoSegments(tmp_path), 5)
     assert (failing.fault is None, failing.stats().dropped) == (False, 0)
     check_wiped(tmp_path, sum(SIZES[delivered:]))
 
@@ -443,24 +439,21 @@ def test_what_is_damaged_after_the_start_and_evicted_is_counted_once(tmp_path: P
 def test_a_power_cut_when_damage_is_met_counts_it_once(changes: int):
     for seed in range(10):
         disk = CrashDisk()
-        buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=1)
+        buffer = begun(disk)
         take(buffer, 1.0, 2.0)
         buffer.close()
         (held,) = buffer.waiting()
         disk.spoil(held.segment, held.offset + 5)
-        disk.fuse = changes
-        with suppress(PowerCut):
+        with disk.power_cut(changes, Random(seed)):
             buffer.payload(held)
             buffer.tick(1.0)
-        disk.crash(Random(seed))
-        again = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=2)
-        again.tick(0.0)
+        again = begun(disk, 2)
         assert (values(again), again.stats().dropped) == ([], 2)
 
 
 def test_damage_that_is_met_while_the_disk_fails_is_counted_when_it_works_again():
     disk = CrashDisk()
-    buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=1)
+    buffer = begun(disk)
     take(buffer, 1.0, 2.0)
     buffer.close()
     (held,) = buffer.waiting()
@@ -500,8 +493,7 @@ def test_what_cannot_be_copied_stays_where_it_is_and_is_counted_once(spool: Path
     for epoch, lost in ((3, batch.readings), (4, 0)):
         disk = NoCopies(spool)
         disk.fails = fails
-        buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=epoch)
-        buffer.tick(0.0)
+        buffer = begun(disk, epoch)
         assert segment.read_bytes() == spoilt
         assert aside(spool) == []
         assert buffer.stats().dropped == batch.readings
@@ -531,8 +523,7 @@ def test_damage_whose_segment_went_to_make_room_is_kept_and_no_segment_made_of_i
     (held,) = buffer.waiting()
     (tmp_path / "journal").unlink()
     spoil(tmp_path / held.segment, held.offset + 5)
-    again = Buffer(FullOnce(tmp_path), SETTINGS, "trd-0042", boot=7, epoch=2)
-    again.tick(0.0)
+    again = begun(FullOnce(tmp_path), 2)
     assert (again.fault, again.stats().dropped, len(aside(tmp_path))) == (None, 2, 1)
     assert not (tmp_path / held.segment).exists()
 
@@ -540,16 +531,14 @@ def test_damage_whose_segment_went_to_make_room_is_kept_and_no_segment_made_of_i
 def test_the_copy_is_on_the_device_before_the_bytes_are_blanked():
     for changes in range(12):
         disk = CrashDisk()
-        buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=1)
+        buffer = begun(disk)
         take(buffer, 1.0, 2.0)
         buffer.close()
         (held,) = buffer.waiting()
         disk.spoil(held.segment, held.offset + 5)
         record = disk.read(held.segment, held.offset - size_of(b""), size_of(b"") + held.length)
-        disk.fuse = changes
-        with suppress(PowerCut):
-            Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=2).tick(0.0)
-        disk.crash(Random(changes))
+        with disk.power_cut(changes, Random(changes)):
+            begun(disk, 2)
         assert any(record in disk.read(name) for name in disk.names())
 
 
@@ -671,16 +660,13 @@ def test_a_power_cut_amid_a_start_counts_what_is_damaged_once(changes: int):
     for seed in range(10):
         disk = CrashDisk()
         for epoch in (1, 2):
-            buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=epoch)
+            buffer = begun(disk, epoch)
             take(buffer, 2.0 * epoch, 2.0 * epoch + 1)
             buffer.close()
         disk.spoil("00000001.seg", 130)
-        disk.fuse = changes
-        with suppress(PowerCut):
-            Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=3).tick(0.0)
-        disk.crash(Random(seed))
-        again = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=4)
-        again.tick(0.0)
+        with disk.power_cut(changes, Random(seed)):
+            begun(disk, 3)
+        again = begun(disk, 4)
         assert (values(again), again.stats().dropped) == ([4.0, 5.0], 2)
 
 
@@ -688,17 +674,14 @@ def test_a_power_cut_amid_a_start_counts_what_is_damaged_once(changes: int):
 def test_a_power_cut_amid_a_start_forgets_no_damage_of_the_journal(changes: int):
     for seed in range(10):
         disk = CrashDisk()
-        buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=1)
+        buffer = begun(disk)
         for second in range(3):
             take(buffer, float(second), durable=True)
             buffer.tick(float(second))
         disk.spoil("journal", SLOT + 60)
-        disk.fuse = changes
-        with suppress(PowerCut):
-            Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=2).tick(0.0)
-        disk.crash(Random(seed))
-        again = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=3)
-        again.tick(0.0)
+        with disk.power_cut(changes, Random(seed)):
+            begun(disk, 2)
+        again = begun(disk, 3)
         assert (values(again), again.stats().dropped) == ([0.0, 2.0], 1)
 
 
@@ -719,12 +702,6 @@ def test_a_segment_of_another_box_is_kept_though_its_sequences_are_ours(tmp_path
 # A disk that loses blocks, and what was not synced
 
 
-def worn(disk: CrashDisk, epoch: int) -> Buffer:
-    buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=epoch)
-    buffer.tick(0.0)
-    return buffer
-
-
 def sealed_on(buffer: Buffer, *sizes: int) -> None:
     for size in sizes:
         take(buffer, *range(size))
@@ -741,38 +718,36 @@ def cut_and_wipe(disk: CrashDisk, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_what_was_just_sealed_and_is_wiped_is_counted_after_a_power_cut(seed: int):
-    sealed_on(worn(disk := CrashDisk(), 1), 3, 4)
+    sealed_on(begun(disk := CrashDisk(), 1), 3, 4)
     cut_and_wipe(disk, seed)
-    assert worn(disk, 2).stats().dropped == 7
+    assert begun(disk, 2).stats().dropped == 7
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_a_loss_whose_record_is_wiped_is_not_forgotten(seed: int):
-    sealed_on(worn(disk := CrashDisk(), 1), 3, 4)
+    sealed_on(begun(disk := CrashDisk(), 1), 3, 4)
     for epoch in (2, 3, 4):
         cut_and_wipe(disk, seed)
-        assert worn(disk, epoch).stats().dropped == 7
+        assert begun(disk, epoch).stats().dropped == 7
 
 
 @pytest.mark.parametrize("changes", range(16))
 def test_a_power_cut_that_wipes_the_record_of_a_loss_forgets_nothing(changes: int):
     for seed in range(5):
-        sealed_on(worn(disk := CrashDisk(), 1), 3, 4)
+        sealed_on(begun(disk := CrashDisk(), 1), 3, 4)
         disk.spoil("00000001.seg", 130)
-        disk.fuse = changes
-        with suppress(PowerCut):
-            worn(disk, 2)
-        disk.crash(Random(seed))
+        with disk.power_cut(changes, Random(seed)):
+            begun(disk, 2)
         if "00000002.seg" in disk.names():
             disk.wipe("00000002.seg", 0, disk.size("00000002.seg"), b"\0")
-        assert worn(disk, 3).stats().dropped == 3
+        assert begun(disk, 3).stats().dropped == 3
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_each_loss_is_counted_though_the_same_number_was_lost_before(seed: int):
     disk = CrashDisk()
     for epoch in range(1, 5):
-        buffer = worn(disk, epoch)
+        buffer = begun(disk, epoch)
         assert buffer.stats().dropped == 7 * (epoch - 1)
         sealed_on(buffer, 3, 4)
         cut_and_wipe(disk, seed)
@@ -782,13 +757,13 @@ def test_each_loss_is_counted_though_the_same_number_was_lost_before(seed: int):
 def test_a_power_cut_makes_no_loss_of_a_segment_that_was_delivered(seed: int):
     disk = CrashDisk()
     for epoch in (1, 2, 3):
-        sealed_on(buffer := worn(disk, epoch), 3, 4)
+        sealed_on(buffer := begun(disk, epoch), 3, 4)
     for held in list(buffer.waiting()):
         if held.epoch == 2:
             buffer.acknowledge(held)
     buffer.tick(1.5)  # too soon to write down what is acknowledged, but the segment may go
     disk.crash(Random(seed))
-    again = worn(disk, 4)
+    again = begun(disk, 4)
     assert (again.stats().dropped, again.stats().faults) == (0, [])
 
 
@@ -985,17 +960,15 @@ def test_losses_in_many_places_have_nothing_sent_again_that_was_delivered(tmp_pa
 @pytest.mark.parametrize("changes", range(14))
 def test_a_power_cut_amid_a_start_counts_nothing_that_the_journal_saves(changes: int):
     for seed in range(10):
-        buffer = worn(disk := CrashDisk(), 1)
+        buffer = begun(disk := CrashDisk(), 1)
         take(buffer, 1.0, 2.0, durable=True)
         buffer.tick(1.0)
         buffer.close()
         (held,) = buffer.waiting()
         disk.spoil(held.segment, held.offset + 5)
-        disk.fuse = changes
-        with suppress(PowerCut):
-            worn(disk, 2)
-        disk.crash(Random(seed))
-        again = worn(disk, 3)
+        with disk.power_cut(changes, Random(seed)):
+            begun(disk, 2)
+        again = begun(disk, 3)
         assert (values(again), again.stats().dropped) == ([1.0, 2.0], 0)
 
 
@@ -1115,7 +1088,7 @@ def test_a_wiped_batch_beside_a_segment_of_which_nobody_knows_may_be_lost_with_i
 def test_a_start_on_a_full_disk_forgets_nothing_of_what_is_missing():
     disk = CrashDisk()
     for epoch in (1, 2):
-        sealed_on(buffer := worn(disk, epoch), 2)
+        sealed_on(buffer := begun(disk, epoch), 2)
     for held in list(buffer.waiting()):
         buffer.acknowledge(held)
     partly_flushed_by(buffer)
@@ -1123,27 +1096,27 @@ def test_a_start_on_a_full_disk_forgets_nothing_of_what_is_missing():
     (segment,) = [name for name in disk.names() if name.endswith(".seg")]
     disk.wipe(segment, 70, disk.size(segment), b"b")
     disk.limit = disk.used
-    assert "No space left" in str(worn(disk, 3).fault)
+    assert "No space left" in str(begun(disk, 3).fault)
     disk.limit = None
-    assert worn(disk, 4).stats().dropped >= 2 + 4
+    assert begun(disk, 4).stats().dropped >= 2 + 4
 
 
 def test_a_loss_is_counted_once_though_its_record_is_wiped_before_the_damage_is_blanked():
-    sealed_on(worn(disk := CrashDisk(), 1), 7)
+    sealed_on(begun(disk := CrashDisk(), 1), 7)
     disk.wipe("00000001.seg", 0, disk.size("00000001.seg"), b"b")
     disk.bad.add("00000001.seg")
-    again = worn(disk, 2)
+    again = begun(disk, 2)
     assert (again.stats().dropped, again.stats().disk_errors) == (7, 1)
     newest = max(name for name in disk.names() if name.endswith(".seg"))
     disk.wipe(newest, disk.size(newest) - 20, disk.size(newest), b"b")
-    assert worn(disk, 3).stats().dropped == 7
+    assert begun(disk, 3).stats().dropped == 7
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_the_sum_of_what_was_lost_is_not_forgotten_on_another_disk(seed: int):
-    sealed_on(buffer := worn(disk := CrashDisk(), 1), 3)
+    sealed_on(buffer := begun(disk := CrashDisk(), 1), 3)
     for _ in range(2):
         disk.swap(CrashDisk())
         buffer.tick(1.0)
     cut_and_wipe(disk, seed)
-    assert worn(disk, 2).stats().dropped == 3
+    assert begun(disk, 2).stats().dropped == 3

@@ -10,8 +10,8 @@ from random import Random
 from typing import ClassVar
 
 import pytest
-from crash_disk import CrashDisk, PowerCut
-from test_buffer import SETTINGS, batches, opened, take, values
+from crash_disk import CrashDisk
+from test_buffer import SETTINGS, batches, begun, opened, take, values
 
 from gateway.aside import on_disk
 from gateway.buffer import Buffer
@@ -97,8 +97,7 @@ def test_a_kill_forgets_neither_the_asking_nor_how_far_it_has_come(tmp_path: Pat
 @pytest.mark.parametrize("seed", range(20))
 def test_a_power_cut_does_not_forget_the_asking(seed: int):
     disk = CrashDisk()
-    buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=1)
-    buffer.tick(0.0)
+    buffer = begun(disk)
     for value in range(3):
         take(buffer, float(value))
         buffer.tick(0.0)
@@ -109,8 +108,7 @@ def test_a_power_cut_does_not_forget_the_asking(seed: int):
     disk.below("refused").sync_directory()
     buffer.tick(61.0)
     disk.crash(Random(seed))
-    again = Buffer(disk, SETTINGS, "trd-0042", boot=8, epoch=2)
-    again.tick(0.0)
+    again = begun(disk, 2)
     assert values(again) == [0.0, 1.0, 2.0]
 
 
@@ -168,8 +166,7 @@ def test_killed_at_any_step_each_is_there_once_or_has_arrived(tmp_path: Path):
     while True:
         directory, arrived = tmp_path / str(killed_at), set[tuple[int, int]]()
         MortalDisk.steps = 1 << 30
-        buffer = Buffer(MortalDisk(directory), SETTINGS, "trd-0042", boot=7, epoch=1)
-        buffer.tick(0.0)
+        buffer = begun(MortalDisk(directory))
         for value in range(4):
             take(buffer, float(value))
             buffer.tick(value * 61.0)
@@ -332,6 +329,15 @@ def test_of_many_that_are_damaged_the_status_tells_the_newest_twenty(tmp_path: P
     assert told == [f"refused/{sequence}-1-0x99.again" for sequence in range(2, 22)]
 
 
+def test_one_is_set_aside_though_somebody_removed_the_directory(tmp_path: Path):
+    buffer = opened(tmp_path)
+    take(buffer, 1.0)
+    buffer.close()
+    (tmp_path / "refused").rmdir()
+    assert buffer.set_aside(next(buffer.waiting()), 0x99)
+    assert names(tmp_path) == ["1-1-0x99.batch"]
+
+
 def test_one_that_was_evicted_while_it_was_under_way_is_not_set_aside(tmp_path: Path):
     for epoch in (1, 2):
         take(buffer := opened(tmp_path, epoch), float(epoch))
@@ -403,19 +409,16 @@ def test_one_whose_refusal_was_forgotten_is_not_lost_with_its_file(tmp_path: Pat
 def test_a_power_cut_counts_what_somebody_removed_once(changes: int):
     for seed in range(10):
         disk = CrashDisk()
-        buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=1)
+        buffer = begun(disk)
         take(buffer, 1.0, 2.0)
         buffer.close()
         buffer.set_aside(next(buffer.waiting()), 0x99)
         buffer.tick(61.0)
         disk.below("refused").remove("1-1-0x99.batch")
         disk.below("refused").sync_directory()
-        disk.fuse = changes
-        with suppress(PowerCut):
+        with disk.power_cut(changes, Random(seed)):
             buffer.tick(62.0)
-        disk.crash(Random(seed))
-        again = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=2)
-        again.tick(0.0)
+        again = begun(disk, 2)
         assert (values(again), again.stats().dropped) in (([], 2), ([1.0, 2.0], 0))
 
 
@@ -423,19 +426,16 @@ def test_a_power_cut_counts_what_somebody_removed_once(changes: int):
 def test_a_power_cut_makes_no_loss_of_what_is_refused_or_delivered(changes: int):
     for seed in range(10):
         disk = CrashDisk()
-        buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=1)
+        buffer = begun(disk)
         take(buffer, 1.0)
         buffer.close()
-        disk.fuse = changes
-        with suppress(PowerCut):
+        with disk.power_cut(changes, Random(seed)):
             buffer.set_aside(next(buffer.waiting()), 0x99)
             disk.below("refused").write("retry", 0, b"")
             buffer.tick(61.0)
             buffer.acknowledge(next(buffer.waiting()))
             buffer.tick(62.0)
-        disk.crash(Random(seed))
-        again = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=2)
-        again.tick(0.0)
+        again = begun(disk, 2)
         assert (again.stats().dropped, again.stats().faults) == (0, [])
 
 
@@ -492,8 +492,7 @@ def failing(tmp_path: Path) -> Iterator[Buffer]:
     """A buffer with two refused batches that are offered again, on a disk that may fail."""
     refused(tmp_path)
     ask(tmp_path)
-    buffer = Buffer(FailingDisk(tmp_path), SETTINGS, "trd-0042", boot=7, epoch=2)
-    buffer.tick(0.0)
+    buffer = begun(FailingDisk(tmp_path), 2)
     yield buffer
     FailingDisk.cannot.clear()
 
@@ -530,8 +529,7 @@ def test_one_that_cannot_be_read_holds_up_no_start_on_a_disk_that_is_damaged(
     FailingDisk.cannot.add("read 1-1-0x99.again")
     segment = max(tmp_path.glob("*.seg"))
     segment.write_bytes(segment.read_bytes() + b"damage")
-    again = Buffer(FailingDisk(tmp_path), SETTINGS, "trd-0042", boot=7, epoch=3)
-    again.tick(0.0)
+    again = begun(FailingDisk(tmp_path), 3)
     assert (again.fault, again.stats().dropped) == (None, 0)
 
 
@@ -540,8 +538,7 @@ def test_the_buffer_goes_on_without_them_while_the_directory_cannot_be_read(
 ):
     failing.close()
     FailingDisk.cannot.add("list refused")
-    again = Buffer(FailingDisk(tmp_path), SETTINGS, "trd-0042", boot=7, epoch=3)
-    again.tick(0.0)
+    again = begun(FailingDisk(tmp_path), 3)
     segments = names(tmp_path, ".")
     take(again, 5.0)
     again.close()
@@ -595,7 +592,7 @@ def test_one_that_a_power_cut_brings_back_is_not_counted_again_under_another_nam
 
 def test_one_that_was_dropped_is_not_sent_again_after_a_power_cut():
     disk = CrashDisk()
-    buffer = Buffer(disk, replace(SETTINGS, max_size=4 * 4096), "trd-0042", boot=7, epoch=1)
+    buffer = begun(disk, 1, replace(SETTINGS, max_size=4 * 4096))
     for value in (1.0, 2.0):
         take(buffer, value)
         buffer._work(0.0, buffer._seal)
@@ -604,8 +601,7 @@ def test_one_that_was_dropped_is_not_sent_again_after_a_power_cut():
     assert buffer.stats().dropped == 1
     disk.sync_directory()
     disk.crash(Random(1))
-    again = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=2)
-    again.tick(0.0)
+    again = begun(disk, 2)
     assert (values(again), again.stats().dropped) == ([], 1)
 
 
@@ -642,7 +638,7 @@ def test_a_power_cut_counts_what_has_no_room_any_more_once(changes: int):
     small = replace(SETTINGS, max_size=4 * 4096)
     for seed in range(10):
         disk = CrashDisk()
-        buffer = Buffer(disk, small, "trd-0042", boot=7, epoch=1)
+        buffer = begun(disk, 1, small)
         for _ in range(2):
             take(buffer, *(Random(n).randbytes(100).hex() for n in range(5)))
             buffer._work(0.0, buffer._seal)
@@ -651,12 +647,9 @@ def test_a_power_cut_counts_what_has_no_room_any_more_once(changes: int):
         buffer.tick(1.0)
         disk.sync("acked")
         disk.sync_directory()
-        disk.fuse = changes
-        with suppress(PowerCut):
+        with disk.power_cut(changes, Random(seed)):
             buffer.set_aside(second, 0x99)
-        disk.crash(Random(seed))
-        again = Buffer(disk, small, "trd-0042", boot=7, epoch=2)
-        again.tick(0.0)
+        again = begun(disk, 2, small)
         for held in list(again.waiting()):
             again.set_aside(held, 0x99)
         assert again.stats().refused == ["2-1-0x99.batch"]
