@@ -181,6 +181,12 @@ def test_a_suspect_is_not_the_one_to_find_out_by_if_any_goes(tmp_path):
 # A broker that refuses one batch with a code that tells nothing
 
 
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A suspect is tried again soon."""
+    monkeypatch.setattr("gateway.suspects.PAUSE", 0.1)
+
+
 def refuses(broker: Broker, sequence: int, code: int) -> None:
     def answer(message: Received) -> None:
         broker.faults = Faults(ack_code=code if both([message]) == [sequence] else None)
@@ -209,11 +215,8 @@ def test_a_batch_that_is_refused_for_no_reason_holds_up_no_other(code, tmp_path,
     assert f"refuses batches: 0x{code:02x} " in caplog.text
 
 
-def test_a_suspect_that_is_refused_alone_ends_no_connection_and_goes_in_the_end(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setattr("gateway.suspects.PAUSE", 0.1)
-
+@pytest.mark.usefixtures("soon")
+def test_a_suspect_that_is_refused_alone_ends_no_connection_and_goes_in_the_end(tmp_path):
     async def scenario() -> None:
         async with Broker() as broker:
             refuses(broker, 3, 0x80)
@@ -316,9 +319,8 @@ def test_a_mosquitto_that_hangs_up_behind_the_refusal_of_about_and_status_gets_t
     run(scenario())
 
 
-def test_a_status_that_was_denied_comes_once_it_is_not(tmp_path, monkeypatch):
-    monkeypatch.setattr("gateway.suspects.PAUSE", 0.1)
-
+@pytest.mark.usefixtures("soon")
+def test_a_status_that_was_denied_comes_once_it_is_not(tmp_path):
     async def scenario() -> None:
         async with Broker(faults=Faults(end_topics="bygate/v1/+/+")) as broker:
             box = Box(tmp_path, address(broker), about=b"{}")
@@ -332,9 +334,8 @@ def test_a_status_that_was_denied_comes_once_it_is_not(tmp_path, monkeypatch):
     run(scenario())
 
 
-def test_what_is_retained_and_innocent_is_not_paused_with_what_is_guilty(tmp_path, monkeypatch):
-    monkeypatch.setattr("gateway.suspects.PAUSE", 0.1)
-
+@pytest.mark.usefixtures("soon")
+def test_what_is_retained_and_innocent_is_not_paused_with_what_is_guilty(tmp_path):
     async def scenario() -> None:
         async with Broker(faults=Faults(end_topics="bygate/v1/+/about")) as broker:
             box = Box(tmp_path, address(broker), about=b"{}")
