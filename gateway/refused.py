@@ -256,13 +256,12 @@ class Refused:
     def on_device(self, name: tuple[int, int]) -> bytes | None:
         """Return the bytes of the batch of this sequence and epoch, if it is one of these.
 
-        They are on the device, too.
+        They are on the device, too: it is in the list.
         """
         with suppress(OSError):
-            for aside in [one for one in self._sizes if (one.sequence, one.epoch) == name]:
-                self._disk.settle(aside.name)
-                self._disk.sync_directory()
-                return self._read(aside)
+            for aside in self._sizes:
+                if (aside.sequence, aside.epoch) == name and self._inventory.get(aside):
+                    return self._read(aside)
         return None
 
     def keeps(self, name: tuple[int, int]) -> bool:

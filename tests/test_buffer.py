@@ -417,6 +417,20 @@ def test_after_a_failed_sync_it_goes_on_in_a_new_segment():
     assert next(buffer.waiting()).segment == "00000002.seg"
 
 
+def test_nothing_is_flushed_before_it_is_known_what_a_full_disk_holds():
+    disk = CrashDisk()
+    take(before := begun(disk), 1.0, durable=True)
+    before.tick(1.0)
+    disk.limit = disk.used
+    take(buffer := begun(disk, 2), 2.0, durable=True)
+    buffer.tick(10.0)
+    assert "No space left" in buffer.fault
+    disk.limit = None
+    take(buffer, 3.0, durable=True)
+    buffer.tick(20.0)
+    assert values(begun(disk, 3)) == [1.0, 2.0, 3.0]
+
+
 def test_a_directory_that_may_not_be_written_says_what_mends_it(tmp_path: Path):
     disk = FullDisk(tmp_path)
     disk.error = PermissionError(errno.EACCES, "Permission denied")
@@ -441,6 +455,14 @@ def test_the_next_tick_is_when_the_batch_is_due(tmp_path: Path):
     buffer.tick(1.5)
     assert [batch.readings[0].value for batch in batches(buffer)] == [1.0]
     assert buffer.next_tick(2.5) == 2.5
+
+
+def test_a_disk_that_fails_is_tried_again_in_the_usual_rhythm_though_a_flush_is_due(tmp_path: Path):
+    buffer = begun(disk := FullDisk(tmp_path))
+    take(buffer, 1.0)
+    disk.error = OSError(errno.EIO, "Input/output error")
+    buffer.tick(20.0)
+    assert buffer.next_tick(30.0) == 30.0
 
 
 def test_acknowledgements_are_written_down_once_a_second_at_most(tmp_path: Path):

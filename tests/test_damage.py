@@ -716,6 +716,17 @@ def cut_and_wipe(disk: CrashDisk, seed: int) -> None:
     disk.wipe(newest, 0, disk.size(newest), b"\0")
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_what_was_sealed_is_written_down_anew_when_that_could_not_be_synced(seed: int):
+    take(buffer := begun(disk := CrashDisk(), 1), 1.0, 2.0)
+    disk.bad.add("acked")
+    buffer._work(0.0, buffer._seal)
+    disk.bad.clear()
+    buffer.tick(1.0)
+    cut_and_wipe(disk, seed)
+    assert begun(disk, 2).stats().dropped == 2
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_what_was_just_sealed_and_is_wiped_is_counted_after_a_power_cut(seed: int):
     sealed_on(begun(disk := CrashDisk(), 1), 3, 4)

@@ -102,6 +102,15 @@ def test_an_old_segment_that_is_delivered_meanwhile_does_not_take_the_next_one_a
     assert (box.days, box.dropped) == (["two"], {})
 
 
+def test_ages_are_looked_at_once_a_minute(tmp_path: Path):
+    box, looks = Box(tmp_path), list[float]()
+    box.day("one")
+    for second in range(1, round(2 * AGES_EVERY)):
+        box.disk.happens = lambda at=second: looks.append(at)
+        box.buffer.tick(box.tick_at + second)
+    assert looks == [AGES_EVERY]
+
+
 def test_the_newest_segment_stays_however_old(tmp_path: Path):
     box = Box(tmp_path)
     box.buffer.append(Reading("it", TEXT, box.clock.now(), "one"))

@@ -297,6 +297,31 @@ def test_what_lay_aside_on_the_disk_that_is_gone_is_named_and_counted_once(tmp_p
     assert buffer.stats().dropped_by == {"state directory removed": 2}
 
 
+def test_one_that_lay_aside_and_was_delivered_is_not_lost_with_its_disk(tmp_path: Path):
+    buffer = seal(opened(tmp_path / "state", 1), 1.0)
+    buffer.set_aside(next(buffer.waiting()), 0x99)
+    (tmp_path / "state/refused/retry").touch()
+    buffer.tick(2.0)
+    deliver(buffer)
+    (tmp_path / "other").mkdir()
+    swap(buffer, tmp_path / "other")
+    buffer.tick(3.0)
+    assert buffer.stats().dropped == 0
+
+
+def test_one_that_is_damaged_is_told_of_once_though_a_copy_of_its_disk_comes(tmp_path: Path):
+    buffer = seal(opened(tmp_path / "state", 1), 1.0)
+    buffer.set_aside(next(buffer.waiting()), 0x99)
+    (tmp_path / "state/refused/1-1-0x99.batch").write_bytes(b"foreign")
+    (tmp_path / "state/refused/retry").touch()
+    buffer.tick(2.0)
+    assert buffer.payload(next(buffer.waiting())) is None
+    shutil.copytree(tmp_path / "state", tmp_path / "other")
+    swap(buffer, tmp_path / "other")
+    buffer.tick(3.0)
+    assert [told for told in buffer.stats().faults if "gone: did" in told] == []
+
+
 def test_a_batch_that_was_delivered_and_is_kept_for_a_moment_is_not_lost_with_its_disk(
     tmp_path: Path,
 ):

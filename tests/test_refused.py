@@ -62,6 +62,16 @@ def test_one_that_is_delivered_is_gone(tmp_path: Path):
     assert names(tmp_path) == ["2-1-0x99.again"]
 
 
+def test_one_that_is_delivered_and_then_removed_by_somebody_is_not_lost(tmp_path: Path):
+    buffer = refused(tmp_path, 1)
+    ask(tmp_path)
+    buffer.tick(62.0)
+    buffer.acknowledge(next(buffer.waiting()))
+    (tmp_path / "refused/1-1-0x99.again").unlink()
+    buffer.tick(63.0)
+    assert (buffer.stats().dropped, buffer.stats().faults) == (0, [])
+
+
 def test_one_that_is_refused_again_lies_there_once_with_its_new_reason(tmp_path: Path):
     buffer = refused(tmp_path)
     ask(tmp_path)
@@ -191,6 +201,41 @@ def test_killed_at_any_step_each_is_there_once_or_has_arrived(tmp_path: Path):
     assert killed_at > 20
 
 
+class FailingDisk(Disk):
+    """A disk on which nothing can be renamed, read, listed or synced while that is said."""
+
+    cannot: ClassVar[set[str]] = set()
+
+    def names(self) -> list[str]:
+        self._fail(f"list {self.directory.name}")
+        return super().names()
+
+    def rename(self, name: str, to: str) -> None:
+        self._fail("rename")
+        super().rename(name, to)
+
+    def read(self, name: str, offset: int = 0, length: int = -1) -> bytes:
+        self._fail(f"read {name}")
+        return super().read(name, offset, length)
+
+    def sync_directory(self) -> None:
+        self._fail(f"sync {self.directory.name}")
+        super().sync_directory()
+
+    def below(self, name: str) -> "FailingDisk":
+        return FailingDisk(self.directory / name)
+
+    def _fail(self, what: str) -> None:
+        if what in self.cannot:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+
+@pytest.fixture
+def failing_disk(tmp_path: Path) -> Iterator[FailingDisk]:
+    yield FailingDisk(tmp_path)
+    FailingDisk.cannot.clear()
+
+
 @pytest.fixture
 def killed(tmp_path: Path) -> Path:
     """The file of a batch that was refused, and a kill came before `acked` was written."""
@@ -220,6 +265,30 @@ def test_one_that_such_a_kill_left_torn_is_taken_from_the_spool(tmp_path: Path, 
     assert again.stats().refused == ["1-1-0x95.batch"]
     third = opened(tmp_path, epoch=3)
     assert (values(third), third.stats().refused) == ([], ["1-1-0x95.batch"])
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_one_that_such_a_kill_left_unsynced_is_on_the_device_once_the_spool_lets_go(seed: int):
+    disk = CrashDisk()
+    buffer = begun(disk)
+    take(buffer, 1.0)
+    buffer.close()
+    (held,) = buffer.waiting()
+    disk.below("refused").write("1-1-0x99.batch", 0, buffer.payload(held) or b"")
+    assert values(begun(disk, 2)) == []
+    disk.crash(Random(seed))
+    disk.below("refused").write("retry", 0, b"")
+    again = begun(disk, 3)
+    assert (values(again), again.stats().dropped) == ([1.0], 0)
+
+
+def test_one_that_such_a_kill_left_is_sent_from_the_spool_where_it_cannot_be_listed(
+    tmp_path: Path, killed: Path, failing_disk: FailingDisk
+):
+    (tmp_path / "refused.list").unlink()
+    FailingDisk.cannot.add("sync refused")
+    again = begun(failing_disk, 2)
+    assert (values(again), again.stats().refused) == ([1.0], [killed.name])
 
 
 def test_a_delivery_after_such_a_kill_removes_it(tmp_path: Path, killed: Path):
@@ -451,6 +520,12 @@ def test_a_list_that_is_damaged_is_told_of_and_made_anew(tmp_path: Path, damaged
     check_gone(opened(tmp_path, epoch=3), 1, "refused/1-1")
 
 
+def test_a_list_that_a_kill_left_half_written_is_not_in_the_way_of_the_next(tmp_path: Path):
+    (tmp_path / "refused.new").write_bytes(bytes(4096))
+    refused(tmp_path, 1).close()
+    assert opened(tmp_path, epoch=2).stats().faults == []
+
+
 def test_one_that_is_removed_while_it_is_offered_is_told_of_once(tmp_path: Path):
     buffer = refused(tmp_path)
     ask(tmp_path)
@@ -462,39 +537,12 @@ def test_one_that_is_removed_while_it_is_offered_is_told_of_once(tmp_path: Path)
     assert [told[:28] for told in buffer.stats().faults] == ["refused/1-1-0x99.again: gone"]
 
 
-class FailingDisk(Disk):
-    """A disk on which nothing can be renamed, read or listed, for as long as that is said."""
-
-    cannot: ClassVar[set[str]] = set()
-
-    def names(self) -> list[str]:
-        self._fail(f"list {self.directory.name}")
-        return super().names()
-
-    def rename(self, name: str, to: str) -> None:
-        self._fail("rename")
-        super().rename(name, to)
-
-    def read(self, name: str, offset: int = 0, length: int = -1) -> bytes:
-        self._fail(f"read {name}")
-        return super().read(name, offset, length)
-
-    def below(self, name: str) -> "FailingDisk":
-        return FailingDisk(self.directory / name)
-
-    def _fail(self, what: str) -> None:
-        if what in self.cannot:
-            raise PermissionError(errno.EACCES, "Permission denied")
-
-
 @pytest.fixture
-def failing(tmp_path: Path) -> Iterator[Buffer]:
+def failing(tmp_path: Path, failing_disk: FailingDisk) -> Buffer:
     """A buffer with two refused batches that are offered again, on a disk that may fail."""
     refused(tmp_path)
     ask(tmp_path)
-    buffer = begun(FailingDisk(tmp_path), 2)
-    yield buffer
-    FailingDisk.cannot.clear()
+    return begun(failing_disk, 2)
 
 
 def test_one_that_cannot_be_renamed_is_still_under_the_name_that_it_has(
@@ -534,7 +582,7 @@ def test_one_that_cannot_be_read_holds_up_no_start_on_a_disk_that_is_damaged(
 
 
 def test_the_buffer_goes_on_without_them_while_the_directory_cannot_be_read(
-    tmp_path: Path, failing: Buffer
+    tmp_path: Path, failing: Buffer, caplog: pytest.LogCaptureFixture
 ):
     failing.close()
     FailingDisk.cannot.add("list refused")
@@ -545,6 +593,7 @@ def test_the_buffer_goes_on_without_them_while_the_directory_cannot_be_read(
     assert (values(again), again.fault, names(tmp_path, ".")) == ([5.0], None, segments)
     (told,) = again.stats().faults
     assert told.startswith(f"{tmp_path}/refused: Permission denied: give it to the user")
+    assert caplog.messages == [f"buffer: {told}"]
     FailingDisk.cannot.clear()
     again.tick(71.0)
     assert again.stats().faults == []
