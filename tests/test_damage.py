@@ -423,6 +423,19 @@ def test_what_is_damaged_after_the_start_is_counted_once_and_not_handed_out(tmp_
     assert again.stats().faults == []
 
 
+def test_another_batch_in_the_place_of_ours_is_not_taken_for_it(tmp_path: Path):
+    for epoch, name in ((1, "ours"), (2, "theirs")):
+        take(buffer := opened(tmp_path / name, epoch), 1.0)
+        buffer.close()
+    theirs = (tmp_path / "theirs/00000001.seg").read_bytes()
+    buffer = opened(tmp_path / "ours", 3)
+    (held,) = buffer.waiting()
+    (tmp_path / "ours/00000001.seg").write_bytes(theirs)
+    assert (held.offset + held.length, buffer.payload(held)) == (len(theirs), None)
+    buffer.tick(1.0)
+    assert buffer.stats().dropped_by == {"damaged on disk": 1}
+
+
 def test_what_is_damaged_after_the_start_and_evicted_is_counted_once(tmp_path: Path):
     for epoch in (1, 2):
         take(buffer := opened(tmp_path, epoch), 1.0 * epoch, 1.0 * epoch)

@@ -185,6 +185,14 @@ def test_a_first_batch_that_is_named_anew_names_the_epoch_before_as_well(tmp_pat
     assert (last.epoch, last.sequence, last.previous) == (3, 3, (1, 1))
 
 
+def test_no_other_batch_than_the_first_names_the_epoch_before(tmp_path: Path):
+    seal(opened(tmp_path / "other", 2), 1.0)
+    buffer = seal(opened(tmp_path / "state", 1), 2.0)
+    swap(buffer, tmp_path / "other")
+    seal(buffer, 3.0)
+    assert [(batch.epoch, batch.previous) for batch in batches(buffer)] == [(2, None), (1, None)]
+
+
 def check_has_one_name(buffer: Buffer, other: Path) -> None:
     """What is delivered once another disk is in place is gone when the first one is put back."""
     swap(buffer, other)

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 from delivery import Box, address, both, delivering, run, until
-from test_buffer import SETTINGS, opened, take, values
+from test_buffer import SETTINGS, begun, opened, take, values
 
 from gateway.buffer import Buffer
 from gateway.disk import BLOCK, Disk
@@ -148,6 +148,13 @@ def test_what_can_be_read_a_moment_later_is_not_lost(tmp_path: Path, name: str):
     disk.bad.clear()
     buffer.tick(1.0)
     assert (len(values(buffer)), buffer.stats().faults) == (123, [])
+
+
+def test_what_was_acknowledged_is_let_be_until_the_segments_are_read(tmp_path: Path):
+    written(tmp_path)
+    before = (tmp_path / "acked").read_bytes()
+    assert begun(WornDisk(tmp_path, ("00000001.seg", 0)), 2).fault
+    assert (tmp_path / "acked").read_bytes() == before
 
 
 def test_a_disk_that_is_out_of_reach_is_waited_for(tmp_path: Path):

@@ -235,6 +235,17 @@ def test_a_suspect_that_is_refused_alone_ends_no_connection_and_goes_in_the_end(
     run(scenario())
 
 
+def test_a_suspect_that_was_evicted_is_forgotten(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            suspect(box.state.suspects, (3, box.buffer.epoch))
+            async with delivering(box):
+                await until(lambda: not len(box.state.suspects))
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("code", [0x87, 0x97])
 def test_a_broker_that_refuses_all_for_a_while_makes_none_a_suspect(code, tmp_path):
     async def scenario() -> None:
