@@ -480,7 +480,17 @@ def test_acknowledgements_are_written_down_once_a_second_at_most(tmp_path: Path)
     assert list(opened(tmp_path, epoch=2).waiting()) == []
 
 
-@pytest.mark.parametrize("foreign", [b"", b"\0" * 5000, b"bgS3" * 100, b"bgJ3" + b"\xff" * 9000])
+SHORT = struct.pack("<II", zlib.crc32(b"x"), 1) + b"x"
+"""What follows a magic whose checksum is right, and that is less than any of ours."""
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        *(b"", b"\0" * 5000, b"bgS3" * 100, b"bgJ3" + b"\xff" * 9000),
+        *(magic + SHORT + bytes(90) for magic in (b"bgS3", b"bgJ3")),
+    ],
+)
 def test_it_starts_whatever_it_finds(tmp_path: Path, foreign: bytes):
     for name in ("journal", "acked", "00000007.seg", "00000009.seg", "notes.txt"):
         (tmp_path / name).write_bytes(foreign)

@@ -683,6 +683,16 @@ def test_a_power_cut_amid_a_start_counts_what_is_damaged_once(changes: int):
         assert (values(again), again.stats().dropped) == ([4.0, 5.0], 2)
 
 
+def test_a_bad_frame_that_says_to_have_held_more_than_a_batch_can_is_not_believed(tmp_path: Path):
+    take(buffer := opened(tmp_path, 1), 1.0, durable=True)
+    buffer.tick(0.0)
+    for at in (FRAME_HEAD - 5, FRAME_HEAD + 2):  # the highest byte of the count, and one of a row
+        spoil(tmp_path / "journal", at)
+    again = opened(tmp_path, 2)
+    assert again.stats().dropped == 0
+    assert again.stats().faults[0].startswith("unknown readings lost")
+
+
 @pytest.mark.parametrize("changes", range(10))
 def test_a_power_cut_amid_a_start_forgets_no_damage_of_the_journal(changes: int):
     for seed in range(10):

@@ -235,6 +235,19 @@ def test_a_suspect_that_is_refused_alone_ends_no_connection_and_goes_in_the_end(
     run(scenario())
 
 
+def test_a_batch_that_is_set_aside_leaves_nothing_in_doubt(tmp_path):
+    async def scenario() -> None:
+        async with Broker(faults=Faults(ack_code=0x99, ack_topics=BATCHES)) as broker:
+            box = Box(tmp_path, address(broker))
+            await box.seal()
+            assert not any(box.state.suspects.lost_at((1, box.buffer.epoch)) for _ in range(LOSSES))
+            assert box.state.suspects.in_doubt
+            async with delivering(box):
+                await until(lambda: not box.state.suspects.in_doubt)
+
+    run(scenario())
+
+
 def test_a_suspect_that_was_evicted_is_forgotten(tmp_path):
     async def scenario() -> None:
         async with Broker() as broker:
