@@ -1,6 +1,5 @@
 """How much a buffer may hold, and for how long; what is beyond that goes, the oldest first."""
 
-import math
 from contextlib import suppress
 
 from gateway.age import age_ms
@@ -73,8 +72,6 @@ class Bounds:
 
     def make_room(self, spool: Spool) -> bool:
         """Remove what is done with, else the oldest of what waits; whether anything went."""
-        if not spool.recovered:
-            return False
         if spool.tidy():
             return True
         lost = spool.evict_unrecorded()
@@ -85,7 +82,7 @@ class Bounds:
     def drop_old(self, spool: Spool, now: float) -> None:
         """Drop the segments that are older than max_age, all of their readings, for certain."""
         allowed = self._settings.max_age
-        if allowed is None or self._clock is None or not self._next_ages <= now < math.inf:
+        if allowed is None or self._clock is None or now < self._next_ages:
             return
         old, at = "", self._clock.now()
         for held in spool.ends():

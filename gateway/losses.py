@@ -114,11 +114,10 @@ class Losses:
         """Take up what recovery could not read as it was written."""
         self._damaged = deque(damaged)
 
-    def leave(self) -> int:
-        """Let go of what was found on a disk that is gone; return what of it is not counted."""
-        left = sum(damage.lost or 0 for damage in self._damaged)
-        self._damaged.clear()
-        return left
+    @property
+    def left(self) -> int:
+        """How many readings were lost, of what was found, that are not counted yet."""
+        return sum(damage.lost or 0 for damage in self._damaged)
 
     def set_damage_aside(self, spool: Spool) -> None:
         """Count what cannot be read, once, report it, and keep a copy; raises OSError."""

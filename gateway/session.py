@@ -161,7 +161,6 @@ class Session:
                     self._leave()
                     await self._wait_for_more()
                 elif (sent := await self._send(*found)) is None:
-                    self._suspects.clear(found[0].name)
                     self._landed(found[0])
                 else:
                     tasks.create_task(self._settle(found[0], sent))

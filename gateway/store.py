@@ -73,7 +73,7 @@ class Store:
             self._follow()  # that one was gone before it was known
             if not self.recovered:
                 self._losses.found(self.spool.damage())
-            self._gone, self._left = self.spool, self._losses.leave()
+            self._gone, self._left = self.spool, self._losses.left
         self.spool, self.journal, self.recovered = Spool(self._disk), Journal(self._disk), False
         self._unsealed = None
 
