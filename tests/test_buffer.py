@@ -779,9 +779,11 @@ class SmallDisk(Disk):
 
     most = 4 << 20
     dead = False
+    worn = ""
+    """A file that cannot be written to."""
 
     def write(self, name: str, offset: int, data: bytes) -> None:
-        if self.dead:
+        if self.dead or name == self.worn:
             raise OSError(errno.EIO, "Input/output error")
         sizes = {path.name: path.stat().st_size for path in self.directory.iterdir()}
         grown = offset + len(data) - sizes.get(name, 0)
@@ -822,6 +824,23 @@ def test_on_a_full_disk_the_oldest_that_waits_goes_first_and_is_counted(tmp_path
     again = opened(tmp_path, epoch=2)
     assert again.stats().dropped == dropped
     assert len(values(again)) + dropped == taken
+
+
+def test_a_batch_that_has_no_room_makes_no_segment_at_each_attempt():
+    take(buffer := begun(disk := CrashDisk()), *(os.urandom(120).hex() for _ in range(20)))
+    disk.limit, disk.fuse = disk.used + 1000, 1000
+    for second in range(60, 70):
+        buffer.tick(float(second))
+    assert "No space left" in str(buffer.fault)
+    assert [name for name in disk.names() if name.endswith(".seg")] == ["00000001.seg"]
+
+
+def test_a_full_disk_that_fails_as_well_costs_nothing(tmp_path: Path):
+    buffer, _ = filled(disk := SmallDisk(tmp_path))
+    disk.worn = "acked"
+    while not buffer.fault and not buffer.stats().dropped:
+        fill(buffer)
+    assert "Input/output error" in str(buffer.fault)
 
 
 class HoggedDisk(SmallDisk):
