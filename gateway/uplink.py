@@ -193,7 +193,7 @@ class Uplink:
         """Deliver what waits as far as that is possible within so many seconds, and say goodbye."""
         self._left = True
         if session := self._session:
-            with suppress(TimeoutError, UplinkError):
+            with suppress(TimeoutError):
                 async with asyncio.timeout(within):
                     await session.drained()
             with suppress(TimeoutError, UplinkError):

@@ -553,6 +553,45 @@ def test_pauses_begin_anew_after_a_connection_that_delivered_much_or_lasted(tmp_
     assert attempts(tmp_path / "lasted", 2, steady=0.0) == []
 
 
+def test_pauses_grow_where_the_broker_refuses_however_long_connections_last(tmp_path):
+    async def scenario() -> None:
+        async with Broker(faults=Faults(ack_code=0x87, ack_topics=BATCHES)) as broker:
+            waits = Waits()
+            box = Box(tmp_path, address(broker), wait=waits, steady=0.0)
+            await box.seal()
+            async with delivering(box):
+                await until(lambda: broker.connects > 2)
+            assert waits.attempts[:2] == [1, 2]
+
+    run(scenario())
+
+
+def test_an_end_after_more_than_a_minute_is_laid_to_no_other_client(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("gateway.connection.SOON", 0.0)
+
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            async with delivering(box):
+                await until(lambda: box.state.connected)
+                broker.drop("fin")
+                await until(lambda: "connection lost: the other end closed it" in caplog.text)
+        assert "another client" not in caplog.text
+
+    run(scenario())
+
+
+def test_a_wrong_clock_is_not_told_of_where_there_is_no_tls(tmp_path):
+    async def scenario() -> None:
+        async with Broker(faults=Faults(connect_code=0x88)) as broker:
+            box = Box(tmp_path, address(broker), now=lambda: 0.0)
+            async with delivering(box):
+                await until(lambda: box.state.why)
+                assert "clock" not in box.state.why
+
+    run(scenario())
+
+
 def test_pauses_grow_while_another_client_takes_our_id_and_nothing_is_suspected(tmp_path):
     async def scenario() -> None:
         faults = Faults(end_topics="bygate/v1/+/status", end_code=0x8E)
@@ -886,6 +925,15 @@ def test_a_suspect_that_breaks_off_alone_is_tried_ever_more_rarely():
     suspects.clear((7, 1))
     assert (7, 1) not in suspects
     assert not suspects.lost_at((7, 1))
+
+
+def test_what_is_suspected_again_does_not_go_sooner_for_that():
+    suspects = Suspects(lambda: 0.0)
+    for pause in (60, 120, 240):
+        suspects.suspect("status")
+        suspects.tried("status")
+        suspects.suspect("status")
+        assert suspects.pause("status") == pause
 
 
 def test_losses_at_one_batch_after_the_other_make_no_suspect():
