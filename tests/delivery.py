@@ -20,7 +20,7 @@ from gateway.settings import BufferSettings, UplinkSettings
 from gateway.suspects import LOSSES, Batch, Suspects
 from gateway.uplink import Uplink
 from gateway.wire import decode
-from hil.broker import Broker, Received
+from hil.broker import Broker, Faults, Received
 
 BATCHES = "bygate/v1/+/batch/#"
 
@@ -124,6 +124,16 @@ async def until(holds: Callable[[], object], within: float = 10) -> None:
     async with asyncio.timeout(within):
         while not holds():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
+
+
+def from_batch(count: int, broker: Broker, faults: Faults) -> None:
+    """Have a broker do so from that batch on: sent in a flow, it leaves room beside it."""
+
+    def look(_: Received) -> None:
+        if len(both(broker.received)) == count:
+            broker.faults = faults
+
+    broker.on_publish.append(look)
 
 
 def suspect(suspects: Suspects, *batches: Batch) -> None:

@@ -4,7 +4,7 @@ import errno
 import shutil
 from pathlib import Path
 
-from delivery import BATCHES, Box, address, delivering, lane, run, until
+from delivery import BATCHES, Box, address, both, delivering, from_batch, lane, run, until
 from pytest import LogCaptureFixture
 
 from gateway.buffer import Buffer
@@ -392,19 +392,18 @@ def test_a_batch_of_the_sequence_of_one_that_is_under_way_is_not_passed_over(tmp
     async def scenario() -> None:
         async with Broker() as broker:
             box = Box(tmp_path / "state", address(broker))
-            await box.seal(3)
             async with delivering(box):
-                await box.empty()
-                broker.faults = Faults(ack_withheld=True, ack_topics=BATCHES)
-                await box.seal()
-                await until(lambda: lane(broker.received, "live"))
+                await until(lambda: box.state.connected)
+                from_batch(4, broker, Faults(ack_withheld=True, ack_topics=BATCHES))
+                await box.seal(4)
+                await broker.wait_for(lambda got: len(both(got)) == 4)
                 broker.faults = Faults()
                 swap(box.buffer, tmp_path / "other")
                 await box.seal()
                 await box.empty()
             assert broker.connects == 1
-            assert lane(broker.received, "backlog") == [1, 2, 3, *range(1, 7)]
-            assert lane(broker.received, "live") == [4, 7]
+            assert lane(broker.received, "backlog") == list(range(1, 7))
+            assert lane(broker.received, "live") == [1, 2, 3, 4, 7]
 
     run(scenario())
 
@@ -434,11 +433,11 @@ def test_a_batch_whose_disk_is_gone_when_it_is_refused_is_not_said_to_be_set_asi
         async with Broker() as broker:
             box = Box(tmp_path / "state", address(broker))
             async with delivering(box):
-                await box.seal(2)
-                await box.empty()  # two go at once from now on
-                broker.faults = Faults(ack_code=0x99, ack_reversed=2, ack_topics=BATCHES)
-                await box.seal()
-                await until(lambda: 3 in lane(broker.received, "live"))
+                await until(lambda: box.state.connected)
+                from_batch(3, broker, Faults(ack_code=0x99, ack_reversed=2, ack_topics=BATCHES))
+                await box.seal(3)
+                await broker.wait_for(lambda got: len(both(got)) == 3)
+                await until(lambda: box.buffer.stats().waiting_batches == 1)
                 swap(box.buffer, tmp_path / "other")
                 await box.seal()
                 await box.empty()

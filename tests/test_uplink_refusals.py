@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 import pytest
-from delivery import BATCHES, Box, address, both, delivering, run, suspect, until
+from delivery import BATCHES, Box, address, both, delivering, from_batch, run, suspect, until
 from mosquitto import Mosquitto
 
 from gateway.aside import on_disk
@@ -159,11 +159,6 @@ def test_a_topic_that_is_denied_is_named_and_the_status_says_so(tmp_path):
     assert "the right to publish to bygate/v1/trd-0042/batch/backlog?" in str(whys[1])
 
 
-def hold_the_fifth(broker: Broker) -> None:
-    if both(broker.received)[-1:] == [5]:
-        broker.faults = Faults(ack_reversed=2, ack_topics=BATCHES)
-
-
 def test_a_batch_that_is_under_way_is_not_sent_again_to_find_out_if_any_goes(tmp_path):
     async def scenario() -> None:
         async with Broker() as broker:
@@ -172,7 +167,7 @@ def test_a_batch_that_is_under_way_is_not_sent_again_to_find_out_if_any_goes(tmp
             box.state.backlog_due = asyncio.get_running_loop().time() + 1000
             async with delivering(box):
                 await until(lambda: box.state.connected)
-                broker.on_publish.append(lambda _: hold_the_fifth(broker))
+                from_batch(5, broker, Faults(ack_reversed=2, ack_topics=BATCHES))
                 await box.seal(5)
                 await broker.wait_for(lambda got: both(got) == [1, 2, 3, 4, 5])
                 await until(lambda: box.buffer.stats().waiting_batches <= 2)
