@@ -65,7 +65,7 @@ class _Common(TypedDict):
 
 
 class Service:
-    """One gateway. `run` returns after SIGTERM or SIGINT."""
+    """One gateway. `run` returns after SIGTERM, SIGINT, or the SIGHUP of a terminal that goes."""
 
     def __init__(self, config: Config, clock: Clock | None = None) -> None:
         self._config = config
@@ -147,8 +147,9 @@ class Service:
         asyncio.get_running_loop().set_default_executor(connecting)
         async with asyncio.TaskGroup() as tasks:
             taking = tasks.create_task(self._take_readings(), name="readings")
-            for number in (signal.SIGTERM, signal.SIGINT):
-                asyncio.get_running_loop().add_signal_handler(number, taking.cancel)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                    asyncio.get_running_loop().add_signal_handler(number, taking.cancel)
             await self._tick()
             uplink = tasks.create_task(self._uplink.run(self._health), name="uplink")
             watch = tasks.create_task(self._uplink.watch(), name="certificate")

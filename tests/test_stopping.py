@@ -161,6 +161,30 @@ def test_it_says_how_many_readings_a_broken_disk_costs(sealed: str, tmp_path: Pa
     run(scenario())
 
 
+@pytest.mark.parametrize("nohup", [False, True])
+def test_a_terminal_that_goes_ends_it_in_good_order_unless_nohup_says_otherwise(
+    nohup: bool, tmp_path: Path
+):
+    async def scenario() -> None:
+        async with Broker() as broker, SerialLine(Sds011(), tmp_path / "tty") as line:
+            sensors = sensor("air", "sds011", line.path)
+            async with gateway(tmp_path, broker.url, sensors) as daemon:
+                await broker.wait_for(names)
+                daemon.process.send_signal(signal.SIGHUP)
+                if nohup:
+                    known = len(names(broker.received))
+                    await broker.wait_for(lambda got: len(names(got)) > known + 3)
+                    daemon.process.send_signal(signal.SIGTERM)
+                assert await daemon.process.wait() == 0
+                assert await daemon.says("stopped: 0 batches left")
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
+    try:
+        run(scenario())
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_second_signal_changes_nothing(tmp_path: Path):
     async def scenario() -> None:
         async with Broker() as broker, SerialLine(Sds011(), tmp_path / "tty") as line:

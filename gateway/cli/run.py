@@ -18,7 +18,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run until SIGTERM or SIGINT, then end the process."""
+    """Run until SIGTERM, SIGINT or SIGHUP, then end the process."""
     # Until the service hears it: there is nothing to save yet, but much to import
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     import asyncio
