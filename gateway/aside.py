@@ -17,6 +17,7 @@ from typing import NamedTuple
 import msgpack
 
 from gateway.disk import BLOCK, DAMAGED, Disk
+from gateway.segments import LARGEST_FILE
 
 LIST = "refused.list"
 NEW = "refused.new"
@@ -86,15 +87,13 @@ class Inventory:
     def recover(self) -> bool:
         """Read it; whether all that was in it is known."""
         self._listed = {}
-        data = self._disk.read(LIST)
+        listed = read_list(self._disk)
         self._disk.close(LIST)
-        body = data[_CRC:]
-        if not body or zlib.crc32(body) != int.from_bytes(data[:_CRC]):
-            if there := self._disk.exists(LIST):
-                self._disk.rename(LIST, f"{LIST}{DAMAGED}")
-            return not there
-        self._listed = {one.mark: one for one in map(_of, msgpack.unpackb(body))}
-        return True
+        damaged = listed is None and self._disk.exists(LIST)
+        if damaged:
+            self._disk.rename(LIST, f"{LIST}{DAMAGED}")
+        self._listed = listed or {}
+        return not damaged
 
     def get(self, aside: Aside) -> Listed | None:
         """Return what is noted of a batch, None when it is not in the list."""
@@ -125,6 +124,15 @@ class Inventory:
         self._disk.rename(NEW, LIST)
         self._disk.sync_directory()
         self._listed = listed
+
+
+def read_list(disk: Disk) -> dict[str, Listed] | None:
+    """Return what is in the list, by mark; None where it is missing or damaged. Raises OSError."""
+    data = disk.read(LIST, 0, LARGEST_FILE)
+    body = data[_CRC:]
+    if not body or zlib.crc32(body) != int.from_bytes(data[:_CRC]):
+        return None
+    return {one.mark: one for one in map(_of, msgpack.unpackb(body))}
 
 
 def _of(fields: list[int]) -> Listed:

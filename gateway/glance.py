@@ -5,13 +5,15 @@ met twice and counted once, what is delivered meanwhile is missing, and that is 
 """
 
 import os
+import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from gateway import acked, journal, rates, record
-from gateway.aside import LIST, Aside
+from gateway.aside import LIST, Aside, Listed, read_list
 from gateway.disk import DAMAGED, FOREIGN, Damage, Onlooker, of_another_version
 from gateway.held import Held
 from gateway.reading import ClockState
@@ -40,10 +42,14 @@ class Refused:
     payload: bytes
     since: float
     """Unix seconds of the refusal."""
+    listed: Listed | None
+    """What the daemon noted of it; None: nothing."""
 
     @property
     def batch(self) -> Batch | None:
         """What is in it; None when its file is damaged."""
+        if self.listed and zlib.crc32(self.payload) != self.listed.crc:
+            return None
         return _decoded(self.payload, self.aside)
 
 
@@ -174,14 +180,20 @@ class Glance:
 
     def refused(self) -> Iterator[Refused]:
         """Yield the batches that lie aside, oldest first."""
-        disk = self.disk.below(DIRECTORY)
+        disk, listed = self.disk.below(DIRECTORY), self._listed()
         found = [aside for name in self._aside_names() if (aside := Aside.of(name))]
         for aside in sorted(found, key=lambda aside: aside.sequence):
             try:
                 since = (disk.directory / aside.name).stat().st_mtime
             except FileNotFoundError:  # delivered, or refused again, meanwhile
                 continue
-            yield Refused(aside, disk.read(aside.name, 0, REFUSED_BYTES), since)
+            payload = disk.read(aside.name, 0, REFUSED_BYTES)
+            yield Refused(aside, payload, since, listed.get(aside.mark))
+
+    def _listed(self) -> dict[str, Listed]:
+        with suppress(OSError):  # then what decodes counts as whole
+            return read_list(self.disk) or {}
+        return {}
 
 
 def _made_way(path: Path) -> MadeWay:

@@ -13,7 +13,7 @@ import logging
 import zlib
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from operator import attrgetter
@@ -58,6 +58,7 @@ class Refused:
         self.times = 0
         """How often batches were put up to be offered again."""
         self._recovered = False
+        self._unchecked: set[str] = set()  # those that lay here at the start, by their marks
         self.fault: str | None = None
         """What the directory does not do at present, and what mends it."""
         self.damage: deque[str] = deque(maxlen=LISTED)
@@ -101,6 +102,7 @@ class Refused:
         for aside in [one for one, size in self._sizes.items() if size > REFUSED_BYTES]:
             self._give_up(aside)  # counted as what waits, it would take the place of all that does
         self._offer()
+        self._unchecked = {aside.mark for aside in self._sizes}
         self._recovered = True
         gone = [a for a in before if (a.epoch, a.sequence) not in self._known | self._delivered]
         if gone:
@@ -201,6 +203,20 @@ class Refused:
             return payload
         self._give_up(aside)
         return None
+
+    def _check(self, waits: Callable[[int, int], bool]) -> None:
+        """Give up what is damaged, but for what waits in the spool, too: from there it is whole."""
+        for aside in [one for one in self._sizes if one.mark in self._unchecked]:
+            if not waits(aside.epoch, aside.sequence) and self._is_damaged(aside):
+                self._give_up(aside)
+            self._unchecked.discard(aside.mark)
+
+    def _is_damaged(self, aside: Aside) -> bool:
+        try:
+            return not self._is_sound(aside, self._read(aside))
+        except OSError as error:  # perhaps only for now: it is tried again when it is offered
+            self._tell(_named([aside.name]), remedy(error, self._disk.directory / aside.name))
+            return False
 
     def _is_sound(self, aside: Aside, payload: bytes) -> bool:
         if listed := self._inventory.get(aside):
@@ -321,8 +337,12 @@ class Refused:
         self._disk.rename(before.name, after.name)
         self._sizes[after] = self._sizes.pop(before)
 
-    def tidy(self) -> None:
-        """Remove what was delivered, miss what is gone, and offer again what somebody asks for."""
+    def tidy(self, waits: Callable[[int, int], bool]) -> None:
+        """Remove what was delivered, miss what is gone, and offer again what somebody asks for.
+
+        Once after a start, give up what is damaged; `waits` says of an epoch and a sequence whether
+        the spool has that batch as well.
+        """
         with self._kept_in_mind():
             if not self._recovered:
                 self._read_names()
@@ -331,6 +351,7 @@ class Refused:
             self._remove_delivered()
             if self._disk.exists(RETRY):
                 self._offer_all()
+            self._check(waits)
 
     def _remove_delivered(self) -> None:
         done = set(self._delivered)

@@ -119,6 +119,19 @@ def test_days_of_room_and_writes_are_those_of_the_daemon(tmp_path: Path, capsys:
     assert abs(told["room_bytes"] - left) < 1 << 30  # others write to this disk as well
 
 
+def test_a_refused_batch_with_a_wrong_bit_in_a_value_is_damaged(tmp_path: Path, capsys: Said):
+    buffer = opened(tmp_path / "state")
+    take(buffer, 0.0)
+    buffer.close()
+    buffer.set_aside(next(buffer.waiting()), 0x99)
+    (each,) = look(tmp_path, capsys)["refused"]
+    assert each["readings"] == 1
+    file = tmp_path / "state/refused/1-1-0x99.batch"
+    file.write_bytes(file.read_bytes()[:-1] + b"\1")  # what was 0 before
+    (each,) = look(tmp_path, capsys)["refused"]
+    assert each["readings"] is None
+
+
 def test_refused_batches_take_whole_blocks_of_the_room(tmp_path: Path, capsys: Said):
     buffer = opened(tmp_path / "state")
     take(buffer, 1.0)

@@ -16,7 +16,6 @@ from test_buffer import SETTINGS, batches, begun, opened, take, values
 from gateway.aside import on_disk
 from gateway.buffer import Buffer
 from gateway.disk import Disk
-from gateway.refused import REFUSED_BYTES
 
 
 def refused(directory: Path, count: int = 2) -> Buffer:
@@ -83,9 +82,8 @@ def test_one_that_is_refused_again_lies_there_once_with_its_new_reason(tmp_path:
 
 
 def test_one_that_is_refused_again_takes_no_room_of_another(tmp_path: Path):
-    refused(tmp_path, 1)
-    (tmp_path / "refused/2-1-0x99.batch").write_bytes(bytes(REFUSED_BYTES - 4096))
-    buffer = opened(tmp_path, epoch=2)
+    refused(tmp_path, 2)
+    buffer = opened(tmp_path, epoch=2, settings=replace(SETTINGS, max_size=4 * 2 * 4096))
     ask(tmp_path)
     buffer.tick(1.0)
     buffer.set_aside(next(buffer.waiting()), 0x95)
@@ -259,7 +257,7 @@ def test_a_kill_between_refusal_and_its_note_leaves_it_there_once(tmp_path: Path
 def test_one_that_such_a_kill_left_torn_is_taken_from_the_spool(tmp_path: Path, killed: Path):
     killed.write_bytes(killed.read_bytes()[:20])
     again = opened(tmp_path, epoch=2)
-    assert values(again) == [1.0]
+    assert (values(again), again.stats().faults) == ([1.0], [])
     again.set_aside(next(again.waiting()), 0x95)
     again.tick(1.0)
     assert again.stats().refused == ["1-1-0x95.batch"]
@@ -467,6 +465,48 @@ def test_a_wrong_bit_in_a_value_is_not_delivered(tmp_path: Path):
     assert buffer.payload(next(buffer.waiting())) is None
 
 
+DAMAGES = {
+    "a flipped bit": lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+    "cut in half": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "garbage": lambda data: Random(1).randbytes(len(data)),
+    "zeros": lambda data: bytes(len(data)),
+    "text": lambda data: b"mine",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_one_that_is_damaged_is_counted_and_told_at_the_start(tmp_path: Path, damage: str):
+    refused(tmp_path).close()
+    file = tmp_path / "refused/1-1-0x99.batch"
+    file.write_bytes(data := DAMAGES[damage](file.read_bytes()))
+    again = opened(tmp_path, epoch=2)
+    assert again.stats().dropped_by == {"damaged on disk": 1}
+    assert again.stats().faults[0].startswith("refused/1-1-0x99.batch: damaged, 1 readings lost")
+    assert (tmp_path / "refused/1-1-0x99.batch.damaged").read_bytes() == data
+    assert again.stats().refused == ["2-1-0x99.batch"]
+    third = opened(tmp_path, epoch=3)
+    assert (third.stats().dropped, third.stats().faults) == (1, [])
+
+
+def test_one_that_is_damaged_and_in_no_list_is_told_at_the_start(tmp_path: Path):
+    refused(tmp_path).close()
+    (tmp_path / "refused/7-7-0x99.batch").write_bytes(b"mine")
+    again = opened(tmp_path, epoch=2)
+    assert again.stats().faults[0].startswith("refused/7-7-0x99.batch: damaged, unknown readings")
+    assert (tmp_path / "refused/7-7-0x99.batch.damaged").read_bytes() == b"mine"
+
+
+def test_one_that_is_damaged_and_missing_in_the_spool_is_counted_once(tmp_path: Path):
+    """A power cut forgot that it was refused, and took its segment along."""
+    take(buffer := opened(tmp_path), 1.0)
+    buffer.close()
+    buffer.set_aside(next(buffer.waiting()), 0x99)
+    (tmp_path / "00000001.seg").unlink()
+    (tmp_path / "refused/1-1-0x99.batch").write_bytes(b"")
+    assert opened(tmp_path, epoch=2).stats().dropped_by == {"damaged on disk": 1}
+
+
 def test_one_whose_refusal_was_forgotten_is_not_lost_with_its_file(tmp_path: Path, killed: Path):
     killed.unlink()
     again = opened(tmp_path, epoch=2)
@@ -579,6 +619,9 @@ def test_one_that_cannot_be_read_holds_up_no_start_on_a_disk_that_is_damaged(
     segment.write_bytes(segment.read_bytes() + b"damage")
     again = begun(FailingDisk(tmp_path), 3)
     assert (again.fault, again.stats().dropped) == (None, 0)
+    told = again.stats().faults[-1]
+    assert f"{tmp_path}/refused/1-1-0x99.again: Permission denied: give it to the user" in told
+    assert again.stats().refused == ["1-1-0x99.again", "2-1-0x99.again"]
 
 
 def test_the_buffer_goes_on_without_them_while_the_directory_cannot_be_read(
@@ -674,12 +717,10 @@ def test_many_small_ones_are_bounded_by_their_blocks(tmp_path: Path):
 
 
 def test_of_many_the_status_names_the_first_twenty_and_counts_the_others(tmp_path: Path):
-    told = refused(tmp_path, 20).stats().refused
-    assert told == [f"{sequence}-1-0x99.batch" for sequence in range(1, 21)]
-    (tmp_path / "refused/21-1-0x99.batch").touch()
-    (tmp_path / "refused/22-1-0x99.batch").touch()
+    twenty = [f"{sequence}-1-0x99.batch" for sequence in range(1, 21)]
+    assert refused(tmp_path / "20", 20).stats().refused == twenty
     more = "and 2 more: bygate buffer lists them"
-    assert opened(tmp_path, epoch=2).stats().refused == [*told, more]
+    assert refused(tmp_path / "22", 22).stats().refused == [*twenty, more]
 
 
 @pytest.mark.parametrize("changes", range(12))
