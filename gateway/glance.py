@@ -197,9 +197,20 @@ class Glance:
 
 
 def _made_way(path: Path) -> MadeWay:
-    ours = path.name.removesuffix(FOREIGN).rpartition("-")[0]
-    other = path.is_file() and of_another_version(path, _magic(ours))  # a pipe would never end
+    ours = _ours(path.name)
+    with_it = path.parent.glob(f"*.seg-*{FOREIGN}") if ours == acked.NAME else ()
+    other = any(map(_is_of_another_version, (path, *with_it)))
     return MadeWay(path.name, ours, of_another_version=other)
+
+
+def _is_of_another_version(aside: Path) -> bool:
+    magic = _magic(_ours(aside.name))
+    return aside.is_file() and of_another_version(aside, magic)  # a pipe would never end
+
+
+def _ours(name: str) -> str:
+    """Return what it was called that was set aside under that name."""
+    return name.removesuffix(FOREIGN).rpartition("-")[0]
 
 
 def _magic(name: str) -> bytes:

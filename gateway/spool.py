@@ -8,17 +8,16 @@ they are 260 MiB and take 1.4 s, and on a full disk SQLite's WAL could not even 
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import msgpack
 
 from gateway.acked import LOSSES, Acked, Told, join
-from gateway.disk import BLOCK, FOREIGN, FULL, Damage, Disk, of_another_version
+from gateway.disk import BLOCK, FULL, Damage, Disk
 from gateway.held import Held, Shelf
 from gateway.journal import Flushed
 from gateway.missing import Missing
 from gateway.readback import Readback
-from gateway.record import MAGIC, NOWHERE, Kind, Place, Record, size_of
+from gateway.record import NOWHERE, Kind, Place, Record, size_of
 from gateway.recorded import Recorded
 from gateway.segments import LARGEST_FILE, Segment, Segments, number_of
 from gateway.survey import Survey, is_bad, loss_of
@@ -62,17 +61,11 @@ class Spool:
 
     def recover(self) -> None:
         """Read everything there is; whatever that is, a usable spool comes of it."""
-        names = self._disk.names()
-        for name in self._segments.find(names):
+        for name in self._segments.find(self._disk.names()):
             self._recover_segment(name)
-        self._recover_acked(other=any(map(self._is_of_another_version, names)))
+        self._recover_acked()
         self._segments.total = self._missing.end(self.last)
         self.recovered = True
-
-    def _is_of_another_version(self, name: str) -> bool:
-        """Whether it is a segment that was set aside for that."""
-        aside = Path(self._disk.directory, name)
-        return name.endswith(FOREIGN) and of_another_version(aside, MAGIC)
 
     def _recover_segment(self, name: str) -> None:
         self._disk.settle(name)
@@ -94,10 +87,10 @@ class Spool:
                 segment.size = end
         self._disk.close(name)
 
-    def _recover_acked(self, other: bool) -> None:
-        """Read it; where segments of another version were set aside it may be theirs."""
+    def _recover_acked(self) -> None:
+        """Read it; where no segment tells whose it is, it is ours."""
         ours = self._histories
-        self._acked.recover(lambda history: history in ours if ours else not other)
+        self._acked.recover(lambda history: history in ours or not ours)
         if self._acked.found:
             self._histories.append(self._acked.found.history)
             self.recorded.add(self._acked.found.losses)

@@ -10,6 +10,7 @@ Each step is done once for a directory, however often the disk fails meanwhile.
 import errno
 import os
 from collections import deque
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from itertools import groupby, starmap
 from pathlib import Path
@@ -97,9 +98,14 @@ class Store:
         return left - self._removed[name]
 
     def _make_way(self) -> None:
-        ours = {journal.NAME: _journal, acked.NAME: _acked, DIRECTORY: Path.is_dir}
-        ours |= dict.fromkeys((LIST, NEW), _small)
-        ours |= dict.fromkeys(filter(is_segment, self._disk.names()), _segment)
+        segments = list(filter(is_segment, self._disk.names()))
+        if _are_of_another_version([Path(self._disk.directory, name) for name in segments]):
+            self._move({acked.NAME: _is_none})  # it tells of them
+            self._disk.sync_directory()  # without them it would be taken for ours
+        self._move({journal.NAME: _journal, acked.NAME: _acked, DIRECTORY: Path.is_dir})
+        self._move(dict.fromkeys((LIST, NEW), _small) | dict.fromkeys(segments, _segment))
+
+    def _move(self, ours: Mapping[str, Callable[[Path], bool]]) -> None:
         for name, fits in ours.items():
             if aside := self._disk.make_way(name, fits):
                 self._losses.made_way(name, aside)
@@ -217,6 +223,22 @@ def _acked(path: Path) -> bool:
     with suppress(OSError):
         return acked.is_ours(path.read_bytes())
     return True  # what cannot be read is no other's for that
+
+
+def _is_none(_: Path) -> bool:
+    return False
+
+
+def _are_of_another_version(segments: list[Path]) -> bool:
+    """Whether some are, and none of the others has a record of this version."""
+    theirs = {path for path in segments if of_another_version(path, record.MAGIC)}
+    return bool(theirs) and not any(_has_records(path) for path in set(segments) - theirs)
+
+
+def _has_records(path: Path) -> bool:
+    with suppress(OSError), path.open("rb") as file:
+        return record.MAGIC in file.read(LARGEST_FILE)
+    return False
 
 
 def _segment(path: Path) -> bool:

@@ -6,6 +6,7 @@ import shutil
 import struct
 import threading
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import msgpack
@@ -20,9 +21,8 @@ from gateway.glance import Glance
 from gateway.intake import RAM_READINGS
 from gateway.reading import TEMPERATURE, ClockState, Instant, Reading, Value
 from gateway.record import Place, size_of
-from gateway.refused import REFUSED_BYTES
 from gateway.settings import BufferSettings
-from gateway.wire import Batch, decode
+from gateway.wire import Batch, decode, encode
 
 SETTINGS = BufferSettings(flush_interval=10, seal_interval=60)
 
@@ -659,8 +659,9 @@ def test_refused_batches_are_bounded_and_the_oldest_goes_first(tmp_path: Path):
     old = buffer.payload(next(buffer.waiting()))
     (tmp_path / "refused").mkdir()
     (tmp_path / "refused" / "1-1-0x99.batch").write_bytes(old)
-    (tmp_path / "refused" / "10-1-0x99.batch").write_bytes(bytes(REFUSED_BYTES - 4096))
-    buffer = opened(tmp_path)
+    other = encode(replace(decode(old), sequence=10))
+    (tmp_path / "refused" / "10-1-0x99.batch").write_bytes(other)
+    buffer = opened(tmp_path, settings=replace(SETTINGS, max_size=4 * 2 * 4096))
     take(buffer, 3.0)
     buffer.close()
     buffer.set_aside(next(buffer.waiting()), 0x95)

@@ -248,7 +248,8 @@ def test_what_was_set_aside_of_another_version_is_no_damage_and_that_version_del
     told = look(tmp_path, capsys)
     assert (told["damage"], told["waiting_readings"]) == ([], 0)
     assert [each.partition(",")[0] for each in told["set_aside"]] == [
-        "00000001.seg-0.foreign: of another version of bygate"
+        "00000001.seg-0.foreign: of another version of bygate",
+        "acked-0.foreign: of another version of bygate",
     ]
     assert "state_dir of its own as 00000001.seg" in told["set_aside"][0]
     kept = (tmp_path / "state/00000001.seg-0.foreign").read_bytes()

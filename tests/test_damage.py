@@ -3,7 +3,8 @@
 import errno
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -587,7 +588,7 @@ def test_a_buffer_of_another_version_is_kept_whole_and_told(tmp_path: Path, vers
     buffer.tick(100.0)
     take(buffer, 3.0, durable=True)
     buffer.tick(101.0)
-    theirs = as_of(version, tmp_path)
+    theirs = as_of(version, tmp_path) | {"acked": (tmp_path / "acked").read_bytes()}
     for epoch in (2, 3):
         again = opened(tmp_path, epoch)
         take(again, 4.0)
@@ -598,6 +599,68 @@ def test_a_buffer_of_another_version_is_kept_whole_and_told(tmp_path: Path, vers
     assert (values(again), aside(tmp_path)) == ([4.0, 4.0], [])
     assert [(held.epoch, held.sequence) for held in again.waiting()] == [(2, 1), (3, 2)]
     assert not theirs.keys() & {file.name for file in tmp_path.glob("*.seg")}
+
+
+class Killed(BaseException):
+    """SIGKILL."""
+
+
+class MortalDisk(Disk):
+    """A disk whose user is killed once it has set so many files aside."""
+
+    aside = 0
+
+    def make_way(self, name: str, fits: Callable[[Path], bool] = Path.is_file) -> str | None:
+        if made_way := super().make_way(name, fits):
+            self.aside -= 1
+            if not self.aside:
+                raise Killed
+        return made_way
+
+
+@pytest.mark.parametrize("aside", [1, 2, 3, 4])
+def test_a_kill_while_another_versions_buffer_is_set_aside_makes_no_loss(
+    tmp_path: Path, aside: int
+):
+    for epoch in (1, 2):
+        take(buffer := opened(tmp_path, epoch), 1.0)
+        buffer.close()
+    take(buffer, 2.0, durable=True)
+    buffer.tick(0.0)
+    theirs = as_of(b"4", tmp_path)
+    disk = MortalDisk(tmp_path)
+    disk.aside = aside
+    with pytest.raises(Killed):
+        Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=3).tick(0.0)
+    del disk
+    again = opened(tmp_path, 4)
+    assert (values(again), again.stats().dropped) == ([], 0)
+    assert {name: (tmp_path / f"{name}-0.foreign").read_bytes() for name in theirs} == theirs
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_beside_what_another_version_left_a_loss_is_counted(tmp_path: Path, empty: bool):
+    take(buffer := opened(tmp_path, 1), 1.0)
+    buffer.close()
+    as_of(b"4", tmp_path)
+    if empty:  # as a start leaves that was cut off
+        (tmp_path / "00000002.seg").touch()
+    take(buffer := opened(tmp_path, 2), 2.0, 3.0)
+    buffer.close()
+    for file in tmp_path.glob("*.seg"):
+        file.unlink()
+    again = opened(tmp_path, 3).stats()
+    assert (again.dropped, again.dropped_by) == (2, {"damaged on disk": 2})
+
+
+def test_a_segment_of_another_version_takes_no_ranges_of_ours_along(tmp_path: Path):
+    take(buffer := opened(tmp_path, 1), 1.0)
+    buffer.close()
+    buffer.acknowledge(next(buffer.waiting()))
+    buffer.tick(100.0)
+    (tmp_path / "00000009.seg").write_bytes(b"bgS4")
+    again = opened(tmp_path, 2)
+    assert (values(again), [*tmp_path.glob("acked-*")]) == ([], [])
 
 
 @pytest.mark.parametrize("name", ["journal-0.foreign", "00000001.seg-0.foreign"])
