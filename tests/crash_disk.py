@@ -35,7 +35,7 @@ class CrashDisk:
         self._durable: dict[str, bytes] = {}
         self._entries: set[str] = set()
         self._unsynced: list[tuple[str, int, bytes | None]] = []
-        self._renamed: list[tuple[str, str]] = []
+        self._renamed: list[tuple[str, str, bytes | None]] = []
         self._below: dict[str, CrashDisk] = {}
         self._replaced = False
 
@@ -128,10 +128,14 @@ class CrashDisk:
         self._renamed.clear()
 
     def rename(self, name: str, to: str) -> None:
-        """As a file system with a journal does it: one of the two names is there at any time."""
+        """As a file system with a journal does it: one of the two names is there at any time.
+
+        So is what it takes the place of, until the new one is.
+        """
         self._burn()
+        replaced = self._durable.get(to, b"") if to in self._entries else None
         self._move(name, to)
-        self._renamed.append((name, to))
+        self._renamed.append((name, to, replaced))
 
     def _move(self, name: str, to: str) -> None:
         self._live[to] = self._live.pop(name)
@@ -168,9 +172,12 @@ class CrashDisk:
         """Cut the power."""
         self.fuse = None
         kept = random.randint(0, len(self._renamed))
-        for name, to in reversed(self._renamed[kept:]):
+        for name, to, replaced in reversed(self._renamed[kept:]):
             if to in self._live:
                 self._move(to, name)
+            if replaced is not None:
+                self._live[to], self._durable[to] = bytearray(replaced), replaced
+                self._entries = self._entries | {to}
         self._renamed.clear()
         self._apply(lambda _: random.random() < 0.5)
         self._unsynced.clear()
