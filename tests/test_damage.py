@@ -4,7 +4,6 @@ import errno
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from random import Random
