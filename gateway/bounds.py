@@ -74,9 +74,10 @@ class Bounds:
         """Remove what is done with, else the oldest of what waits; whether anything went."""
         if spool.tidy():
             return True
+        reason = "out of inodes" if self._disk.out_of_inodes() else "disk full"
         lost = spool.evict_unrecorded()
         if lost:
-            self._losses.evicted(lost, "disk full")
+            self._losses.evicted(lost, reason)
         return lost > 0
 
     def drop_old(self, spool: Spool, now: float) -> None:

@@ -269,9 +269,22 @@ class Disk:
         stat = os.statvfs(self.directory)
         return stat.f_bavail * stat.f_frsize, stat.f_blocks * stat.f_frsize
 
+    def out_of_inodes(self) -> bool:
+        """Whether no file can be created for want of an inode alone: there is room for bytes."""
+        return out_of_inodes(self.directory)
+
     def below(self, name: str) -> "Disk":
         """Return the disk of a directory inside this one."""
         return Disk(self.directory / name)
+
+
+def out_of_inodes(path: Path) -> bool:
+    """Whether a file system has free blocks, and no inode for one file more; raises OSError.
+
+    Some, such as btrfs, have no fixed number of them, and tell none.
+    """
+    stat = os.statvfs(path)
+    return stat.f_files > 0 and stat.f_favail == 0 < stat.f_bavail
 
 
 def _datasync(fd: int) -> None:

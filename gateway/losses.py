@@ -32,6 +32,7 @@ _REMEDIES = {
     "buffer full": "raise [buffer] max_size, or mend the uplink",
     "keep_free": "free space on this disk, or lower [buffer] keep_free",
     "disk full": "free space on this disk",
+    "out of inodes": "remove small files on this disk, `df -i` counts them",
     "older than max_age": "mend the uplink, or raise [buffer] max_age",
 }
 """What keeps what is still there, beside `bygate export`, by the reason for an eviction."""

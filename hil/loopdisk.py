@@ -26,8 +26,15 @@ class LoopDisk:
     Raises LoopDiskError on entry.
     """
 
-    def __init__(self, size: int, directory: Path, name: str = "disk") -> None:
+    def __init__(
+        self, size: int, directory: Path, name: str = "disk", inodes: int | None = None
+    ) -> None:
+        """`size` is in bytes; `inodes` bounds how many files there can be, 11 of the system's own.
+
+        None: as many as the size suggests.
+        """
         self.path = directory / name
+        self._inodes = [] if inodes is None else ["-N", str(inodes)]
         self._image, self._size = directory / f"{name}.img", size
 
     def __enter__(self) -> Self:
@@ -35,7 +42,8 @@ class LoopDisk:
             image.truncate(self._size)
         self.path.mkdir()
         # without lazy initialisation, which would go on writing behind us
-        run("mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", str(self._image))
+        lazy = "lazy_itable_init=0,lazy_journal_init=0"
+        run("mkfs.ext4", "-q", *self._inodes, "-E", lazy, str(self._image))
         self._undoing = _at_the_end(_UNDO, str(self.path), str(self._image))
         try:
             run("mount", "-o", "loop", str(self._image), str(self.path))

@@ -12,7 +12,8 @@ from typing import Any
 import counting_driver
 import pytest
 from gateway_process import batches, gateway, measured, readings, sensor
-from test_buffer import UNBOUND
+from test_buffer import UNBOUND, take, values
+from test_buffer import fill as grow
 from trials import mounted, times
 
 from gateway.buffer import Buffer
@@ -229,6 +230,54 @@ def test_on_a_full_disk_the_oldest_go_counted_and_what_comes_waits_for_room(
             assert len(measured(arrived)) + dropped == before + taken * (1 + BULK)
 
     run(scenario())
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> Iterator[LoopDisk]:
+    """A disk with room for bytes, and inodes for few files."""
+    with ExitStack() as stack:
+        yield mounted(stack, LoopDisk(16 << 20, tmp_path, "state", inodes=32))
+
+
+def take_inodes(disk: LoopDisk) -> list[Path]:
+    """Leave no inode; return the files that have them now."""
+    files: list[Path] = []
+    with pytest.raises(OSError, match="No space left"):
+        while True:
+            files.append(disk.path / f"hog-{len(files)}")
+            files[-1].touch()
+    return files[:-1]
+
+
+def buffered(disk: LoopDisk, epoch: int) -> Buffer:
+    buffer = Buffer(Disk(disk.path), UNBOUND, "bench", boot=7, epoch=epoch)
+    buffer.tick(0.0)
+    return buffer
+
+
+def test_a_start_without_a_free_inode_drops_nothing_and_goes_on(few: LoopDisk):
+    fill(few.path, 1200)
+    take(killed := buffered(few, 2), 1.0, durable=True)
+    killed.tick(0.1)
+    segments = len(list(few.path.glob("*.seg")))
+    take_inodes(few)
+    for epoch in (3, 4):  # the first has to seal what is in the journal
+        take(buffer := buffered(few, epoch), float(epoch))
+        buffer.close()
+        assert (buffer.fault, buffer.unsaved, buffer.stats().dropped) == (None, 0, 0)
+    assert len(list(few.path.glob("*.seg"))) == segments
+    assert len(values(buffered(few, 5))) == 1203
+
+
+def test_out_of_inodes_what_has_to_go_is_told_so(few: LoopDisk, caplog: pytest.LogCaptureFixture):
+    fill(few.path, 1200)
+    buffer = buffered(few, 2)
+    take_inodes(few)
+    while not (dropped := buffer.stats().dropped_by):
+        grow(buffer)
+    assert dropped.keys() == {"out of inodes"}
+    assert sorted(few.path.glob("*.seg"))[-2].stat().st_size > 3 << 20, "while it can, it grows"
+    assert "out of inodes: remove small files on this disk, `df -i` counts them" in caplog.text
 
 
 def all_arrived(arrived: list[int], file: Path) -> None:
