@@ -23,8 +23,9 @@ from operator import attrgetter
 from gateway import acked
 from gateway.aside import Aside, Inventory, on_disk
 from gateway.bounds import Bounds, most
+from gateway.cause import FULL
 from gateway.clock import Clock
-from gateway.disk import FULL, Disk, remedy
+from gateway.disk import Disk, remedy
 from gateway.held import Held
 from gateway.intake import Intake
 from gateway.journal import JournalFullError

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
+from gateway.cause import ELSEWHERE, cause, out_of_inodes
+
 LOCK = "."
 """The directory itself: that can be locked on a disk that is read-only, too."""
 DAMAGED = ".damaged"
@@ -25,7 +27,6 @@ FOREIGN = ".foreign"
 BLOCK = 4096
 PROBED = 0.5
 """Seconds within which who only looks whether a directory is locked has let go of it, by far."""
-FULL = (errno.ENOSPC, errno.EDQUOT)
 UNREADABLE = (errno.EIO, errno.EUCLEAN, errno.EBADMSG)
 """How Linux says that bytes cannot be read: by the device, by the checks of a file system."""
 _PROBE = "probe"
@@ -68,6 +69,10 @@ class Disk:
         if self._identity is None:
             self._take()
         return sorted(entry.name for entry in os.scandir(self.directory) if _is_file(entry))
+
+    def entries(self) -> list[str]:
+        """Return the names of all that stands there, be it files or not."""
+        return sorted(path.name for path in self.directory.iterdir())
 
     def _take(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -128,7 +133,7 @@ class Disk:
         All of them for -1.
         """
         data = b""
-        with suppress(FileNotFoundError), self._reading(name) as fd:
+        with suppress(FileNotFoundError), self._telling(name), self._reading(name) as fd:
             left = max(os.fstat(fd).st_size - offset, 0) if length < 0 else length
             # One call ends short before a block that cannot be read, as if the file ended there
             while len(data) < left:
@@ -194,7 +199,8 @@ class Disk:
         """Write all of `data` at `offset`, creating the file where it is missing."""
         fd, rest = self._fd(name), memoryview(data)
         while rest:
-            done = os.pwrite(fd, rest, offset)
+            with self._telling(name):
+                done = os.pwrite(fd, rest, offset)
             self.written += (-(-(offset + done) // BLOCK) - offset // BLOCK) * BLOCK
             offset, rest = offset + done, rest[done:]
 
@@ -210,11 +216,22 @@ class Disk:
 
     def cut(self, name: str, length: int) -> None:
         """Let the file end at `length`."""
-        os.ftruncate(self._fd(name), length)
+        with self._telling(name):
+            os.ftruncate(self._fd(name), length)
 
     def sync(self, name: str) -> None:
         """Return when all that was written to the file is on the device."""
-        os.fdatasync(self._fd(name))
+        with self._telling(name):
+            os.fdatasync(self._fd(name))
+
+    @contextmanager
+    def _telling(self, name: str) -> Iterator[None]:
+        """Have an error tell which file it is about: of an open one Linux does not know."""
+        try:
+            yield
+        except OSError as error:
+            error.filename = error.filename or str(self.directory / name)
+            raise
 
     def sync_directory(self) -> None:
         """Return when all that was created and removed is on the device."""
@@ -276,15 +293,6 @@ class Disk:
     def below(self, name: str) -> "Disk":
         """Return the disk of a directory inside this one."""
         return Disk(self.directory / name)
-
-
-def out_of_inodes(path: Path) -> bool:
-    """Whether a file system has free blocks, and no inode for one file more; raises OSError.
-
-    Some, such as btrfs, have no fixed number of them, and tell none.
-    """
-    stat = os.statvfs(path)
-    return stat.f_files > 0 and stat.f_favail == 0 < stat.f_bavail
 
 
 def _datasync(fd: int) -> None:
@@ -423,22 +431,10 @@ def of_another_version(path: Path, magic: bytes) -> bool:
     return False
 
 
-_REMEDIES = {
-    errno.ENOSPC: "free space there, or set [buffer] max_size",
-    errno.EDQUOT: "free space there, or raise the quota",
-    errno.EROFS: "look for the cause in dmesg, then mount -o remount,rw",
-    errno.EPERM: "a file there is protected: see lsattr DIRECTORY, then sudo chattr -i FILE",
-    errno.EEXIST: "something else stands there: remove it, or set [gateway] state_dir elsewhere",
-    errno.ENOTDIR: "something else stands there: remove it, or set [gateway] state_dir elsewhere",
-    errno.EACCES: "give it to the user that bygate runs as: sudo chown -R bygate DIRECTORY",
-    errno.EIO: "the disk fails: replace the SD card or drive",
-}
-
-
-def remedy(error: OSError, directory: Path) -> str:
-    """Return what was seen and what mends it."""
-    mend = _REMEDIES.get(error.errno or 0, "set [gateway] state_dir to a directory on a disk")
-    return f"{directory}: {error.strerror}: {mend.replace('DIRECTORY', str(directory))}"
+def remedy(error: OSError, path: Path) -> str:
+    """Return what was seen and what mends it, in `path` unless the error says where."""
+    at, mend = cause(error, path)
+    return f"{at}: {error.strerror}: {mend}"
 
 
 _VOLATILE = {0x01021994: "tmpfs", 0x858458F6: "ramfs", 0x794C7630: "overlay"}
@@ -456,4 +452,4 @@ def volatile(directory: Path) -> str | None:
     return _VOLATILE.get(statfs[0] & 0xFFFFFFFF)
 
 
-VOLATILE = "does not outlast a reboot: set [gateway] state_dir to a directory on a disk"
+VOLATILE = f"does not outlast a reboot: {ELSEWHERE}"

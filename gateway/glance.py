@@ -104,7 +104,7 @@ class Glance:
         return names
 
     def _foreign(self) -> Iterator[str]:
-        for name in (*_FILES, DIRECTORY):
+        for name in (*_FILES, DIRECTORY, *filter(is_segment, self.disk.entries())):
             path = self.disk.directory / name
             fits = path.is_dir() if name == DIRECTORY else path.is_file()
             if os.path.lexists(path) and not fits:

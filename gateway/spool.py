@@ -12,7 +12,8 @@ from contextlib import suppress
 import msgpack
 
 from gateway.acked import LOSSES, Acked, Told, join
-from gateway.disk import BLOCK, FULL, Damage, Disk
+from gateway.cause import FULL
+from gateway.disk import BLOCK, Damage, Disk
 from gateway.held import Held, Shelf
 from gateway.journal import Flushed
 from gateway.missing import Missing

@@ -98,12 +98,13 @@ class Store:
         return left - self._removed[name]
 
     def _make_way(self) -> None:
-        segments = list(filter(is_segment, self._disk.names()))
+        segments = filter(is_segment, self._disk.names())  # files: who opens a pipe waits for ever
         if _are_of_another_version([Path(self._disk.directory, name) for name in segments]):
             self._move({acked.NAME: _is_none})  # it tells of them
             self._disk.sync_directory()  # without them it would be taken for ours
         self._move({journal.NAME: _journal, acked.NAME: _acked, DIRECTORY: Path.is_dir})
-        self._move(dict.fromkeys((LIST, NEW), _small) | dict.fromkeys(segments, _segment))
+        self._move(dict.fromkeys((LIST, NEW), _small))
+        self._move(dict.fromkeys(filter(is_segment, self._disk.entries()), _segment))
 
     def _move(self, ours: Mapping[str, Callable[[Path], bool]]) -> None:
         for name, fits in ours.items():

@@ -3,6 +3,7 @@
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from random import Random
 
 PAGE = 4096
@@ -19,7 +20,7 @@ class CrashDisk:
     removed since the last `sync_directory` are there afterwards, or not.
     """
 
-    directory = "memory"
+    directory = Path("memory")
 
     def __init__(self) -> None:
         self.written = 0
@@ -41,6 +42,9 @@ class CrashDisk:
 
     def names(self) -> list[str]:
         return sorted(self._live)
+
+    def entries(self) -> list[str]:
+        return self.names()
 
     def image(self) -> "CrashDisk":
         """Return a copy of it, as a command that copies files makes one."""

@@ -6,6 +6,7 @@ import shutil
 import struct
 import threading
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -516,6 +517,18 @@ def test_a_batch_holds_at_most_a_thousand_readings_and_64_kib(tmp_path: Path):
     assert all(len(batch.readings) <= BATCH_READINGS for batch in batches(buffer))
     assert len(values(buffer)) == 3 * BATCH_READINGS
     assert len(batches(buffer)) > 3
+
+
+@pytest.mark.parametrize("stands", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/none/x")])
+def test_what_stands_where_the_next_segment_belongs_is_set_aside_and_told(
+    tmp_path: Path, stands: Callable[[Path], None]
+):
+    opened(tmp_path).close()
+    stands(tmp_path / "00000002.seg")
+    again = opened(tmp_path, epoch=2)
+    told = f"{tmp_path}: 00000002.seg is not one of this bygate's: kept as 00000002.seg-0.foreign"
+    assert (again.fault, again.stats().faults) == (None, [told])
+    assert os.path.lexists(tmp_path / "00000002.seg-0.foreign")
 
 
 def test_a_full_journal_is_sealed(tmp_path: Path):

@@ -216,6 +216,15 @@ def test_what_stands_where_a_file_belongs_is_named_and_the_others_are_read(
     assert [each.split(":")[0] for each in told["damage"]] == ([] if mine else [name])
 
 
+def test_a_pipe_in_place_of_a_segment_is_named_until_the_daemon_sets_it_aside(
+    tmp_path: Path, capsys: Said
+):
+    opened(tmp_path / "state").close()
+    os.mkfifo(tmp_path / "state/00000009.seg")
+    (told,) = look(tmp_path, capsys)["damage"]
+    assert told.startswith("00000009.seg: none of bygate's")
+
+
 @pytest.mark.parametrize("what", STANDS)
 def test_what_was_set_aside_for_it_is_none_of_bygates_and_is_no_damage(
     tmp_path: Path, capsys: Said, what: str
