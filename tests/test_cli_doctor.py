@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from certificates import DAY, NOW, Authority
 from gateway_process import ROOT
 from test_buffer import opened, take
+from trials import mounted
 
 from gateway.certificate import WRITTEN
 from gateway.cli import main
@@ -27,6 +29,7 @@ from gateway.clock import SYNCHRONISED_BELOW_US, Clock
 from gateway.config import Config, load
 from gateway.disk import volatile
 from gateway.settings import BufferSettings
+from hil.loopdisk import LoopDisk
 
 NOWHERE = "mqtt://127.0.0.1:1"
 TODAY = datetime(2026, 12, 1, tzinfo=UTC)
@@ -128,7 +131,18 @@ def test_a_disk_that_is_read_only_is_a_fault(tmp_path):
     finally:
         subprocess.run(["umount", state], check=True)
     assert (seen.state, seen.seen) == ("fail", f"{state} cannot be written to")
-    assert "mount -o remount,rw" in seen.remedy
+    assert "mount -o remount,bind,rw" in seen.remedy
+
+
+def test_a_disk_without_a_free_inode_is_a_fault_though_it_has_room(tmp_path):
+    with ExitStack() as stack:
+        disk = mounted(stack, LoopDisk(8 << 20, tmp_path, "state", inodes=16))
+        with pytest.raises(OSError, match="No space left"):
+            for number in range(99):
+                (disk.path / f"hog-{number}").touch()
+        seen = storage(read(tmp_path))
+    assert (seen.state, seen.seen) == ("fail", f"{disk.path} takes no more files")
+    assert "out of inodes: remove small files there" in seen.remedy
 
 
 @pytest.fixture
@@ -160,7 +174,7 @@ def told_to_a_stranger(directory: Path, state: str) -> str:
     ("state", "says"),
     [
         ("state", "fail  user 65533 may not read and write in {}: only root and the user that"),
-        ("state/yet", "fail  {} cannot be looked at: {}: Permission denied"),
+        ("state/yet", "fail  {} cannot be looked at: user 65533 may not: give the command by"),
         ("yet", "warn  {} does not exist yet: user 65533 may not make it: systemd does, or"),
     ],
 )

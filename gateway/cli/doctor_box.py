@@ -4,7 +4,7 @@ import os
 import pwd
 from contextlib import suppress
 from datetime import UTC, datetime
-from errno import EROFS
+from errno import ENOSPC, EROFS
 from pathlib import Path
 
 from gateway.bounds import kept_free
@@ -55,9 +55,10 @@ def storage(config: Config) -> Finding:
     except (FileNotFoundError, NotADirectoryError):
         return _none_yet(directory, settings)
     except OSError as error:
-        return Finding(
-            "storage", FAIL, f"{directory} cannot be looked at", remedy(error, directory)
-        )
+        why = remedy(error, directory)
+        if isinstance(error, PermissionError):  # that it is closed to us is no fault of bygate's
+            why = f"{_me()} may not: give the command by sudo"
+        return Finding("storage", FAIL, f"{directory} cannot be looked at", why)
 
 
 def _none_yet(directory: Path, settings: BufferSettings) -> Finding:
@@ -116,6 +117,9 @@ def _me() -> str:
 
 
 def _room(what: str, directory: Path, settings: BufferSettings) -> Finding:
+    if Disk(directory).out_of_inodes():
+        full = remedy(OSError(ENOSPC, os.strerror(ENOSPC)), directory)
+        return Finding("storage", FAIL, f"{directory} takes no more files", full)
     state, seen, why = space(*Disk(directory).room(), settings)
     return Finding("storage", state, f"{what}: {seen}", why)
 
