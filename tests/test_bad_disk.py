@@ -255,20 +255,6 @@ def buffered(disk: LoopDisk, epoch: int) -> Buffer:
     return buffer
 
 
-def test_a_start_without_a_free_inode_drops_nothing_and_goes_on(few: LoopDisk):
-    fill(few.path, 1200)
-    take(killed := buffered(few, 2), 1.0, durable=True)
-    killed.tick(0.1)
-    segments = len(list(few.path.glob("*.seg")))
-    take_inodes(few)
-    for epoch in (3, 4):  # the first has to seal what is in the journal
-        take(buffer := buffered(few, epoch), float(epoch))
-        buffer.close()
-        assert (buffer.fault, buffer.unsaved, buffer.stats().dropped) == (None, 0, 0)
-    assert len(list(few.path.glob("*.seg"))) == segments
-    assert len(values(buffered(few, 5))) == 1203
-
-
 def test_out_of_inodes_what_has_to_go_is_told_so(few: LoopDisk, caplog: pytest.LogCaptureFixture):
     fill(few.path, 1200)
     buffer = buffered(few, 2)
@@ -276,7 +262,6 @@ def test_out_of_inodes_what_has_to_go_is_told_so(few: LoopDisk, caplog: pytest.L
     while not (dropped := buffer.stats().dropped_by):
         grow(buffer)
     assert dropped.keys() == {"out of inodes"}
-    assert sorted(few.path.glob("*.seg"))[-2].stat().st_size > 3 << 20, "while it can, it grows"
     assert "out of inodes: remove small files on this disk, `df -i` counts them" in caplog.text
 
 
