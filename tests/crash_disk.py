@@ -43,6 +43,9 @@ class CrashDisk:
     def names(self) -> list[str]:
         return sorted(self._live)
 
+    def out_of_inodes(self) -> bool:
+        return False
+
     def entries(self) -> list[str]:
         return self.names()
 

@@ -12,7 +12,7 @@ from typing import Any
 import counting_driver
 import pytest
 from gateway_process import batches, gateway, measured, readings, sensor
-from test_buffer import UNBOUND, take, values
+from test_buffer import UNBOUND
 from test_buffer import fill as grow
 from trials import mounted, times
 

