@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from gateway.ble import STARTED
 from gateway.bluez import NO_ANSWER, STUCK_BUS, WRONG_BUS
 from hil.bluezprocess import BlueZProcess
 from tests.radio_scene import METER, NEEDS_DBUS, TAG, on_air
@@ -60,7 +59,8 @@ async def scan(scene, *arguments, faults=(), meanwhile=None, stopped=None):
             )
             reading = asyncio.ensure_future(process.communicate())
             if meanwhile:
-                await asyncio.sleep(STARTED)
+                while json.loads(await bluez.tell("heard"))[TAG] < 3:  # noqa: ASYNC110 - those reached the scan
+                    await asyncio.sleep(0.05)
                 await meanwhile(bluez, reading)
             out, err = await reading
     return process.returncode, out.decode(), err.decode()

@@ -11,6 +11,7 @@ from random import Random
 
 import counting_driver
 import pytest
+from delivery import until
 from gateway_process import batches, gateway, measured, sensor
 from trials import found, times
 
@@ -53,6 +54,9 @@ def test_killed_at_any_instant_it_delivers_all_that_was_flushed(
     overdue: set[tuple[str, object]] = set()
     runs: list[dict[str, int]] = [dict.fromkeys(SENSORS, 0)]
 
+    def taken() -> dict[str, int]:
+        return {name: counting_driver.counted(file) for name, file in files.items()}
+
     async def scenario() -> None:
         async with Broker() as broker:
             for _ in range(kills):
@@ -60,7 +64,9 @@ def test_killed_at_any_instant_it_delivers_all_that_was_flushed(
                 intervals = {"flush_interval": f"{FLUSH * 1000:.0f}ms", "seal_interval": seal}
                 came = len(broker.received)
                 async with gateway(tmp_path, broker.url, sensors, **intervals) as daemon:
-                    await asyncio.sleep(random.uniform(0.2, 2.5))
+                    if random.random() < 0.8:  # else perhaps amid its start
+                        await until(lambda: taken() != runs[-1], within=30)
+                    await asyncio.sleep(random.uniform(0.2, 2.0))
                     killed = time.monotonic()
                     daemon.process.kill()
                     await daemon.process.wait()
@@ -70,7 +76,7 @@ def test_killed_at_any_instant_it_delivers_all_that_was_flushed(
                 assert not due - left - arrived, "lost more than the interval"
                 overdue.update(due)
                 flushed.update(left)
-                runs.append({name: counting_driver.counted(file) for name, file in files.items()})
+                runs.append(taken())
             async with gateway(tmp_path, broker.url, sensors) as daemon:
                 await daemon.says("connected")
                 assert await daemon.stop() == 0

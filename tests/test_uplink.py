@@ -201,7 +201,7 @@ def test_a_connection_begins_with_one_batch_until_that_is_acknowledged(tmp_path)
 
 def test_the_window_is_that_of_a_new_connection_once_nothing_is_under_way(tmp_path):
     async def scenario() -> None:
-        async with Broker(faults=Faults(ack_after=0.02)) as broker:
+        async with Broker(faults=Faults(ack_after=0.1)) as broker:
             seen = most_under_way(broker)
             box = Box(tmp_path, address(broker))
             await box.seal(100)
