@@ -61,18 +61,28 @@ def cause(error: OSError, path: Path) -> tuple[Path, str]:
     number, met = error.errno or 0, path
     if error.filename:
         met = Path(os.fsdecode(error.filename))
+    with suppress(OSError):  # what was met a moment ago may be gone, or closed, by now
+        return _looked_into(number, met, path)
+    return met, ELSEWHERE
+
+
+def _looked_into(number: int, met: Path, path: Path) -> tuple[Path, str]:
     if number in _ASKED_OF_ALL:
-        with suppress(OSError):
-            return path, _ASKED_OF_ALL[number](_there(path))
+        return path, _ASKED_OF_ALL[number](_there(path))
     if number in _OF_ALL:
         return path, _OF_ALL[number]
     if number == errno.EACCES:
-        return _of_rights(met.absolute(), path.absolute())
+        return _of_rights(_real(met), _real(path))
     if number == errno.EPERM:
         return met, _of_protection(_there(met))
     if number in _IN_PLACE or (number == errno.ENOENT and met.is_symlink()):
         return _of_what_stands(met.absolute(), path.absolute())
     return met, _OF_ONE.get(number, ELSEWHERE)
+
+
+def _real(path: Path) -> Path:
+    """Return where links lead, as far as they can be followed."""
+    return Path(os.path.realpath(path))
 
 
 def _there(path: Path) -> Path:
@@ -112,10 +122,10 @@ def _of_a_read_only_mount(path: Path) -> str:
 def _mount(path: Path) -> tuple[Path, bool]:
     """Return where it is mounted, and whether its file system can be written to elsewhere."""
     found = Path("/"), False
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n")[:-1]:
         here, _, device = line.partition(" - ")
         at = Path(re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), here.split()[4]))
-        if path.resolve().is_relative_to(at) and at.is_relative_to(found[0]):  # the last is on top
+        if _real(path).is_relative_to(at) and at.is_relative_to(found[0]):  # the last is on top
             found = at, "rw" in device.split()[-1].split(",")
     return found
 
@@ -127,11 +137,11 @@ _ASKED_OF_ALL = {errno.ENOSPC: _of_a_full_disk, errno.EROFS: _of_a_read_only_mou
 
 def _of_rights(met: Path, path: Path) -> tuple[Path, str]:
     """Look from the root on: what is behind a closed directory cannot even be looked at."""
-    for parent in reversed(path.parents):
+    for parent in (*reversed(path.parents), *reversed(met.parents)):
         if os.path.lexists(parent) and not _may(parent, os.X_OK):
             return parent, _let_pass(parent)
     there = _there(met)
-    if not there.is_relative_to(path):
+    if there in path.parents:
         return there, f"bygate may make nothing in it: sudo install -d -o bygate {path}, {_OTHER}"
     closed = next((at for at in (path, there) if not _may(at, _needed(at))), there)
     return closed, _give(closed, path)
@@ -156,9 +166,10 @@ def _give(closed: Path, path: Path) -> str:
         return (
             "its mode allows it: see dmesg for AppArmor or SELinux, on a network drive its server"
         )
+    whole = path if closed.is_relative_to(path) else closed
     if closed.stat().st_uid == os.geteuid():
-        return f"its owner may not: sudo chmod -R u+rwX {path}"
-    return f"give it to the user that bygate runs as: sudo chown -R bygate {path}"
+        return f"its owner may not: sudo chmod -R u+rwX {whole}"
+    return f"give it to the user that bygate runs as: sudo chown -R bygate {whole}"
 
 
 def _of_protection(there: Path) -> str:

@@ -114,6 +114,32 @@ def test_a_parent_that_lets_nobody_pass_is_named_and_not_given_away(stranger: Pa
 
 
 @needs_root
+@pytest.mark.parametrize("state", ["link", "link/yet"])
+def test_a_directory_that_lets_nobody_pass_is_named_behind_a_link(stranger: Path, state: str):
+    closed = of_root(stranger / "closed", 0o700)
+    (stranger / "link").symlink_to(closed / "state")
+    assert said(stranger / state).startswith(
+        f"{closed}: Permission denied: bygate may not pass through it: sudo chmod o+x {closed}, "
+    )
+
+
+@needs_root
+def test_what_a_link_leads_to_is_to_be_given_to_bygate(stranger: Path):
+    theirs = of_root(stranger / "theirs", 0o755)
+    (stranger / "link").symlink_to(theirs)
+    assert said(stranger / "link").endswith(f"sudo chown -R bygate {theirs}")
+
+
+@needs_root
+def test_a_file_behind_a_link_is_to_be_given_to_bygate(stranger: Path):
+    (stranger / "elsewhere").touch()
+    theirs = of_root(stranger / "elsewhere", 0o600)
+    (stranger / "state").mkdir()
+    (stranger / "state" / "journal").symlink_to(theirs)
+    assert said(stranger / "state").endswith(f"sudo chown -R bygate {theirs}")
+
+
+@needs_root
 @pytest.mark.parametrize("state", ["theirs/state", "theirs/yet/state"])
 def test_a_parent_in_which_nothing_can_be_made_is_not_given_away(stranger: Path, state: str):
     theirs = of_root(stranger / "theirs", 0o755)
@@ -169,6 +195,13 @@ def test_a_file_system_that_is_read_only_is_named_by_its_mount(disk: LoopDisk):
         f"{disk.path}/state: Read-only file system: look for the cause in dmesg, then "
         f"mount -o remount,rw {disk.path}"
     )
+
+
+def test_mounts_with_names_that_are_no_text_hide_none(tmp_path: Path):
+    with ExitStack() as stack:
+        named = mounted(stack, LoopDisk(8 << 20, tmp_path, os.fsdecode(b"caf\xe9"), inodes=16))
+        named.mount_again("ro")
+        assert said(named.path / "state").endswith(f"mount -o remount,rw {named.path}")
 
 
 def test_a_mount_that_is_read_only_alone_is_told_from_that(disk: LoopDisk):
