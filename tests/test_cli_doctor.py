@@ -102,8 +102,9 @@ def test_a_directory_that_is_not_there_yet_is_no_fault_and_is_not_made(tmp_path)
 
 
 @pytest.mark.parametrize("state", ["state", "state/below"])
-def test_a_file_in_its_place_is_a_fault(tmp_path, state):
-    (tmp_path / "state").touch()
+@pytest.mark.parametrize("stands", [Path.touch, lambda path: path.symlink_to("/none/such")])
+def test_what_stands_in_its_place_is_a_fault(tmp_path, state, stands):
+    stands(tmp_path / "state")
     told = found(read(tmp_path, state=state))
     assert told["storage"].state == "fail"
     assert "set [gateway] state_dir elsewhere" in told["storage"].remedy

@@ -62,7 +62,7 @@ def storage(config: Config) -> Finding:
 
 
 def _none_yet(directory: Path, settings: BufferSettings) -> Finding:
-    parent = next(path for path in directory.parents if path.exists())
+    parent = next(path for path in directory.parents if os.path.lexists(path))
     seen = f"{directory} does not exist yet"
     if not parent.is_dir():
         why = f"{parent} is no directory: set [gateway] state_dir elsewhere"
