@@ -34,4 +34,5 @@ class HoldOver:
             return
         with suppress(OSError):
             self._disk.write(NAME, 0, self._this_boot)
+            self._disk.close(NAME)  # without it the buffer goes on; open it would be missed
             self._noted = True

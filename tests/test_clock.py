@@ -19,6 +19,7 @@ from gateway.buffer import Buffer
 from gateway.clock import SYNCHRONISED_BELOW_US, Clock, kernel_clock
 from gateway.config import load
 from gateway.disk import LOCK, Disk
+from gateway.holdover import HoldOver
 from gateway.poller import SerialPoller
 from gateway.reading import ClockState, Reading
 from gateway.service import Service
@@ -246,3 +247,11 @@ def test_a_pipe_in_place_of_a_note_holds_up_no_start(name, tmp_path):
     (tmp_path / "state").mkdir()
     os.mkfifo(tmp_path / "state" / name)
     assert asyncio.run(states(tmp_path, SYNCED, boot=1)) == {ClockState.SYNCED}
+
+
+def test_a_note_that_somebody_removes_is_not_taken_for_the_whole_directory(tmp_path):
+    disk = Disk(tmp_path)
+    disk.names()
+    HoldOver(Clock(kernel=lambda: SYNCED), disk).note()
+    (tmp_path / "clock").unlink()
+    assert not disk.replaced()
