@@ -148,8 +148,9 @@ def within(ranges: Iterable[Range], hole: range) -> tuple[int, bool]:
 
 
 def is_ours(data: bytes) -> bool:
-    """Whether a page in it is whole, or none was ever written."""
-    return not any(data) or bool(_page(data[:PAGE]) or _page(data[PAGE : 2 * PAGE]))
+    """Whether a page in it is whole, or none was ever written; its first one may be torn."""
+    pages = data[:PAGE], data[PAGE : 2 * PAGE]
+    return not any(data) or any(_page(page) or page == bytes(PAGE) for page in pages)
 
 
 def _page(data: bytes) -> Told | None:

@@ -18,7 +18,7 @@ LARGEST_FILE = 4 << 20
 """Bytes; what is behind is none of ours, and reading it would take all of the memory."""
 
 _ENDING = ".seg"
-_NUMBERED = re.compile(r"([0-9]{8,})\.seg")
+_NUMBERED = re.compile(r"([0-9]{8,200})\.seg")
 
 
 def is_segment(name: str) -> bool:

@@ -199,6 +199,14 @@ def test_ranges_of_which_nothing_is_whole_are_set_aside_and_told(tmp_path: Path)
     assert "kept as acked-0.foreign" in again.stats().faults[0]
 
 
+def test_acked_whose_first_page_was_torn_by_a_power_cut_is_no_other_ones(tmp_path: Path):
+    take(buffer := opened(tmp_path), 1.0)
+    buffer.close()
+    (tmp_path / "acked").write_bytes(bytes(4096) + b"half".ljust(4096, b"\0"))
+    again = opened(tmp_path, epoch=2)
+    assert (values(again), again.stats().faults) == ([1.0], [])
+
+
 @pytest.mark.parametrize("ranges", [[[1, 1]], [[1, 1], [3, 3], [5, 5], [7, 7]]])
 def test_ranges_in_the_form_of_an_earlier_version_are_none(tmp_path: Path, ranges: list[object]):
     take(buffer := opened(tmp_path), 1.0)
