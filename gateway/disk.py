@@ -204,6 +204,13 @@ class Disk:
             self.written += (-(-(offset + done) // BLOCK) - offset // BLOCK) * BLOCK
             offset, rest = offset + done, rest[done:]
 
+    def note(self, name: str, data: bytes) -> None:
+        """Write what the buffer can go on without: it is not kept open, for then it is missed."""
+        try:
+            self.write(name, 0, data)
+        finally:
+            self.close(name)
+
     def settle(self, name: str) -> None:
         """Make what is read what is on the device.
 

@@ -33,6 +33,5 @@ class HoldOver:
         if self._noted or not self._clock.state():
             return
         with suppress(OSError):
-            self._disk.write(NAME, 0, self._this_boot)
-            self._disk.close(NAME)  # without it the buffer goes on; open it would be missed
+            self._disk.note(NAME, self._this_boot)
             self._noted = True

@@ -82,7 +82,7 @@ class Meter:
         if now < self._next:
             return
         with suppress(OSError):  # it is not worth a fault
-            self._disk.write(NAME, 0, json.dumps(asdict(rates)).encode().ljust(_SIZE))
+            self._disk.note(NAME, json.dumps(asdict(rates)).encode().ljust(_SIZE))
         self._next = now + NOTED_EVERY
 
 

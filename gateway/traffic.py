@@ -104,5 +104,5 @@ class Traffic:
             self._turn()
             line = json.dumps([round(self._runs()), *self._days])
         with suppress(OSError):
-            disk.write(NAME, 0, line.encode().ljust(_SIZE))
+            disk.note(NAME, line.encode().ljust(_SIZE))
         self._next = self._runs() + NOTED_EVERY

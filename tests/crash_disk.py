@@ -43,6 +43,9 @@ class CrashDisk:
     def names(self) -> list[str]:
         return sorted(self._live)
 
+    def note(self, name: str, data: bytes) -> None:
+        self.write(name, 0, data)
+
     def out_of_inodes(self) -> bool:
         return False
 

@@ -21,9 +21,11 @@ from gateway.config import load
 from gateway.disk import LOCK, Disk
 from gateway.holdover import HoldOver
 from gateway.poller import SerialPoller
+from gateway.rates import RATE_AFTER, Meter
 from gateway.reading import ClockState, Reading
 from gateway.service import Service
 from gateway.settings import BufferSettings
+from gateway.traffic import Traffic
 from gateway.wire import Batch, decode
 from hil.broker import Broker, Received
 from hil.devices import Sds011
@@ -253,5 +255,9 @@ def test_a_note_that_somebody_removes_is_not_taken_for_the_whole_directory(tmp_p
     disk = Disk(tmp_path)
     disk.names()
     HoldOver(Clock(kernel=lambda: SYNCED), disk).note()
-    (tmp_path / "clock").unlink()
+    Traffic().write(disk)
+    (meter := Meter(disk)).note(0.0, 0, 0)
+    meter.note(RATE_AFTER, 1, 1)
+    for name in ("clock", "traffic", "rates"):
+        (tmp_path / name).unlink()
     assert not disk.replaced()
