@@ -7,8 +7,6 @@ from gateway.record import Place
 from gateway.segments import Segments
 from gateway.survey import Sealed, sealed
 
-_BEGUN = "begun-"
-
 
 class Recorded:
     """Those of one spool. One is known by what it was of, as far as its names tell that."""
@@ -52,18 +50,8 @@ class Recorded:
 
     def still_in(self, segments: Segments, oldest: Place) -> list[str]:
         """Return the names of what may still lie in a segment, or between two."""
-        here = sorted(
-            of for of in self.names if of.partition("-")[0] in segments or of.startswith(_BEGUN)
-        )
+        here = sorted(of for of in self.names if of.partition("-")[0] in segments)
         return self.ends(oldest) + here
-
-    def begin(self, file: str) -> None:
-        """Have each head say from now on that there is a file of this name."""
-        self.names.add(f"{_BEGUN}{file}")
-
-    def has_begun(self, file: str) -> bool:
-        """Whether a head says that, so that it is missed where it is not there."""
-        return f"{_BEGUN}{file}" in self.names
 
     def ends(self, oldest: Place) -> list[str]:
         """Return the names of those that end behind where the oldest segment begins, in order."""

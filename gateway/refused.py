@@ -115,14 +115,6 @@ class Refused:
             self._disk.sync_directory()
             self._inventory.note(filter(None, map(self._seen, unlisted)))
 
-    def begin(self) -> bool:
-        """Have the list on the device, whatever is in it; whether it is there."""
-        with suppress(OSError):  # a full disk gives nothing up for it
-            if self._recovered:
-                self._inventory.begin()
-                return True
-        return False
-
     def _seen(self, aside: Aside) -> Listed | None:
         with suppress(OSError):
             self._disk.settle(aside.name)

@@ -738,7 +738,7 @@ def test_a_power_cut_amid_a_start_counts_what_is_damaged_once(changes: int):
             buffer = begun(disk, epoch)
             take(buffer, 2.0 * epoch, 2.0 * epoch + 1)
             buffer.close()
-        disk.spoil("00000001.seg", 150)
+        disk.spoil("00000001.seg", 130)
         with disk.power_cut(changes, Random(seed)):
             begun(disk, 3)
         again = begun(disk, 4)
@@ -831,7 +831,7 @@ def test_a_loss_whose_record_is_wiped_is_not_forgotten(seed: int):
 def test_a_power_cut_that_wipes_the_record_of_a_loss_forgets_nothing(changes: int):
     for seed in range(5):
         sealed_on(begun(disk := CrashDisk(), 1), 3, 4)
-        disk.spoil("00000001.seg", 150)
+        disk.spoil("00000001.seg", 130)
         with disk.power_cut(changes, Random(seed)):
             begun(disk, 2)
         if "00000002.seg" in disk.names():
@@ -1190,7 +1190,7 @@ def test_a_start_on_a_full_disk_forgets_nothing_of_what_is_missing():
     partly_flushed_by(buffer)
     sealed_on(buffer, 4)
     (segment,) = [name for name in disk.names() if name.endswith(".seg")]
-    disk.wipe(segment, 90, disk.size(segment), b"b")
+    disk.wipe(segment, 70, disk.size(segment), b"b")
     disk.limit = disk.used
     assert "No space left" in str(begun(disk, 3).fault)
     disk.limit = None
