@@ -112,18 +112,18 @@ def test_a_broker_that_is_merely_slow_keeps_its_connection(tmp_path: Path):
             due = itertools.count()
 
             def one_after_the_other(message: Received) -> None:
-                at = began + 0.04 * next(due)
+                at = began + 0.1 * next(due)
                 broker.faults = Faults(ack_after=max(at - loop.time(), 0), ack_topics=BATCHES)
 
             loop = asyncio.get_running_loop()
-            box = Box(tmp_path, address(broker), ack_within=0.3)
-            await box.seal(60)
+            box = Box(tmp_path, address(broker), ack_within=1.0)
+            await box.seal(50)
             began = loop.time()
             broker.on_publish.append(one_after_the_other)
             async with delivering(box):
                 await box.empty()
             assert broker.connects == 1
-            assert both(broker.received) == list(range(1, 61))
+            assert both(broker.received) == list(range(1, 51))
 
     run(scenario())
 
