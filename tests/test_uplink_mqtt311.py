@@ -17,7 +17,7 @@ OLD = {"protocol": "3.1.1"}
 def test_batches_go_without_properties_and_many_at_once(tmp_path):
     async def scenario() -> None:
         async with Broker() as broker:
-            broker.faults = Faults(ack_after=0.02)
+            broker.faults = Faults(ack_after=0.1)
             under_way: list[int] = []
             broker.on_publish.append(
                 lambda _: under_way.append(sum(m.answer is None for m in broker.received))
