@@ -65,6 +65,7 @@ class Spool:
         for name in self._segments.find(self._disk.names()):
             self._recover_segment(name)
         self._recover_acked()
+        self._let_go_of_evicted()
         self._segments.total = self._missing.end(self.last)
         self.recovered = True
 
@@ -98,6 +99,11 @@ class Spool:
             self.dropped = max(self.dropped, self._acked.found.dropped)
         self.last = max([self.last, *(last for _, last, _ in self._acked.ranges)])
         self._shelf.drop(s for s in self._shelf.sequences() if s in self._acked)
+
+    def _let_go_of_evicted(self) -> None:
+        """Let go of what power cuts bring back, though only a head still tells that it went."""
+        for name in self.recorded.names:
+            self._shelf.drop([held.sequence for held in self._shelf.of(name)])
 
     def _take(self, segment: Segment, record: Record) -> None:
         segment.first = segment.first or record.sequence

@@ -1092,6 +1092,23 @@ def test_segments_are_in_the_order_of_their_numbers(tmp_path: Path):
     assert not (tmp_path / "99999999.seg").exists()
 
 
+def test_an_evicted_segment_that_power_cuts_bring_back_twice_is_lost_once(tmp_path: Path):
+    for epoch in (1, 2, 3):
+        take(buffer := opened(tmp_path, epoch), float(epoch))
+        buffer.close()
+    back = (tmp_path / "00000001.seg").read_bytes()
+    buffer._spool.evict("buffer full")
+    (tmp_path / "00000001.seg").write_bytes(back)
+    again = opened(tmp_path, epoch=4)
+    for held in list(again.waiting()):  # and with them the record of what was lost
+        again.acknowledge(held)
+    again.close()
+    (tmp_path / "00000001.seg").write_bytes(back)
+    third = opened(tmp_path, epoch=5)
+    assert (values(third), third.stats().dropped) == ([], 1)
+    assert not (tmp_path / "00000001.seg").exists()
+
+
 @pytest.mark.parametrize("name", ["999999999999.seg", "999999999999.seg-0.foreign"])
 def test_behind_whatever_number_there_is_what_is_sealed_is_found_again(tmp_path: Path, name: str):
     (tmp_path / name).write_bytes(b"foreign")
