@@ -95,6 +95,11 @@ class Inventory:
         self._listed = listed or {}
         return not damaged
 
+    def begin(self) -> None:
+        """Return when it is on the device, be it empty: from then on it is missed."""
+        if not self._disk.exists(LIST):
+            self._put(self._listed)
+
     def get(self, aside: Aside) -> Listed | None:
         """Return what is noted of a batch, None when it is not in the list."""
         return self._listed.get(aside.mark)
@@ -114,8 +119,10 @@ class Inventory:
         return [one for one in self._listed.values() if one.mark in gone]
 
     def _write(self, listed: dict[str, Listed]) -> None:
-        if listed == self._listed:
-            return
+        if listed != self._listed:
+            self._put(listed)
+
+    def _put(self, listed: dict[str, Listed]) -> None:
         body = msgpack.packb(list(listed.values()))
         data = zlib.crc32(body).to_bytes(_CRC) + body
         self._disk.write(NEW, 0, data)

@@ -5,6 +5,7 @@ from collections import Counter, deque
 from collections.abc import Iterable
 
 from gateway import acked, journal
+from gateway.aside import LIST
 from gateway.disk import DAMAGED, Damage, Disk
 from gateway.held import Held
 from gateway.measure import counted
@@ -24,6 +25,7 @@ _GONE = {
     SEGMENTS: "what was sealed and not delivered is lost with it, nobody knows how much",
     journal.NAME: "what was flushed since the last batch is lost with it, nobody knows how much",
     acked.NAME: "all that lies there is sent once more; whether more is missing nobody knows",
+    LIST: "whether somebody removed a refused batch nobody knows",
 }
 
 _REMEDIES = {

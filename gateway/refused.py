@@ -115,6 +115,10 @@ class Refused:
             self._disk.sync_directory()
             self._inventory.note(filter(None, map(self._seen, unlisted)))
 
+    def begin(self) -> None:
+        """Return when there is a list on the device."""
+        self._inventory.begin()
+
     def _seen(self, aside: Aside) -> Listed | None:
         with suppress(OSError):
             self._disk.settle(aside.name)

@@ -126,6 +126,7 @@ class Store:
         self._intake.follow(self.spool.previous)
         self._intake.name_anew(self.spool, max(self.spool.last, self._refused.last))
         self._follow()
+        self._refused.begin()
         self.spool.begin(self._intake.epoch)
         self._intake.go_on_behind(max(self.spool.last, self._refused.last))
         self._losses.found(self.spool.damage())
@@ -137,7 +138,8 @@ class Store:
         names = self._disk.names()
         spool.recover()
         if any(map(is_segment, names)):
-            self._losses.gone(name for name in (journal.NAME, acked.NAME) if name not in names)
+            begun = journal.NAME, acked.NAME, LIST
+            self._losses.gone(name for name in begun if name not in names)
         for held in list(spool.waiting()):
             if held.epoch == intake.epoch and held.sequence in intake.renamed:
                 spool.acknowledge(held)

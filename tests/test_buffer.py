@@ -199,12 +199,26 @@ def test_ranges_of_which_nothing_is_whole_are_set_aside_and_told(tmp_path: Path)
     assert "kept as acked-0.foreign" in again.stats().faults[0]
 
 
-def test_acked_whose_first_page_was_torn_by_a_power_cut_is_no_other_ones(tmp_path: Path):
+@pytest.mark.parametrize("pages", [[b"", b"half"], [b"half", None], [None, b"half"]])
+def test_acked_of_which_a_power_cut_tore_a_page_is_no_other_ones(
+    tmp_path: Path, pages: list[bytes | None]
+):
     take(buffer := opened(tmp_path), 1.0)
     buffer.close()
-    (tmp_path / "acked").write_bytes(bytes(4096) + b"half".ljust(4096, b"\0"))
+    with (tmp_path / "acked").open("r+b") as acked:
+        for torn in pages:
+            if torn is not None:
+                acked.write(torn.ljust(PAGE, b"\0"))
+            else:
+                acked.seek(PAGE, os.SEEK_CUR)
     again = opened(tmp_path, epoch=2)
     assert (values(again), again.stats().faults) == ([1.0], [])
+
+
+def test_acked_that_a_power_cut_left_empty_is_no_other_ones(tmp_path: Path):
+    opened(tmp_path).close()
+    (tmp_path / "acked").write_bytes(b"")
+    assert opened(tmp_path, epoch=2).stats().faults == []
 
 
 @pytest.mark.parametrize("ranges", [[[1, 1]], [[1, 1], [3, 3], [5, 5], [7, 7]]])
@@ -1109,7 +1123,9 @@ def test_an_evicted_segment_that_power_cuts_bring_back_twice_is_lost_once(tmp_pa
     assert not (tmp_path / "00000001.seg").exists()
 
 
-@pytest.mark.parametrize("name", ["999999999999.seg", "999999999999.seg-0.foreign"])
+@pytest.mark.parametrize(
+    "name", ["999999999999.seg", "999999999999.seg-0.foreign", f"{'9' * 251}.seg"]
+)
 def test_behind_whatever_number_there_is_what_is_sealed_is_found_again(tmp_path: Path, name: str):
     (tmp_path / name).write_bytes(b"foreign")
     take(buffer := opened(tmp_path), 1.0)

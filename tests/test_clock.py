@@ -17,7 +17,7 @@ import pytest
 from drivers import sds011
 from gateway.buffer import Buffer
 from gateway.clock import SYNCHRONISED_BELOW_US, Clock, kernel_clock
-from gateway.config import load
+from gateway.config import Config, load
 from gateway.disk import LOCK, Disk
 from gateway.holdover import HoldOver
 from gateway.poller import SerialPoller
@@ -181,6 +181,17 @@ def retime(batches: list[dict[str, object]]) -> None:
     names["retime"](batches)
 
 
+def configured(directory: Path, broker: Broker, seal_interval: str) -> Config:
+    """Return a configuration with one sensor, the box itself."""
+    file = directory / "config.toml"
+    file.write_text(
+        f'[gateway]\nid = "trd-0042"\nstate_dir = "{directory}/state"\n'
+        f'[uplink]\nurl = "{broker.url}"\n[buffer]\nseal_interval = "{seal_interval}"\n'
+        '[sensors.box]\ndriver = "host"\ninterval = "100ms"\n'
+    )
+    return load(file)
+
+
 def test_a_receiver_re_times_what_the_daemon_took_before_its_clock_was_set(tmp_path):
     async def scenario() -> None:
         wrong, kernel = -5 * YEAR, ADRIFT
@@ -189,13 +200,8 @@ def test_a_receiver_re_times_what_the_daemon_took_before_its_clock_was_set(tmp_p
         )
         clock._unsynced = ClockState.NEVER_SET
         async with Broker() as broker:
-            file = tmp_path / "config.toml"
-            file.write_text(
-                f'[gateway]\nid = "trd-0042"\nstate_dir = "{tmp_path}/state"\n'
-                f'[uplink]\nurl = "{broker.url}"\n[buffer]\nseal_interval = "300ms"\n'
-                '[sensors.box]\ndriver = "host"\ninterval = "100ms"\n'
-            )
-            serving = asyncio.create_task(Service(load(file), clock).run())
+            service = Service(configured(tmp_path, broker, "300ms"), clock)
+            serving = asyncio.create_task(service.run())
             for step, state in ((0, SYNCED), (-HOUR, ADRIFT), (3 * YEAR, ADRIFT), (0, SYNCED)):
                 have = len(maps(broker.received))
                 await broker.wait_for(lambda seen, n=have + 3: len(maps(seen)) >= n)
@@ -222,13 +228,7 @@ async def states(directory: Path, kernel: tuple[int, bool], boot: int) -> set[ob
     clock = Clock(kernel=lambda: kernel, boot=boot)
     clock._unsynced = ClockState.NEVER_SET
     async with Broker() as broker:
-        file = directory / "config.toml"
-        file.write_text(
-            f'[gateway]\nid = "trd-0042"\nstate_dir = "{directory}/state"\n'
-            f'[uplink]\nurl = "{broker.url}"\n[buffer]\nseal_interval = "100ms"\n'
-            '[sensors.box]\ndriver = "host"\ninterval = "100ms"\n'
-        )
-        service = Service(load(file), clock)
+        service = Service(configured(directory, broker, "100ms"), clock)
         serving = asyncio.create_task(service.run())
         await broker.wait_for(maps)
         os.kill(os.getpid(), signal.SIGTERM)

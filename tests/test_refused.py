@@ -566,6 +566,48 @@ def test_a_list_that_a_kill_left_half_written_is_not_in_the_way_of_the_next(tmp_
     assert opened(tmp_path, epoch=2).stats().faults == []
 
 
+@pytest.mark.parametrize("ever", ["never any", "one that was delivered", "one that goes, too"])
+def test_a_list_that_is_gone_is_told_once(tmp_path: Path, ever: str):
+    buffer = refused(tmp_path, int(ever != "never any"))
+    if ever == "one that was delivered":
+        ask(tmp_path)
+        buffer.tick(62.0)
+        buffer.acknowledge(next(buffer.waiting()))
+        buffer.tick(63.0)
+    buffer.close()
+    shutil.rmtree(tmp_path / "refused")
+    (tmp_path / "refused.list").unlink()
+    (told,) = opened(tmp_path, epoch=2).stats().faults
+    assert told.endswith(
+        "refused.list is gone: whether somebody removed a refused batch nobody knows"
+    )
+    assert opened(tmp_path, epoch=3).stats().faults == []
+
+
+def test_a_list_for_which_there_was_no_room_at_first_is_not_missed():
+    disk = CrashDisk()
+    disk.limit = 0
+    buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=1)
+    buffer.tick(0.0)
+    assert "No space left" in str(buffer.fault)
+    disk.limit = None
+    buffer.tick(1.0)
+    again = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=2)
+    again.tick(0.0)
+    assert again.stats().faults == []
+
+
+@pytest.mark.parametrize("changes", range(20))
+def test_a_power_cut_in_the_first_start_makes_no_list_that_is_gone(changes: int):
+    for seed in range(10):
+        disk = CrashDisk()
+        with disk.power_cut(changes, Random(seed)):
+            Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=1).tick(0.0)
+        again = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=2)
+        again.tick(0.0)
+        assert not any("refused.list" in told for told in again.stats().faults)
+
+
 def test_one_that_is_removed_while_it_is_offered_is_told_of_once(tmp_path: Path):
     buffer = refused(tmp_path)
     ask(tmp_path)
