@@ -199,6 +199,10 @@ class CrashDisk:
         for disk in self._below.values():
             disk.crash(random)
 
+    def may_be_there(self) -> dict[str, bytes]:
+        """Return the files that a power cut may show, with what is in them for certain."""
+        return {name: self._durable.get(name, b"") for name in self._entries | set(self._live)}
+
     def spoil(self, name: str, at: int) -> None:
         """Flip a bit, as a card does that grows old."""
         spoilt = bytearray(self._durable[name])

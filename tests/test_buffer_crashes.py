@@ -3,6 +3,7 @@
 import re
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from random import Random
 
 from crash_disk import PAGE, CrashDisk, PowerCut
@@ -14,6 +15,7 @@ from trials import times
 from gateway.buffer import Buffer
 from gateway.held import Held
 from gateway.reading import TEMPERATURE, ClockState, Instant, Reading
+from gateway.record import Kind, records
 from gateway.settings import BufferSettings
 from gateway.wire import decode
 
@@ -108,9 +110,14 @@ class PowerCuts(RuleBasedStateMachine):
                 continue
             self.count_again(self.on_disk[name])
             self.evicted |= self.on_disk.pop(name)
-        for name in waiting.keys() - self.on_disk.keys():
-            batch = decode(self.buffer.payload(waiting[name]))
+        for name, held in waiting.items():
+            if len(before := self.on_disk.get(name, set())) == held.readings > 0:
+                continue
+            batch = decode(self.buffer.payload(held))
             self.on_disk[name] = {reading.value for reading in batch.readings}
+            if went := before - self.on_disk[name]:  # the journal had but its beginning
+                self.count_again(went)
+                self.evicted |= went
             if self.wiped:  # on a full disk the journal could not save it before
                 self.twice += len(self.evicted & self.on_disk[name])
                 self.evicted -= self.on_disk[name]
@@ -231,6 +238,7 @@ class PowerCuts(RuleBasedStateMachine):
     def power_cut_that_wipes_a_block(self, place: float, length: int, filling: bytes) -> None:
         self.disk.failing = 0
         self.doubtful |= self.acked
+        self.twice += self.buried()
         self.disk.crash(self.random)
         names = [name for name in self.disk.names() if name.endswith(".seg")]
         sizes = [self.disk.size(name) for name in names]
@@ -241,6 +249,16 @@ class PowerCuts(RuleBasedStateMachine):
             at -= size
         self.bounded = self.wiped = True
         self.start()
+
+    def buried(self) -> int:
+        """Count what went with segments that may be there again, and the record of it be wiped."""
+        segments = [data for name, data in self.disk.may_be_there().items() if ".seg" in name]
+        batches = {
+            (record.epoch, record.sequence): record.readings
+            for record in chain.from_iterable(map(records, segments))
+            if record.kind == Kind.BATCH
+        }
+        return sum(readings for name, readings in batches.items() if name not in self.on_disk)
 
     @rule(changes=st.integers(0, 12), starting=st.booleans())
     def power_cut_while_it_writes(self, changes: int, starting: bool) -> None:
