@@ -30,7 +30,7 @@ class Missing:
         """Take up another box's batch of a sequence that is held: it is told of as damage is."""
         self._survey.gaps.append(Gap(segment, record.at, pack(record), True))
 
-    def end(self, last: int) -> int:
+    def end(self) -> int:
         """Settle the ends of the survey once all is read; return how many readings were sealed."""
         total = self._survey.place.total if self._survey.place else 0
         if told := self._acked.found:
@@ -50,15 +50,15 @@ class Missing:
                 if readings and self._shelf.get(sequence) is None:
                     self._acked.add(sequence, readings)
 
-    def saved(self, frames: Iterable[Flushed], last: int) -> int:
-        """Have these of the journal take the place of what was sealed after `last`, and is missing.
+    def saved(self, frames: Iterable[Flushed]) -> int:
+        """Have these of the journal, which are in no batch, take the place of what is missing.
 
         Return how many readings fewer are missing then: they are sealed again, behind the others.
         """
         told = self._acked.found
         for gap in self._survey.gaps:
             if told and gap.missing and gap.span.stop == told.sealed:
-                again = sum(len(f.readings) for f in frames if last < f.sequence <= told.last)
+                again = sum(len(f.readings) for f in frames if f.sequence <= told.last)
                 gap.again = min(again, gap.missing)
                 gap.missing -= gap.again
                 return gap.again

@@ -66,7 +66,7 @@ class Spool:
             self._recover_segment(name)
         self._recover_acked()
         self._let_go_of_evicted()
-        self._segments.total = self._missing.end(self.last)
+        self._segments.total = self._missing.end()
         self.recovered = True
 
     def _recover_segment(self, name: str) -> None:
@@ -159,7 +159,7 @@ class Spool:
 
     def saved(self, frames: Iterable[Flushed]) -> None:
         """Have these of the journal take the place of what was sealed of them, and is missing."""
-        self._segments.total -= self._missing.saved(frames, self.last)
+        self._segments.total -= self._missing.saved(frames)
 
     @property
     def history(self) -> int | None:

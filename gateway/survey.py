@@ -201,9 +201,7 @@ class Survey:
     def end_untold(self) -> int:
         """Settle it when nobody tells; return below which sequence that leaves something open."""
         since = max([gap.hole.stop for gap in self.gaps if gap.missing], default=0)
-        self.gaps = [gap for gap in self.gaps if gap.shows or not gap.whole]
-        for gap in self.gaps:
-            gap.missing = None if gap.whole else gap.missing
+        self.gaps = [gap for gap in self.gaps if not gap.whole]
         self._settle(None, 0, 0)
         self._open = self._before
         self._settle(None, 0, 0)
