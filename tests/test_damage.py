@@ -236,6 +236,65 @@ def test_the_end_of_a_segment_that_is_gone_is_counted(tmp_path: Path, filling: b
     check_wiped(tmp_path, sum(h.readings for h in held[30:]))
 
 
+def test_zeros_at_the_end_of_a_segment_are_counted_bridged_and_not_copied(tmp_path: Path):
+    held, segment = sealed(tmp_path, [3, 4]), tmp_path / "00000001.seg"
+    wipe(segment, held[1].offset - size_of(b""), segment.stat().st_size, b"\0")
+    check_wiped(tmp_path, 4)
+    assert [*records(segment.read_bytes())][-1].kind == Kind.GAP
+    assert aside(tmp_path) == []
+
+
+def test_the_end_of_a_segment_that_is_gone_is_counted_though_nobody_knows_what_was_acknowledged(
+    tmp_path: Path,
+):
+    held = sealed(tmp_path, [3, 4])
+    sealed(tmp_path, [5], epoch=2)
+    (tmp_path / "acked").write_bytes(bytes(8192))
+    os.truncate(tmp_path / "00000001.seg", held[1].offset - size_of(b""))
+    check_wiped(tmp_path, 4)
+
+
+def test_two_losses_of_as_many_are_two_though_nobody_knows_where_they_stood(tmp_path: Path):
+    first, _, last = (sealed(tmp_path, [size], epoch)[0] for epoch, size in enumerate((3, 4, 3), 1))
+    for held in (first, last):
+        spoil(tmp_path / held.segment, held.offset + 5)
+    (tmp_path / "acked").write_bytes(bytes(8192))
+    wipe(tmp_path / "00000001.seg", 0, 60, b"b")
+    check_wiped(tmp_path, 6)
+
+
+def test_where_no_record_is_left_the_heads_of_batches_tell(tmp_path: Path):
+    for epoch, size in enumerate((3, 4, 5), 1):
+        sealed(tmp_path, [size], epoch)
+    (tmp_path / "acked").write_bytes(bytes(8192))
+    for segment in ("00000001.seg", "00000002.seg"):
+        wipe(tmp_path / segment, 0, 60, b"b")
+        spoil(tmp_path / segment, (tmp_path / segment).stat().st_size - 5)
+    check_wiped(tmp_path, 3 + 4)
+
+
+def test_a_copy_of_an_older_segment_hides_no_loss(tmp_path: Path):
+    sealed(tmp_path, [3])
+    (second,) = sealed(tmp_path, [4], epoch=2)
+    shutil.copy(tmp_path / "00000001.seg", tmp_path / "00000009.seg")
+    (tmp_path / "acked").write_bytes(bytes(8192))
+    (third,) = sealed(tmp_path, [5], epoch=3)
+    os.truncate(tmp_path / third.segment, third.offset)
+    assert opened(tmp_path, 4).stats().dropped == 5
+    os.truncate(tmp_path / second.segment, second.offset)
+    assert opened(tmp_path, 5).stats().dropped == 5 + 4
+
+
+def test_what_acked_knew_less_of_than_the_segments_is_counted(tmp_path: Path):
+    sealed(tmp_path, [3])
+    before = (tmp_path / "acked").read_bytes()
+    sealed(tmp_path, [4], epoch=2)
+    (tmp_path / "acked").write_bytes(before)
+    (held,) = sealed(tmp_path, [5], epoch=3)
+    os.truncate(tmp_path / held.segment, held.offset)
+    check_wiped(tmp_path, 5)
+
+
 @pytest.mark.parametrize("content", [b"", b"\0" * 9000, b"\xff" * 9000])
 def test_a_segment_of_which_nothing_is_left_is_counted(tmp_path: Path, content: bytes):
     for epoch in (1, 2, 3):
@@ -846,6 +905,18 @@ def test_a_loss_whose_record_is_wiped_is_not_forgotten(seed: int):
         assert begun(disk, epoch).stats().dropped == 7
 
 
+@pytest.mark.parametrize("changes", range(8))
+def test_a_power_cut_amid_a_start_forgets_no_acknowledgement(changes: int):
+    for seed in range(10):
+        sealed_on(buffer := begun(disk := CrashDisk(), 1), 3, 4)
+        buffer.acknowledge(next(buffer.waiting()))
+        buffer.tick(10.0)
+        disk.sync("acked")
+        with disk.power_cut(changes, Random(seed)):
+            begun(disk, 2)
+        assert [held.sequence for held in begun(disk, 3).waiting()] == [2]
+
+
 @pytest.mark.parametrize("changes", range(16))
 def test_a_power_cut_that_wipes_the_record_of_a_loss_forgets_nothing(changes: int):
     for seed in range(5):
@@ -989,6 +1060,19 @@ def test_a_batch_whose_place_nothing_tells_is_counted_once_it_is_lost(
     check_wiped(tmp_path, 1000)
 
 
+def test_such_a_batch_makes_no_loss_of_the_segments_before_it_that_were_delivered(tmp_path: Path):
+    _, held, _ = (sealed(tmp_path, [size], epoch)[0] for epoch, size in enumerate((7, 1000, 3), 1))
+    buffer = opened(tmp_path, 4)
+    buffer.acknowledge(next(buffer.waiting()))
+    buffer.close()
+    assert not (tmp_path / "00000001.seg").exists()
+    wipe(tmp_path / held.segment, 0, held.offset - size_of(b""), b"\0")
+    wipe(tmp_path / held.segment, held.offset - 20, held.offset - 12, b"\x55")
+    (tmp_path / "acked").write_bytes(bytes(8192))
+    again = opened(tmp_path, 5)
+    assert (len(values(again)), again.stats().dropped) == (1003, 0)
+
+
 @pytest.fixture
 def wiped(tmp_path: Path) -> tuple[Path, int, int]:
     """A segment, and where it is wiped: of a batch that lies aside, which a power cut forgot."""
@@ -1101,6 +1185,18 @@ def test_what_is_lost_beside_a_loss_that_was_counted_counts_in_full(tmp_path: Pa
     for first, lost in ((held[1], 4), (held[0], 4 + 3)):
         wipe(segment, first.offset, ends, b"\xff")
         assert opened(tmp_path, 2 + lost).stats().dropped == lost
+
+
+def test_what_is_lost_before_what_was_counted_is_no_part_of_it(tmp_path: Path):
+    held = sealed(tmp_path, [3, 4, 5, 6, 7])
+    segment = tmp_path / "00000001.seg"
+    begins = [one.offset - size_of(b"") for one in held]
+    wipe(segment, begins[2], begins[4], b"\xff")
+    buffer = opened(tmp_path, 2)
+    buffer.acknowledge(held[4])
+    buffer.close()
+    wipe(segment, begins[1], begins[2], b"\xff")
+    assert opened(tmp_path, 3).stats().faults[0].startswith("4 readings lost")
 
 
 def test_damage_that_was_counted_stands_for_more_once_what_is_behind_it_is_gone(tmp_path: Path):

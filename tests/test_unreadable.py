@@ -115,6 +115,16 @@ def test_what_such_a_block_costs_is_counted_once_and_the_file_is_kept(tmp_path: 
     assert (tmp_path / "00000001.seg.damaged").read_bytes() == sound
 
 
+@pytest.mark.parametrize(("number", "at"), [(0, 3 * BLOCK), (3, BLOCK)])
+def test_damage_before_and_behind_such_a_block_is_blanked(tmp_path: Path, number: int, at: int):
+    hit, segment = written(tmp_path)[number], tmp_path / "00000001.seg"
+    data = bytearray(segment.read_bytes())
+    data[hit.offset + 5] ^= 1
+    segment.write_bytes(data)
+    assert started(WornDisk(tmp_path, (segment.name, at))).stats().dropped == 90
+    assert not any(segment.read_bytes()[hit.offset + 60 : hit.offset + hit.length])
+
+
 def test_what_is_lost_beside_such_a_block_later_is_counted_as_well(tmp_path: Path):
     written(tmp_path)
     bad = "00000001.seg", 16_384
