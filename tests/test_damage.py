@@ -19,7 +19,7 @@ from gateway.disk import BLOCK, Disk
 from gateway.held import Held
 from gateway.intake import RAM_READINGS
 from gateway.journal import MAGIC, SLOT, SLOTS
-from gateway.losses import COPIES, DAMAGED_BYTES
+from gateway.losses import COPIES, DAMAGED_BYTES, TOLD
 from gateway.reading import Value
 from gateway.record import Kind, Record, claims, records, size_of
 from gateway.wire import decode
@@ -476,6 +476,7 @@ def test_what_is_damaged_after_the_start_is_counted_once_and_not_handed_out(tmp_
     buffer.tick(2.0)
     assert (values(buffer), buffer.stats().dropped) == ([1.0, 1.0, 3.0, 3.0], 2)
     assert buffer.stats().dropped_by == {"damaged on disk": 2}
+    assert buffer.stats().waiting_readings == 4
     assert [one.read_bytes() for one in aside(tmp_path)] == [record]
     again = opened(tmp_path, 2)
     assert (values(again), again.stats().dropped) == ([1.0, 1.0, 3.0, 3.0], 2)
@@ -493,6 +494,30 @@ def test_another_batch_in_the_place_of_ours_is_not_taken_for_it(tmp_path: Path):
     assert (held.offset + held.length, buffer.payload(held)) == (len(theirs), None)
     buffer.tick(1.0)
     assert buffer.stats().dropped_by == {"damaged on disk": 1}
+
+
+def test_another_batch_of_this_run_in_the_place_of_one_is_not_taken_for_it(tmp_path: Path):
+    first, second = sealed(tmp_path, [2, 2])
+    buffer, segment = opened(tmp_path, 2), tmp_path / first.segment
+    data, head = segment.read_bytes(), size_of(b"")
+    record = data[second.offset - head : second.offset + second.length]
+    assert first.length == second.length
+    with segment.open("r+b") as file:
+        file.seek(first.offset - head)
+        file.write(record)
+    assert (buffer.payload(first), len(payloads(buffer))) == (None, 1)
+
+
+def test_what_was_read_damaged_once_is_not_handed_out_though_it_reads_well_again(tmp_path: Path):
+    (held,) = sealed(tmp_path, [2])
+    buffer, segment = opened(tmp_path, 2), tmp_path / held.segment
+    sound = segment.read_bytes()
+    spoil(segment, held.offset + 5)
+    assert buffer.payload(held) is None
+    segment.write_bytes(sound)
+    assert buffer.payload(held) is None
+    buffer.tick(1.0)
+    assert buffer.stats().dropped == 2
 
 
 def test_what_is_damaged_after_the_start_and_evicted_is_counted_once(tmp_path: Path):
@@ -625,6 +650,18 @@ def test_of_copies_the_newest_are_kept_and_the_removal_is_told(spool: Path):
     kept = [one.name for one in aside(spool)]
     assert [kept[0].startswith(segment.name), *kept[1:]] == [True, "old.damaged"]
     assert any("older.damaged removed" in fault for fault in again.stats().faults)
+
+
+def test_the_newest_copies_are_kept_of_what_is_met_while_it_runs_as_well(tmp_path: Path):
+    (held,) = sealed(tmp_path, [2])
+    buffer = opened(tmp_path, 2)
+    with (tmp_path / "old.damaged").open("wb") as file:
+        file.truncate(DAMAGED_BYTES)
+    os.utime(tmp_path / "old.damaged", (10**9, 10**9))
+    spoil(tmp_path / held.segment, held.offset + 5)
+    assert buffer.payload(held) is None
+    buffer.tick(1.0)
+    assert [one.name[:9] for one in aside(tmp_path)] == ["00000001."]
 
 
 def as_of(version: bytes, directory: Path) -> dict[str, bytes]:
@@ -1140,6 +1177,7 @@ def test_of_a_card_with_thousands_of_bad_places_not_all_are_copied(tmp_path: Pat
     for epoch in (2, 3):
         again = opened(tmp_path, epoch)
         assert (again.stats().dropped, len(aside(tmp_path))) == (3 * len(held), COPIES)
+        assert len(again.stats().faults) <= TOLD
         again.close()
     assert again.stats().faults == []
 

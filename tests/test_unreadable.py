@@ -6,6 +6,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from crash_disk import CrashDisk
 from delivery import Box, address, both, delivering, run, until
 from test_buffer import SETTINGS, begun, opened, take, values
 
@@ -193,16 +194,34 @@ def test_a_journal_that_cannot_be_read_is_begun_anew_and_gives_what_it_can(
     tmp_path: Path, slot: int
 ):
     written(tmp_path)
+    before = (tmp_path / "journal").read_bytes()
     buffer = started(WornDisk(tmp_path, ("journal", slot * BLOCK)))
     assert values(buffer)[-2:] == [n for n in range(3) if n != slot]
     (told,) = buffer.stats().faults
     lost = "unknown" if slot == 2 else "1"  # that is the last: nothing behind it tells
     assert told.startswith(f"{lost} readings lost: journal-{slot * BLOCK}")
-    assert (tmp_path / "journal.damaged").stat().st_size == 64 * 4096
+    assert (tmp_path / "journal.damaged").read_bytes() == before
     assert not any((tmp_path / "journal").read_bytes())
     take(buffer, 99.0, durable=True)
-    buffer.tick(5.0)
+    for second in (5.0, 6.0):
+        buffer.tick(second)
     assert values(started(Disk(tmp_path), 3))[-1] == 99.0
+
+
+class WornJournal(CrashDisk):
+    """One that cannot read the first block of its journal."""
+
+    def salvage(self, name: str, most: int = -1) -> tuple[bytes, list[int]]:
+        return self.read(name, 0, most), [0] * (name == "journal" and self.exists("journal"))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_flushed_to_the_new_journal_is_there_after_a_power_cut(seed: int):
+    begun(disk := WornJournal(), 1)
+    take(buffer := begun(disk, 2), 99.0, durable=True)
+    buffer.tick(1.0)
+    disk.crash(Random(seed))
+    assert values(begun(disk, 3)) == [99.0]
 
 
 @pytest.mark.parametrize("behind", [0, 1])
@@ -268,6 +287,42 @@ def test_a_batch_that_cannot_be_read_is_counted_once_though_a_power_cut_comes(tm
     (tmp_path / "acked").write_bytes(before)  # what was acknowledged since was not synced
     again = started(WornDisk(tmp_path, *disk.bad), 3)
     assert (buffer.stats().dropped, again.stats().dropped) == (30, 30)
+
+
+class ClosedDisk(Disk):
+    """One whose files nobody may read while it is closed."""
+
+    closed = False
+
+    def read(self, name: str, offset: int = 0, length: int = -1) -> bytes:
+        if self.closed:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return super().read(name, offset, length)
+
+
+def test_a_batch_that_nobody_may_read_is_not_given_up(tmp_path: Path):
+    disk = ClosedDisk(tmp_path)
+    hit, *_ = written(tmp_path)
+    buffer = started(disk)
+    disk.closed = True
+    with pytest.raises(PermissionError):
+        buffer.payload(hit)
+    buffer.tick(10.0)
+    disk.closed = False
+    assert (buffer.stats().dropped, len(values(buffer))) == (0, 123)
+
+
+def test_the_file_of_a_batch_that_cannot_be_read_is_kept(tmp_path: Path):
+    written(tmp_path)
+    buffer = started(disk := WornDisk(tmp_path))
+    hit, *others = buffer.waiting()
+    sound = (tmp_path / hit.segment).read_bytes()
+    disk.bad, disk.block = {(hit.segment, hit.offset)}, 1
+    assert buffer.payload(hit) is None
+    for held in others:
+        buffer.acknowledge(held)
+    buffer.tick(10.0)
+    assert (tmp_path / f"{hit.segment}.damaged").read_bytes() == sound
 
 
 def test_a_batch_that_can_be_read_a_moment_later_is_delivered_by_the_same_connection(
