@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import msgpack
 import pytest
@@ -93,6 +94,46 @@ def test_the_sequence_runs_on_and_the_first_batch_names_the_epoch_before(tmp_pat
         second.tick(60.0)
     names = [(b.epoch, b.sequence, b.previous, b.oldest) for b in batches(second)]
     assert names == [(11, 1, None, 1), (12, 2, (11, 1), 1), (12, 3, None, 1)]
+
+
+def test_the_epoch_before_is_known_though_all_of_it_was_delivered(tmp_path: Path):
+    take(buffer := opened(tmp_path, epoch=11), 1.0)
+    buffer.close()
+    buffer.acknowledge(next(buffer.waiting()))
+    buffer.tick(100.0)
+    opened(tmp_path, epoch=12).close()
+    assert not (tmp_path / "00000001.seg").exists()
+    take(again := opened(tmp_path, epoch=13), 2.0)
+    again.close()
+    assert [batch.previous for batch in batches(again)] == [(11, 1)]
+
+
+def test_a_copy_of_an_older_segment_takes_nothing_back(tmp_path: Path):
+    for epoch in (1, 2, 3):
+        take(buffer := opened(tmp_path, epoch), float(epoch))
+        buffer.close()
+    older = (tmp_path / "00000002.seg").read_bytes()
+    buffer._spool.evict("buffer full")
+    opened(tmp_path, epoch=4).close()
+    (tmp_path / "00000009.seg").write_bytes(older)
+    (tmp_path / "acked").unlink()
+    take(again := opened(tmp_path, epoch=5), 5.0)
+    again.close()
+    assert (values(again), again.stats().dropped) == ([2.0, 3.0, 5.0], 1)
+    assert batches(again)[-1].previous == (3, 3)
+
+
+def test_the_sum_of_what_was_dropped_outlasts_its_records_and_acked(tmp_path: Path):
+    for epoch in (1, 2):
+        take(buffer := opened(tmp_path, epoch), float(epoch))
+        buffer.close()
+    buffer._spool.evict("buffer full")
+    buffer = opened(tmp_path, epoch=3)
+    buffer.acknowledge(next(buffer.waiting()))
+    buffer.tick(100.0)
+    assert [path.name for path in tmp_path.glob("*.seg")] == ["00000003.seg"]
+    (tmp_path / "acked").unlink()
+    assert opened(tmp_path, epoch=4).stats().dropped == 1
 
 
 def test_a_first_batch_that_only_the_journal_knew_names_the_epoch_before(tmp_path: Path):
@@ -254,6 +295,17 @@ def test_a_journal_without_its_spool_seals_under_the_names_already_given(tmp_pat
     again = opened(tmp_path, epoch=2)
     assert [(b.epoch, b.sequence, b.boot) for b in batches(again)] == [(1, 1, 7)]
     assert values(again) == [1.0]
+
+
+def test_what_the_journal_has_of_a_delivered_batch_is_not_sealed_again(tmp_path: Path):
+    take(buffer := opened(tmp_path), 1.0, durable=True)
+    buffer.tick(1.0)
+    buffer.close()
+    buffer.acknowledge(next(buffer.waiting()))
+    buffer.tick(100.0)
+    (tmp_path / "00000001.seg").unlink()
+    again = opened(tmp_path, epoch=2)
+    assert (values(again), again.stats().dropped) == ([], 0)
 
 
 def test_a_journal_alone_tells_that_there_was_a_spool(tmp_path: Path):
@@ -440,6 +492,27 @@ def test_after_a_failed_sync_it_goes_on_in_a_new_segment():
     assert next(buffer.waiting()).segment == "00000002.seg"
 
 
+def test_after_a_failed_sync_a_loss_is_recorded_in_a_new_segment_as_well():
+    buffer = begun(disk := CrashDisk())
+    disk.bad.add("00000001.seg")
+    buffer._losses.record_later(5, "no room in RAM")
+    buffer.tick(1.0)
+    assert "the disk fails" in str(buffer.fault)
+    buffer.tick(2.0)
+    assert (buffer.fault, buffer.stats().dropped) == (None, 5)
+
+
+def test_what_cannot_be_recorded_is_not_evicted(tmp_path: Path):
+    disk = FullDisk(tmp_path)
+    for epoch in (1, 2):
+        take(buffer := begun(disk, epoch), float(epoch))
+        buffer.close()
+    disk.error = OSError(errno.EIO, "Input/output error")
+    with pytest.raises(OSError, match="Input/output error"):
+        buffer._spool.evict("buffer full")
+    assert values(buffer) == [1.0, 2.0]
+
+
 def test_nothing_is_flushed_before_it_is_known_what_a_full_disk_holds():
     disk = CrashDisk()
     take(before := begun(disk), 1.0, durable=True)
@@ -522,6 +595,34 @@ def test_a_step_of_the_clock_begins_a_new_batch(tmp_path: Path):
         take(buffer, 1.0, offset=offset)
     buffer.close()
     assert [len(batch.readings) for batch in batches(buffer)] == [2, 1, 1]
+
+
+class ReadOnlyDisk(Disk):
+    """One that can be read, and nothing else."""
+
+    def write(self, name: str, offset: int, data: bytes) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    def cut(self, name: str, length: int) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+
+def test_what_lies_on_a_read_only_disk_is_handed_out_though_a_segment_ends_in_zeros(tmp_path: Path):
+    sealed(tmp_path, 1)
+    with (tmp_path / "00000001.seg").open("ab") as file:
+        file.write(bytes(9000))
+    buffer = begun(ReadOnlyDisk(tmp_path), 2)
+    assert (values(buffer), buffer.fault is None) == ([0], False)
+
+
+def test_segments_of_before_are_not_kept_open(tmp_path: Path):
+    for epoch in (1, 2):
+        take(buffer := opened(tmp_path, epoch), 1.0)
+        buffer.close()
+        with max(tmp_path.glob("*.seg")).open("ab") as file:
+            file.write(bytes(100))  # that is cut off
+    again = opened(tmp_path, epoch=3)
+    assert [n for n in again._disk._open if n.endswith(".seg")] == ["00000003.seg"]
 
 
 def test_a_batch_holds_at_most_a_thousand_readings_and_64_kib(tmp_path: Path):
@@ -887,6 +988,39 @@ def test_what_a_full_disk_cost_is_known_after_a_kill(tmp_path: Path):
     held, dropped = len(values(buffer)), buffer.stats().dropped
     again = opened(tmp_path, epoch=2)
     assert (len(values(again)), again.stats().dropped) == (held, dropped)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_what_a_full_disk_cost_is_known_after_a_power_cut(seed: int):
+    disk = CrashDisk()
+    for epoch in (1, 2):
+        take(buffer := begun(disk, epoch), float(epoch))
+        buffer.close()
+    assert buffer._spool.evict_unrecorded() == 1
+    disk.crash(Random(seed))
+    again = begun(disk, 3)
+    assert (values(again), again.stats().dropped) == ([2.0], 1)
+
+
+class FullForAcked(SmallDisk):
+    """One that has no room even for what is overwritten, such as `acked`, while that is said."""
+
+    tight = False
+
+    def write(self, name: str, offset: int, data: bytes) -> None:
+        if self.tight and name == "acked":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().write(name, offset, data)
+
+
+def test_what_a_full_disk_cost_is_in_the_next_head_where_acked_cannot_be_written(tmp_path: Path):
+    buffer, _ = filled(disk := FullForAcked(tmp_path))
+    disk.tight = True
+    for _ in range(20):
+        fill(buffer)
+    dropped = buffer.stats().dropped
+    (tmp_path / "acked").unlink()
+    assert (dropped > 0, opened(tmp_path, epoch=2).stats().dropped) == (True, dropped)
 
 
 @pytest.mark.parametrize(

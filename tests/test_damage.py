@@ -13,7 +13,7 @@ from crash_disk import CrashDisk
 from test_buffer import SETTINGS, begun, take
 from trials import LONG, times
 
-from gateway.acked import ACKED_RANGES
+from gateway.acked import ACKED_RANGES, PAGE
 from gateway.buffer import Buffer
 from gateway.disk import BLOCK, Disk
 from gateway.held import Held
@@ -1178,6 +1178,7 @@ def test_of_a_card_with_thousands_of_bad_places_not_all_are_copied(tmp_path: Pat
         again = opened(tmp_path, epoch)
         assert (again.stats().dropped, len(aside(tmp_path))) == (3 * len(held), COPIES)
         assert len(again.stats().faults) <= TOLD
+        assert (tmp_path / "acked").stat().st_size == 2 * PAGE
         again.close()
     assert again.stats().faults == []
 
@@ -1235,6 +1236,17 @@ def test_what_is_lost_before_what_was_counted_is_no_part_of_it(tmp_path: Path):
     buffer.close()
     wipe(segment, begins[1], begins[2], b"\xff")
     assert opened(tmp_path, 3).stats().faults[0].startswith("4 readings lost")
+
+
+def test_what_was_lost_while_it_ran_is_no_part_of_what_is_lost_later(tmp_path: Path):
+    first, second = (sealed(tmp_path, [3], epoch)[0] for epoch in (1, 2))
+    sealed(tmp_path, [4], epoch=3)
+    buffer = opened(tmp_path, 4)
+    spoil(tmp_path / second.segment, second.offset + 5)
+    assert buffer.payload(second) is None
+    buffer._losses.set_damage_aside(buffer._spool)  # a power cut comes before that segment goes
+    wipe(tmp_path / first.segment, first.offset, first.offset + first.length, b"b")
+    assert opened(tmp_path, 5).stats().dropped == 3 + 3
 
 
 def test_damage_that_was_counted_stands_for_more_once_what_is_behind_it_is_gone(tmp_path: Path):

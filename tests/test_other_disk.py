@@ -11,11 +11,13 @@ from gateway.buffer import Buffer
 from gateway.disk import Disk
 from gateway.journal import SLOT, SLOTS
 from gateway.reading import TEMPERATURE, ClockState, Instant, Reading, Value
+from gateway.record import size_of
 from gateway.settings import BufferSettings
 from gateway.wire import Batch, decode
 from hil.broker import Broker, Faults
 
 SETTINGS = BufferSettings(flush_interval=10, seal_interval=60)
+HEAD = size_of(b"")
 
 
 class FailingDisk(Disk):
@@ -350,6 +352,26 @@ def test_a_directory_that_is_begun_anew_gives_no_sequence_again(tmp_path: Path):
     assert opened(tmp_path / "state", 2).last == 3
 
 
+def test_a_directory_that_is_begun_anew_knows_the_epoch_before(tmp_path: Path):
+    (tmp_path / "other").mkdir()
+    buffer = seal(opened(tmp_path / "state", 1), 1.0, 2.0)
+    swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
+    assert batches(seal(opened(tmp_path / "state", 2), 3.0))[-1].previous == (1, 2)
+
+
+def test_what_is_missing_on_another_disk_is_none_of_what_ours_held(tmp_path: Path):
+    other = seal(opened(tmp_path / "other", 2), 1.0, 2.0)
+    first, second = other.waiting()
+    segment = tmp_path / "other" / first.segment
+    data = segment.read_bytes()
+    segment.write_bytes(data[: first.offset] + b"b" * first.length + data[second.offset - HEAD :])
+    buffer = seal(opened(tmp_path / "state", 1), 3.0)
+    swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
+    assert buffer.stats().dropped_by == {"state directory removed": 1, "damaged on disk": 1}
+
+
 def test_the_sum_of_what_was_dropped_does_not_shrink_while_another_disk_fails(tmp_path: Path):
     flush(opened(tmp_path / "other", 2), 1.0)
     (tmp_path / "third").mkdir()
@@ -519,3 +541,12 @@ def test_the_newest_segment_that_is_removed_while_it_runs_is_counted_once(tmp_pa
     max((tmp_path / "state").glob("*.seg")).unlink()
     buffer.tick(100.0)
     assert (len(held(buffer)), buffer.stats().dropped) == (7, 1)  # the journal has the last
+
+
+def test_all_segments_that_are_removed_while_it_runs_are_counted_once(tmp_path: Path):
+    seal(opened(tmp_path / "state", 1), 1.0)._disk.close_all()
+    buffer = seal(opened(tmp_path / "state", 2), 2.0, 3.0)
+    for path in (tmp_path / "state").glob("*.seg"):
+        path.unlink()
+    buffer.tick(100.0)
+    assert ([values for *_, values in held(buffer)], buffer.stats().dropped) == ([[3.0]], 2)
