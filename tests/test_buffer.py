@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from random import Random
 
 import msgpack
 import pytest
@@ -990,18 +989,6 @@ def test_what_a_full_disk_cost_is_known_after_a_kill(tmp_path: Path):
     assert (len(values(again)), again.stats().dropped) == (held, dropped)
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_what_a_full_disk_cost_is_known_after_a_power_cut(seed: int):
-    disk = CrashDisk()
-    for epoch in (1, 2):
-        take(buffer := begun(disk, epoch), float(epoch))
-        buffer.close()
-    assert buffer._spool.evict_unrecorded() == 1
-    disk.crash(Random(seed))
-    again = begun(disk, 3)
-    assert (values(again), again.stats().dropped) == ([2.0], 1)
-
-
 class FullForAcked(SmallDisk):
     """One that has no room even for what is overwritten, such as `acked`, while that is said."""
 
@@ -1016,8 +1003,9 @@ class FullForAcked(SmallDisk):
 def test_what_a_full_disk_cost_is_in_the_next_head_where_acked_cannot_be_written(tmp_path: Path):
     buffer, _ = filled(disk := FullForAcked(tmp_path))
     disk.tight = True
-    for _ in range(20):
-        fill(buffer)
+    for _ in range(40):
+        if not buffer.stats().dropped:
+            fill(buffer)
     dropped = buffer.stats().dropped
     (tmp_path / "acked").unlink()
     assert (dropped > 0, opened(tmp_path, epoch=2).stats().dropped) == (True, dropped)
