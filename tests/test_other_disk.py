@@ -290,6 +290,33 @@ def test_a_disk_that_goes_again_before_its_journal_is_sealed_is_counted_as_well(
     assert buffer.stats().dropped_by == {"state directory removed": 3}
 
 
+class DeafDisk(Disk):
+    """One of which nothing can be read while that is said."""
+
+    deaf = False
+
+    def salvage(self, name: str, most: int = -1) -> tuple[bytes, list[int]]:
+        if self.deaf:
+            raise OSError(errno.EIO, "Input/output error")
+        return super().salvage(name, most)
+
+
+def test_nothing_is_lost_with_a_disk_that_comes_back_before_the_other_one_was_known(
+    tmp_path: Path,
+):
+    seal(opened(tmp_path / "other", 2), 1.0)
+    buffer = Buffer(disk := DeafDisk(tmp_path / "state"), SETTINGS, "trd-0042", boot=7, epoch=1)
+    seal(buffer, 2.0, 3.0)
+    disk.deaf = True
+    swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
+    assert "Input/output error" in str(buffer.fault)
+    disk.deaf = False
+    swap(buffer, tmp_path / "other")
+    buffer.tick(3.0)
+    assert (len(held(buffer)), buffer.stats().dropped) == (2, 0)
+
+
 def test_what_lay_aside_on_the_disk_that_is_gone_is_named_and_counted_once(tmp_path: Path):
     buffer = seal(opened(tmp_path / "state", 1), 1.0, 2.0)
     for refused in list(buffer.waiting()):

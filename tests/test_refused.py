@@ -685,6 +685,21 @@ def test_the_buffer_goes_on_without_them_while_the_directory_cannot_be_read(
     assert again.stats().refused == ["1-1-0x99.again", "2-1-0x99.again"]
 
 
+@pytest.mark.usefixtures("failing_disk")
+def test_those_of_another_disk_are_known_once_its_directory_can_be_read(tmp_path: Path):
+    state, other = tmp_path / "state", tmp_path / "other"
+    refused(other, 1).close()
+    buffer = begun(FailingDisk(state))
+    FailingDisk.cannot.add("list refused")
+    state.rename(tmp_path / "away")
+    other.rename(state)
+    buffer.tick(1.0)
+    assert buffer.stats().refused == []
+    FailingDisk.cannot.clear()
+    buffer.tick(2.0)
+    assert buffer.stats().refused == ["1-1-0x99.batch"]
+
+
 @pytest.mark.parametrize("name", ["notes.txt", "x.batch", "1-1-0x99.batch~"])
 def test_files_that_are_none_of_ours_are_let_be(tmp_path: Path, name: str):
     refused(tmp_path)
