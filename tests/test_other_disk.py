@@ -4,6 +4,7 @@ import errno
 import shutil
 from pathlib import Path
 
+import pytest
 from delivery import BATCHES, Box, address, both, delivering, from_batch, lane, run, until
 from pytest import LogCaptureFixture
 
@@ -512,12 +513,21 @@ def test_a_mount_that_comes_and_goes_is_counted_once(tmp_path: Path):
     )  # when it was away the first time nobody knew that it returns
 
 
-def test_what_was_left_of_a_batch_is_counted_when_that_goes_as_well(tmp_path: Path):
+@pytest.mark.parametrize(
+    "swaps",
+    [
+        [("other", 2), ("third", 3), ("third", 3), ("other", 3)],
+        [("third", 3), ("third", 3), ("other", 3)],
+    ],
+)
+def test_what_was_left_of_a_batch_is_counted_when_that_goes_as_well(
+    tmp_path: Path, swaps: list[tuple[str, int]]
+):
     buffer = flush(opened(tmp_path / "state", 1), 1.0)
     shutil.copytree(tmp_path / "state", tmp_path / "other")
     (tmp_path / "third").mkdir()
     seal(buffer, 2.0, 3.0)
-    for other, dropped in (("other", 2), ("third", 3), ("third", 3), ("other", 3)):
+    for other, dropped in swaps:
         swap(buffer, tmp_path / other)
         buffer.tick(100.0)
         assert buffer.stats().dropped == dropped
@@ -541,6 +551,15 @@ def test_damage_that_is_not_counted_yet_is_when_an_older_image_is_put_in_place(t
     shutil.copytree(tmp_path / "state", tmp_path / "other")
     seal(buffer, 1.0)
     buffer = damaged(tmp_path / "state")
+    swap(buffer, tmp_path / "other")
+    buffer.tick(1.0)
+    assert (buffer.fault, buffer.stats().dropped) == (None, 1)
+
+
+def test_damage_that_is_not_counted_yet_is_once_when_a_copy_of_its_disk_comes(tmp_path: Path):
+    seal(opened(tmp_path / "state", 1), 1.0)
+    buffer = damaged(tmp_path / "state")
+    shutil.copytree(tmp_path / "state", tmp_path / "other")
     swap(buffer, tmp_path / "other")
     buffer.tick(1.0)
     assert (buffer.fault, buffer.stats().dropped) == (None, 1)

@@ -328,6 +328,20 @@ def test_the_beginning_that_the_journal_has_of_one_takes_no_place_of_it(tmp_path
     assert values(again) == [1.0, 2.0]
 
 
+def test_what_the_journal_has_is_sealed_where_another_batch_lies_under_that_name(tmp_path: Path):
+    take(other := opened(tmp_path / "other", epoch=9), 5.0)
+    other.close()
+    buffer = opened(tmp_path)
+    take(buffer, 1.0, durable=True)
+    buffer.tick(0.0)
+    buffer.close()
+    buffer.set_aside(next(buffer.waiting()), 0x99)
+    (tmp_path / "00000001.seg").unlink()
+    file = tmp_path / "refused/1-1-0x99.batch"
+    file.write_bytes(other.payload(next(other.waiting())) or b"")
+    assert values(opened(tmp_path, epoch=2)) == [1.0]
+
+
 def test_one_that_is_refused_again_never_makes_room_for_itself(tmp_path: Path):
     refused(tmp_path, 1)
     ask(tmp_path)
@@ -698,6 +712,20 @@ def test_those_of_another_disk_are_known_once_its_directory_can_be_read(tmp_path
     FailingDisk.cannot.clear()
     buffer.tick(2.0)
     assert buffer.stats().refused == ["1-1-0x99.batch"]
+
+
+@pytest.mark.usefixtures("failing_disk")
+def test_one_of_which_nobody_knows_what_it_held_goes_with_its_disk_and_holds_up_nothing(
+    tmp_path: Path,
+):
+    state = tmp_path / "state"
+    refused(state, 1).close()
+    (state / "refused.list").unlink()
+    FailingDisk.cannot.add("read 1-1-0x99.batch")
+    buffer = begun(FailingDisk(state))
+    state.rename(tmp_path / "away")
+    buffer.tick(1.0)
+    assert (buffer.fault, buffer.stats().dropped, buffer.stats().refused) == (None, 0, [])
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "x.batch", "1-1-0x99.batch~"])
