@@ -305,10 +305,9 @@ class Refused:
         return listed.readings if listed else 0
 
     def kept(self) -> Iterator[tuple[int, int]]:
-        """Yield the sequence of each that can be read, and how many readings are in it."""
+        """Yield the sequence of each, and how many readings are in it; 0 when nobody knows."""
         for aside in self._sizes:
-            with suppress(OSError):
-                yield aside.sequence, self.readings(aside)
+            yield aside.sequence, self.readings(aside)
 
     def remove(self, aside: Aside) -> None:
         """Remove its file."""
