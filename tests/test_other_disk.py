@@ -335,6 +335,16 @@ def test_what_lay_aside_on_the_disk_that_is_gone_is_named_and_counted_once(tmp_p
     assert buffer.stats().dropped_by == {"state directory removed": 2}
 
 
+def test_what_lies_aside_on_a_copy_of_the_disk_as_well_is_not_lost(tmp_path: Path):
+    buffer = seal(opened(tmp_path / "state", 1), 1.0)
+    buffer.set_aside(next(buffer.waiting()), 0x99)
+    buffer.tick(2.0)
+    shutil.copytree(tmp_path / "state", tmp_path / "other")
+    swap(buffer, tmp_path / "other")
+    buffer.tick(3.0)
+    assert (buffer.stats().dropped, buffer.stats().refused) == (0, ["1-1-0x99.batch"])
+
+
 def test_one_that_lay_aside_and_was_delivered_is_not_lost_with_its_disk(tmp_path: Path):
     buffer = seal(opened(tmp_path / "state", 1), 1.0)
     buffer.set_aside(next(buffer.waiting()), 0x99)

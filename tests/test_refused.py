@@ -392,6 +392,22 @@ def test_a_file_too_large_to_be_a_batch_is_not_read_and_takes_no_room(tmp_path: 
     assert buffer.stats().dropped == int(name[0] == "1")
 
 
+def test_a_file_too_large_to_be_a_batch_takes_no_place_of_what_waits(tmp_path: Path):
+    take(buffer := refused(tmp_path, 1), 4.0)
+    buffer.close()
+    with (tmp_path / "refused/1-1-0x99.batch").open("ab") as file:
+        file.truncate(1 << 40)
+    again = opened(tmp_path, epoch=2)
+    assert (values(again), again.stats().dropped_by) == ([4.0], {"damaged on disk": 1})
+
+
+def test_only_those_of_the_sequences_that_are_asked_for_wait(tmp_path: Path):
+    buffer = refused(tmp_path, 3)
+    ask(tmp_path)
+    buffer.tick(62.0)
+    assert [held.sequence for held in buffer.waiting(1, 3)] == [2]
+
+
 def test_what_stands_where_the_list_is_written_is_set_aside(tmp_path: Path):
     (tmp_path / "refused.new").mkdir()
     buffer = refused(tmp_path)
