@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import msgpack
 import pytest
@@ -987,6 +988,19 @@ def test_what_a_full_disk_cost_is_known_after_a_kill(tmp_path: Path):
     held, dropped = len(values(buffer)), buffer.stats().dropped
     again = opened(tmp_path, epoch=2)
     assert (len(values(again)), again.stats().dropped) == (held, dropped)
+
+
+@pytest.mark.parametrize("changes", range(6))
+def test_what_a_full_disk_cost_is_counted_or_there_after_a_power_cut(changes: int):
+    for seed in range(10):
+        disk = CrashDisk()
+        for epoch in (1, 2):
+            take(buffer := begun(disk, epoch), float(epoch))
+            buffer.close()
+        with disk.power_cut(changes, Random(seed)):
+            buffer._spool.evict_unrecorded()
+        again = begun(disk, 3)
+        assert (values(again), again.stats().dropped) in (([1.0, 2.0], 0), ([2.0], 1))
 
 
 class FullForAcked(SmallDisk):
