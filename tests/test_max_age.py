@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from test_buffer import values
+from test_buffer import flip, values
 
 from gateway.bounds import AGES_EVERY
 from gateway.buffer import Buffer
@@ -109,6 +109,15 @@ def test_ages_are_looked_at_once_a_minute(tmp_path: Path):
         box.disk.happens = lambda at=second: looks.append(at)
         box.buffer.tick(box.tick_at + second)
     assert looks == [AGES_EVERY]
+
+
+def test_a_batch_that_is_damaged_when_its_age_is_looked_at_is_counted_as_that(tmp_path: Path):
+    box = Box(tmp_path)
+    box.day("one")
+    held = next(box.buffer.waiting())
+    flip(tmp_path / held.segment, held.offset + 5)
+    box.pass_by(11)
+    assert (box.days, box.dropped) == ([], {"damaged on disk": 3})
 
 
 def test_the_newest_segment_stays_however_old(tmp_path: Path):
