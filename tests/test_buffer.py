@@ -16,6 +16,7 @@ import pytest
 from crash_disk import CrashDisk
 
 from gateway.acked import LOSSES, PAGE, Acked, Told
+from gateway.bounds import most
 from gateway.buffer import Buffer
 from gateway.disk import LOCK, Disk, in_use
 from gateway.filling import BATCH_READINGS
@@ -756,6 +757,25 @@ def test_a_small_partition_has_room_unless_somebody_wants_that_kept(
     assert (buffer.stats().room or 0) >> 20 in (room, max(room - 1, 0))
 
 
+@pytest.mark.parametrize(("total", "allowed"), [(8 << 30, 512 << 20), (64 << 20, 32 << 20)])
+def test_without_a_size_given_it_is_512_mib_or_half_of_a_small_partition(
+    tmp_path: Path, total: int, allowed: int
+):
+    disk = Partition(tmp_path)
+    disk.total = total
+    assert most(disk, BufferSettings()) == allowed
+
+
+def test_what_lies_aside_counts_in_the_size_that_is_given(tmp_path: Path):
+    take(buffer := opened(tmp_path), 1.0)
+    buffer.close()
+    buffer.set_aside(next(buffer.waiting()), 0x99)
+    take(buffer, 2.0)
+    buffer.close()
+    small = opened(tmp_path, epoch=2, settings=replace(SETTINGS, max_size=4096 + 100))
+    assert (values(small), small.stats().dropped_by) == ([], {"buffer full": 1})
+
+
 def test_a_batch_that_was_evicted_meanwhile_has_no_payload_and_makes_no_file(tmp_path: Path):
     small = BufferSettings(flush_interval=10, seal_interval=60, max_size=1 << 20)
     buffer = opened(tmp_path, settings=small)
@@ -1081,6 +1101,19 @@ def test_on_a_full_disk_what_is_acknowledged_goes_first(tmp_path: Path):
     assert buffer.stats().faults == []
     assert buffer.stats().dropped == 0
     assert len(list(tmp_path.glob("*.seg"))) < 4
+
+
+def test_on_a_full_disk_nothing_that_waits_goes_while_something_is_done_with(tmp_path: Path):
+    buffer, _ = filled(disk := SmallDisk(tmp_path))
+    waiting = list(buffer.waiting())
+    waits = next(held for held in waiting if held.segment == "00000002.seg")
+    for held in waiting:
+        if held != waits:
+            buffer.acknowledge(held)
+    disk.most = sum(path.stat().st_size for path in tmp_path.iterdir())
+    for _ in range(10):
+        fill(buffer)
+    assert (buffer.stats().dropped, next(buffer.waiting())) == (0, waits)
 
 
 def test_a_disk_that_others_filled_is_no_deadlock(tmp_path: Path):
