@@ -1218,6 +1218,17 @@ def test_it_says_how_many_readings_are_in_ram_alone(tmp_path: Path):
     assert values(opened(tmp_path, epoch=2)) == [1.0]
 
 
+def test_what_could_not_be_flushed_is_flushed_once_the_disk_works_again(tmp_path: Path):
+    buffer = begun(disk := SmallDisk(tmp_path))
+    take(buffer, 1.0)
+    disk.worn = "journal"
+    buffer.tick(20.0)
+    assert (buffer.unsaved, buffer.fault is None) == (1, False)
+    disk.worn = ""
+    buffer.tick(31.0)
+    assert (buffer.unsaved, values(opened(tmp_path, epoch=2))) == (0, [1.0])
+
+
 def test_what_waits_in_ram_is_bounded_and_the_oldest_go_counted(tmp_path: Path):
     disk = SmallDisk(tmp_path)
     buffer = begun(disk, 1, UNBOUND)
