@@ -172,10 +172,10 @@ class Connection(aiomqtt.Client):
     def arrived(self) -> int:
         """Bytes of ours that the other end's kernel has acknowledged; 0 when that is over."""
         sock = self._client.socket()
-        return arrived(sock) if isinstance(sock, socket.socket) and sock.fileno() >= 0 else 0
+        return arrived(sock) if isinstance(sock, socket.socket) else 0
 
     def _count(self, sock: object) -> None:
-        if isinstance(sock, socket.socket) and sock.fileno() >= 0:
+        if isinstance(sock, socket.socket):
             self._carried = carried(sock)
 
     async def lost(self) -> None:
@@ -184,7 +184,7 @@ class Connection(aiomqtt.Client):
         mosquitto closes the connection right behind the PUBACK that refuses a batch.
         """
         await asyncio.wait({self._disconnected})
-        if self._said_so and _reason(self._disconnected.exception()) == TOO_LARGE:
+        if _reason(self._disconnected.exception()) == TOO_LARGE:  # paho means nothing by that
             self._refuse_largest()
         await asyncio.sleep(LAST_WORDS)
         raise self._loss()
@@ -200,7 +200,7 @@ class Connection(aiomqtt.Client):
 
     def _loss(self) -> UplinkError:
         error = self._disconnected.exception()
-        if self._said_so and _reason(error) == TAKEN_OVER:
+        if _reason(error) == TAKEN_OVER:
             return TakenOver(
                 f"another client connected with our id {self._id!r}, and the broker let go of us: "
                 "give each its own: set [uplink] client_id"
@@ -234,12 +234,9 @@ class Connection(aiomqtt.Client):
         properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho's own
         properties.ContentType = kind
         info = self._client.publish(topic, payload, 1, retain, properties)
-        if info.rc != paho.MQTT_ERR_SUCCESS:
-            if self._disconnected.done():
-                return asyncio.get_running_loop().create_future()  # `lost` tells, in its time
-            raise UplinkError(f"cannot publish: {paho.error_string(info.rc)}")
         ack: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._acks[info.mid] = len(payload), ack
+        if info.rc == paho.MQTT_ERR_SUCCESS:  # else `lost` tells, in its time
+            self._acks[info.mid] = len(payload), ack
         return ack
 
     async def say_goodbye(self) -> None:

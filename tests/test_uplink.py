@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import aiomqtt
+import paho.mqtt.client as paho
 import pytest
 from delivery import BATCHES, Box, Status, address, both, delivering, lane, run, suspect, until
 from mosquitto import Mosquitto
@@ -606,6 +607,18 @@ def test_pauses_grow_while_another_client_takes_our_id_and_nothing_is_suspected(
     run(scenario())
 
 
+def test_nothing_is_suspected_where_the_end_comes_together_with_the_connack(tmp_path):
+    async def scenario() -> None:
+        async with saying(CONNACK + bytes.fromhex("e0028b00")) as broker:
+            waits = Waits()
+            box = Box(tmp_path, broker, wait=waits, about=b"{}")
+            async with delivering(box):
+                await until(lambda: len(waits.attempts) > 2 * LOSSES)
+            assert not any(name in box.state.suspects for name in ("about", "status"))
+
+    run(scenario())
+
+
 def test_a_broker_that_takes_one_batch_and_hangs_up_does_not_fill_the_log(
     tmp_path, caplog, monkeypatch
 ):
@@ -680,6 +693,17 @@ def test_a_connection_that_ends_as_something_is_sent_leaves_no_traceback(caplog)
 
     run(scenario())
     assert not caplog.records
+
+
+def test_an_end_that_paho_tells_twice_is_one():
+    async def scenario() -> None:
+        settings = UplinkSettings(url=(Address("127.0.0.1", 1, tls=False),))
+        client = await Connection.to(settings.url[0], settings, "trd-0042", will=None)
+        for lost in (paho.MQTT_ERR_KEEPALIVE, paho.MQTT_ERR_CONN_LOST):
+            client._client._do_on_disconnect(packet_from_broker=False, v1_rc=lost)
+        assert "Keep alive timeout" in str(client._disconnected.exception())
+
+    run(scenario())
 
 
 # Connecting

@@ -14,6 +14,7 @@ from saying import CONNACK, saying
 from gateway.connection import LAST_WORDS, Connection, UplinkError
 from gateway.disk import Disk
 from gateway.incoming import LARGEST_IN
+from gateway.reasons import TOO_LARGE
 from gateway.settings import Broker, UplinkSettings
 from hil import mqtt
 
@@ -46,6 +47,18 @@ def test_what_is_published_to_us_is_dropped(qos):
             assert client._queue.empty()
             assert not client._client._in_messages
             assert not client._client._out_packet
+
+    run(scenario())
+
+
+def test_a_broker_that_ends_it_for_a_size_while_nothing_is_under_way_is_no_end_of_us():
+    async def scenario() -> None:
+        flood = b"".join(publish(0, 0) for _ in range(1000))
+        async with saying(CONNACK + flood + bytes.fromhex("e0029500")) as broker:
+            client = await connection(broker)
+            async with client.session():
+                with pytest.raises(UplinkError, match="0x95 Packet too large"):
+                    await client.lost()
 
     run(scenario())
 
@@ -148,6 +161,22 @@ def test_the_batch_that_is_too_large_is_told_from_others_under_way(tmp_path):
 
 def too_large_above(most: int) -> Answer:
     return lambda _, packet: bytes.fromhex("e00195") if len(packet) > most else None
+
+
+def test_what_could_not_be_sent_any_more_is_not_the_one_that_is_too_large():
+    async def scenario() -> None:
+        async with ending_with(too_large_above(0), [], at=b"a") as broker:
+            client = await connection(broker)
+            async with client.session():
+                sent = client.send("a", b"", kind="")
+                await until(client._disconnected.done)
+                larger = client.send("a", b"x", kind="")
+                with pytest.raises(UplinkError, match="0x95 Packet too large"):
+                    await client.lost()
+                assert sent.result() == TOO_LARGE
+                assert not larger.done()
+
+    run(scenario())
 
 
 @pytest.mark.parametrize("answer", ["disconnect", "puback"])

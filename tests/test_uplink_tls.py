@@ -16,6 +16,7 @@ import pytest
 from certificates import DAY, NOW, Authority
 from delivery import Box, delivering, run, until
 from mosquitto import Mosquitto
+from saying import saying
 from tenacity import wait_fixed
 
 from gateway.credentials import Credentials
@@ -168,6 +169,20 @@ def test_a_broker_that_speaks_no_tls_is_never_spoken_to_in_the_clear(tmp_path):
     run(scenario())
 
 
+def test_a_port_that_never_answers_in_tls_is_given_up_in_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("gateway.connection.CONNECT_WITHIN", 0.3)
+
+    async def scenario() -> None:
+        async with saying(b"") as silent:
+            box = Site(tmp_path).box(silent.port, wait=wait_fixed(60))
+            async with delivering(box):
+                await until(lambda: box.state.why, within=4)
+                assert "no TLS is spoken there" in box.state.why
+            gc.collect()
+
+    run(scenario())
+
+
 def test_certificates_and_authority_are_read_anew_at_each_connection(tmp_path):
     async def scenario() -> None:
         site = Site(tmp_path)
@@ -265,6 +280,21 @@ def test_a_clock_that_cannot_be_right_is_told_where_tls_works_all_the_same(tmp_p
                 box.uplink._now = lambda: datetime(2020, 1, 2, tzinfo=UTC).timestamp()
                 await until(lambda: "clock says 2020-01-02" in caplog.text)
                 watching.cancel()
+
+    run(scenario())
+
+
+def test_a_clock_that_cannot_be_right_is_not_why_a_connection_that_was_made_is_lost(tmp_path):
+    async def scenario() -> None:
+        site = Site(tmp_path)
+        async with listening(site) as broker:
+            box = site.box(broker.port, wait=wait_fixed(60))
+            box.uplink._now = lambda: datetime(2020, 1, 1, tzinfo=UTC).timestamp()
+            async with delivering(box):
+                await until(lambda: box.state.connected)
+                await broker.kill()
+                await until(lambda: "connection lost: " in (box.state.why or ""))
+                assert "clock" not in box.state.why
 
     run(scenario())
 
