@@ -24,7 +24,7 @@ AHEAD = timedelta(days=30)
 _THERE = "there: it is read at the next connection"
 
 _BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
-_UTC_TIME, _GENERALIZED_TIME, _VERSION = 0x17, 0x18, 0xA0
+_UTC_TIME, _VERSION = 0x17, 0xA0
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +135,4 @@ def _time(der: bytes, tag: int, start: int, end: int) -> datetime:
     text = der[start:end].decode("ascii")
     if tag == _UTC_TIME:
         text = ("19" if text[:2] >= "50" else "20") + text
-    elif tag != _GENERALIZED_TIME:
-        raise ValueError(f"tag 0x{tag:02x} where a time belongs")
     return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC)

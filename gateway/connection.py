@@ -309,9 +309,8 @@ class Connection(aiomqtt.Client):
         reason_code: ReasonCode,
         properties: Properties | None,
     ) -> None:
-        _, ack = self._acks.pop(mid, (0, None))
-        if ack is not None and not ack.done():
-            ack.set_result(reason_code.value)
+        _, ack = self._acks.pop(mid)  # paho tells of each once
+        ack.set_result(reason_code.value)
 
 
 def heed_cancel() -> None:

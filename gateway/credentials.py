@@ -6,7 +6,6 @@ All of it off the event loop, of regular files only and no more than a bound: a 
 
 import asyncio
 import codecs
-import os
 import re
 import ssl
 import stat
@@ -71,7 +70,7 @@ def read_file(file: Path, most: int) -> bytes:
     """
     if not stat.S_ISREG(file.stat().st_mode):
         raise OSError("no regular file")
-    with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as opened:
+    with file.open("rb") as opened:
         held = opened.read(most + 1)
     if len(held) > most:
         raise ValueError(f"more than {most} bytes: is it the right file?")

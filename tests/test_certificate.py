@@ -1,11 +1,14 @@
 """What a gateway says of its certificate and its clock before a broker could."""
 
 import os
+import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from certificates import DAY, Authority
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from gateway.certificate import AHEAD, WRITTEN, Outlook, dates, outlook
 
@@ -32,6 +35,17 @@ def test_the_dates_are_those_that_were_signed(since, until, tmp_path):
     assert dates(file.read_text()) == [(since, until)]
 
 
+def test_what_is_written_beside_a_certificate_may_be_no_utf_8(cert, tmp_path):
+    (tmp_path / "latin-1.pem").write_bytes(b"subject=CN = Tr\xf8ndelag\n" + cert.read_bytes())
+    assert outlook(tmp_path / "latin-1.pem", SINCE) == Outlook(UNTIL)
+
+
+def test_a_certificate_of_version_1_bears_no_version(cert):
+    der = x509.load_pem_x509_certificate(cert.read_bytes()).public_bytes(Encoding.DER)
+    first = der.replace(b"\xa0\x03\x02\x01\x02", b"", 1)  # what holds it is shorter, but for that
+    assert dates(ssl.DER_cert_to_PEM_cert(first)) == [(SINCE, UNTIL)]
+
+
 def test_of_a_chain_what_ends_first_counts(tmp_path):
     city = Authority()
     one = city.issue(tmp_path / "one.pem", "one", SINCE, UNTIL).read_text()
@@ -43,8 +57,6 @@ def test_of_a_chain_what_ends_first_counts(tmp_path):
 
 
 def test_damage_is_a_value_error(cert):
-    import ssl
-
     text = cert.read_text()
     der = ssl.PEM_cert_to_DER_cert(text[: text.index("-----BEGIN PRIVATE")])
     end = der.index(b"280203040506Z") + len("280203040506")
