@@ -130,7 +130,7 @@ class Connection(aiomqtt.Client):
         except aiomqtt.MqttCodeError as error:
             raise UplinkError(self._why(error)) from error
         except (aiomqtt.MqttError, UnicodeError) as error:  # a..b is no name that DNS could have
-            strange = None if self._connack else of_answer(self._incoming.first, self._settings)
+            strange = of_answer(self._incoming.first, self._settings)
             said = strange or of_text(str(error), self._settings, tls=self._secure)
             raise UplinkError(said) from error
         finally:

@@ -634,6 +634,7 @@ def test_a_broker_that_takes_one_batch_and_hangs_up_does_not_fill_the_log(
                 assert box.state.lost > 9
 
     run(scenario())
+    assert {record.name for record in caplog.records} <= {"gateway.uplink", "gateway.buffer"}
     said = [r.getMessage() for r in caplog.records if r.name == "gateway.uplink"]
     assert len([line for line in said if "connection lost" in line]) == 3
     assert len([line for line in said if line.endswith(": connected")]) <= 4
@@ -997,6 +998,7 @@ def test_what_is_found_on_a_disk_that_came_late_is_backlog(tmp_path):
         ("2003009b00", False, "QoS not supported: the broker must take QoS 1"),
         ("2003000000 e0028e00", False, "another client connected with our id 'trd-0042'"),
         ("2003000000 e0028b00", False, "connection lost: 0x8b Server shutting down: tried again"),
+        ("2003000000 e000", False, "connection lost: the other end closed it within a minute"),
         ("2003000000 4004000177 00", False, "connection lost: "),
         ("2003000000 e0028e7fff", False, "connection lost: "),
         ("2005000002ff00", False, "it answered, but not as MQTT 5 does: a CONNACK came"),

@@ -6,7 +6,9 @@ import gc
 import socket
 import ssl
 import subprocess
+import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -257,6 +259,26 @@ def test_the_end_of_a_certificate_is_announced_once_a_day_for_thirty_days(tmp_pa
         city.issue(tmp_path / "cert.pem", "one", NOW, NOW + 400 * DAY)
         await jumping.for_seconds(40 * 86_400, box.uplink.watch())
         assert not caplog.messages, "it was renewed"
+
+    jumping.run(main())
+
+
+def test_a_certificate_on_a_drive_that_hangs_is_no_end_of_the_daemon(tmp_path):
+    go_on = threading.Event()
+
+    async def main() -> None:
+        pool = ThreadPoolExecutor(1)
+        asyncio.get_running_loop().set_default_executor(pool)
+        pool.submit(go_on.wait)
+        Authority().issue(tmp_path / "cert.pem", "one", NOW, NOW + 60 * DAY)
+        settings = {"cert_file": tmp_path / "cert.pem"}
+        there = Address("127.0.0.1", 1, tls=True)
+        box = Box(tmp_path / "state", there, settings=settings)
+        try:
+            await jumping.for_seconds(1800, box.uplink.watch())
+            assert box.state.outlook.until is None
+        finally:
+            go_on.set()
 
     jumping.run(main())
 
