@@ -121,6 +121,21 @@ def test_a_cap_holds_though_connections_break(tmp_path):
     run(scenario())
 
 
+def test_where_there_is_nothing_to_send_nothing_is_looked_for_all_the_time(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            looks: list[int] = []
+            waiting = box.buffer.waiting
+            box.buffer.waiting = lambda *sequences: looks.append(1) or waiting(*sequences)
+            async with delivering(box):
+                await broker.wait_for(1)
+                await asyncio.sleep(0.3)
+            assert len(looks) < 20
+
+    run(scenario())
+
+
 def test_acknowledgements_out_of_order_lose_nothing(tmp_path):
     async def scenario() -> None:
         async with Broker() as broker:

@@ -180,6 +180,19 @@ def test_a_batch_that_is_under_way_is_not_sent_again_to_find_out_if_any_goes(tmp
     run(scenario())
 
 
+def test_one_batch_finds_out_if_any_goes_and_then_the_oldest_go_first(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            box.state.refused_in_a_row = IN_A_ROW
+            await box.seal(5)
+            async with delivering(box):
+                await box.empty()
+            assert both(broker.received) == [5, 1, 2, 3, 4]
+
+    run(scenario())
+
+
 def test_a_suspect_is_not_the_one_to_find_out_by_if_any_goes(tmp_path):
     async def scenario() -> None:
         async with Broker() as broker:
@@ -247,6 +260,25 @@ def test_a_suspect_that_is_refused_alone_ends_no_connection_and_goes_in_the_end(
                 await box.seal()
                 await box.empty()
             assert broker.connects == 1
+
+    run(scenario())
+
+
+def test_a_suspect_goes_alone(tmp_path):
+    async def scenario() -> None:
+        async with Broker(faults=Faults(ack_after=0.1, ack_topics=BATCHES)) as broker:
+            box = Box(tmp_path, address(broker))
+            await box.seal(7)
+            suspect(box.state.suspects, (1, box.buffer.epoch))
+            under_way: list[list[int]] = []
+
+            def look(_: Received) -> None:
+                under_way.append(both([m for m in broker.received if m.answer is None]))
+
+            broker.on_publish.append(look)
+            async with delivering(box):
+                await box.empty()
+            assert [held for held in under_way if 1 in held] == [[1]]
 
     run(scenario())
 
