@@ -601,7 +601,7 @@ def test_a_session_that_waits_for_the_disk_is_gone_when_it_ends(tmp_path, monkey
     async def scenario() -> None:
         async with Broker() as broker:
             box = Box(tmp_path, address(broker), disk=Failing)
-            await box.seal()
+            await box.seal(3)
             monkeypatch.setattr(Failing, "at", ".seg")
             before = sessions()
             async with delivering(box):
