@@ -1,5 +1,6 @@
 """A broker may be killed before it has saved what it acknowledged."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,23 @@ def received_with_a_break_behind(batches: int, directory: Path, saved_within: fl
 def test_what_was_acknowledged_the_moment_before_a_link_broke_is_sent_again(tmp_path, batches):
     received = received_with_a_break_behind(batches, tmp_path, FOR_EVER)
     assert received == [*range(1, batches + 1), batches, batches + 1]
+
+
+def test_it_is_kept_however_long_the_link_is_away(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker), saved_within=1.0)
+            async with delivering(box):
+                await until(lambda: box.state.connected)
+                await box.seal()
+                await until(lambda: box.state.last_ack_ms)
+                await broker.down()
+                await asyncio.sleep(1.2)
+                assert not box.delivered
+                await broker.up()
+                await until(lambda: both(broker.received) == [1, 1])
+
+    run(scenario())
 
 
 def test_what_the_link_outlived_is_not_sent_again(tmp_path):
