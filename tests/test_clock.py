@@ -9,6 +9,7 @@ import zlib
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import jumping
 import msgpack
@@ -166,6 +167,11 @@ def test_the_kernel_tells_its_error():
     error_us, pps = kernel_clock()
     assert 0 <= error_us <= SYNCHRONISED_BELOW_US
     assert isinstance(pps, bool)
+
+
+def test_a_kernel_that_may_not_be_asked_is_taken_for_one_that_is_adrift(monkeypatch):
+    monkeypatch.setattr("gateway.clock._libc", SimpleNamespace(adjtimex=lambda _: -1))
+    assert kernel_clock() == ADRIFT
 
 
 def maps(received: list[Received]) -> list[dict[str, object]]:

@@ -53,3 +53,11 @@ def test_after_a_quiet_hour_each_is_told_again():
     told(outages, time, BURST, 0)
     time.now += 3600
     assert told(outages, time, 3, 1) == [""] * 3
+
+
+def test_a_quiet_day_saves_nothing_up():
+    time = Time()
+    outages = Outages(time)
+    time.now += 86_400
+    lines = told(outages, time, 2 * BURST, 0)
+    assert [line is not None for line in lines] == [True] * BURST + [False] * BURST

@@ -23,6 +23,7 @@ from gateway.connection import WINDOW, Connection
 from gateway.health import Health
 from gateway.ration import BURST
 from gateway.reading import COUNT, Instant, Reading
+from gateway.session import UplinkState
 from gateway.settings import Broker as Address
 from gateway.settings import UplinkSettings
 from gateway.suspects import LOSSES, Suspects
@@ -1198,6 +1199,14 @@ def test_the_status_foretells_when_a_backlog_is_delivered_and_tells_when_it_is(t
             assert len(told) <= 4
 
     run(scenario())
+
+
+def test_where_nothing_waits_but_suspects_it_is_caught_up():
+    state = UplinkState()
+    assert state.catch_up(0) == 0
+    state.pace = 1.0
+    suspect(state.suspects, (1, 1), (2, 1))
+    assert state.catch_up(1) == 0  # one of them was evicted
 
 
 def test_the_pace_is_that_of_a_whole_window(tmp_path):
