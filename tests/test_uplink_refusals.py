@@ -637,6 +637,29 @@ def test_a_batch_that_a_full_disk_cannot_set_aside_waits(tmp_path, caplog, monke
     assert caplog.text.count("batch 1 set aside") == 1
 
 
+def test_a_batch_that_is_gone_when_it_is_refused_is_not_said_to_be_set_aside(tmp_path, caplog):
+    async def scenario() -> None:
+        async with Broker(faults=Faults(ack_code=0x99, ack_topics=BATCHES)) as broker:
+            box = Box(tmp_path, address(broker))
+            await box.seal()
+            (held,) = box.buffer.waiting()
+
+            def evict(message: Received) -> None:
+                if both([message]) == [1]:
+                    box.buffer.acknowledge(held)
+
+            broker.on_publish.append(evict)
+            async with delivering(box):
+                await until(lambda: both(broker.received))
+                await box.seal()
+                await until(lambda: box.refused)
+            assert [name[:2] for name in box.refused] == ["2-"]
+
+    run(scenario())
+    assert "batch 2 set aside" in caplog.text
+    assert "batch 1 set aside" not in caplog.text
+
+
 def test_a_batch_that_this_version_cannot_decode_is_set_aside(tmp_path, caplog):
     async def scenario() -> None:
         async with Broker() as broker:
