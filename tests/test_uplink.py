@@ -1285,6 +1285,21 @@ def test_a_farewell_delivers_what_waits_and_says_offline(tmp_path):
     run(scenario())
 
 
+@pytest.mark.parametrize("code", [None, 0x99])
+def test_a_farewell_ends_with_the_last_batch_delivered_or_set_aside(code, tmp_path):
+    async def scenario() -> None:
+        async with Broker(faults=Faults(ack_code=code, ack_topics=BATCHES)) as broker:
+            box = Box(tmp_path, address(broker))
+            async with delivering(box):
+                await until(lambda: state_of(broker) == "online")
+                await box.seal()
+                await asyncio.wait_for(box.uplink.farewell(box.status, 60), 5)
+                assert box.delivered
+                assert state_of(broker) == "offline"
+
+    run(scenario())
+
+
 def test_no_online_comes_behind_the_offline_though_the_status_changes_all_the_time(tmp_path):
     class Restless(Status):
         def digest(self) -> object:
