@@ -98,13 +98,13 @@ class Publisher:
         now, within = asyncio.get_running_loop().time, self._within * patience
         while not sent.ack.done():
             self._look(now())
-            if (left := sent.alive + within - now()) <= 0:
+            if now() >= sent.alive + within:
                 what = f" of the {sent.name}" if isinstance(sent.name, str) else ""
                 raise Unacknowledged(
                     f"no acknowledgement{what} within {within:g} s: the link is dead, or the "
                     "broker hangs"
                 )
-            await asyncio.wait({sent.ack}, timeout=min(left, within / LOOKS))
+            await asyncio.wait({sent.ack}, timeout=within / LOOKS)
         self._live(now(), lambda later: later.at >= sent.at)
         self._sent.remove(sent)
         return sent.ack.result()

@@ -119,7 +119,6 @@ class Retained:
             sent = self._publisher.send(name, payload, retain=True, kind=JSON)
             code = await self._publisher.code(sent, self._patience)
         if code == TOO_LARGE:
-            self._suspects.clear(name)
             self._too_large[what] = len(payload)
             self._say(what, self._larger(name, payload))
             return False

@@ -73,11 +73,13 @@ async def arriving(wire: Wire, size: int, every: float) -> None:
         wire.arrived += size
 
 
-def test_a_large_message_is_waited_for_as_long_as_it_travels():
+@pytest.mark.parametrize("sizes", [(400,), (400, 10)])
+def test_a_large_message_and_one_behind_it_are_waited_for_as_long_as_they_travel(sizes):
     async def scenario() -> None:
         wire = Wire()
+        wire.arrived = 1000  # before
         travels = asyncio.create_task(arriving(wire, 20, every=WITHIN / 5))
-        assert 4 * WITHIN < await lives(Publisher(wire, "a", WITHIN), 400) < 7 * WITHIN
+        assert 4 * WITHIN < await lives(Publisher(wire, "a", WITHIN), *sizes) < 7 * WITHIN
         travels.cancel()
 
     run(scenario())

@@ -386,6 +386,7 @@ def test_a_status_larger_than_the_broker_takes_does_not_stop_the_batches(tmp_pat
                 await until(lambda: says in caplog.text)
                 await box.seal(3)
                 await asyncio.wait_for(box.empty(), 3)
+                assert broker.connects == 2
 
     run(scenario())
 
@@ -1428,5 +1429,19 @@ def test_a_status_that_is_refused_is_told_once_for_all_connections(tmp_path, cap
             async with delivering(box):
                 await until(lambda: broker.connects >= 4)
         assert caplog.text.count("the broker refuses the status") == 1
+
+    run(scenario())
+
+
+def test_a_status_that_was_taken_in_between_is_told_of_again(tmp_path, caplog):
+    async def scenario() -> None:
+        refusing = Faults(ack_code=0x87, ack_topics="bygate/v1/+/status")
+        async with Broker(faults=refusing) as broker:
+            box = Box(tmp_path, address(broker))
+            async with delivering(box):
+                for size, faults in enumerate((refusing, Faults(), refusing), 1):
+                    broker.faults, box.status.size = faults, size
+                    await broker.wait_for(size)
+                await until(lambda: caplog.text.count("the broker refuses the status") == 2)
 
     run(scenario())

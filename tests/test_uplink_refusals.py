@@ -307,6 +307,21 @@ def test_a_suspect_that_was_evicted_is_forgotten(tmp_path):
     run(scenario())
 
 
+def test_a_suspect_of_another_disk_is_no_batch_of_that_number_here(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker), saved_within=3600.0)  # so that it stays
+            await box.seal()
+            suspect(box.state.suspects, (1, box.buffer.epoch + 1))
+            async with delivering(box):
+                await until(lambda: not len(box.state.suspects))
+                await box.seal()
+                await until(lambda: 2 in both(broker.received))
+            assert both(broker.received) == [1, 2]
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("code", [0x87, 0x97])
 def test_a_broker_that_refuses_all_for_a_while_makes_none_a_suspect(code, tmp_path):
     async def scenario() -> None:
