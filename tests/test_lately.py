@@ -3,9 +3,11 @@
 import asyncio
 from pathlib import Path
 
+import jumping
 import pytest
 from delivery import BATCHES, Box, address, both, delivering, lane, run, until
 
+from gateway.lately import Lately
 from gateway.settings import Broker as Address
 from hil.broker import Broker, Faults
 from hil.valve import Valve
@@ -76,6 +78,20 @@ def test_links_that_break_at_every_batch_hold_up_none(tmp_path):
                 await until(lambda: box.buffer.stats().waiting_batches <= 1)
 
     run(scenario())
+
+
+def test_each_is_kept_for_its_own_time():
+    async def main() -> None:
+        gone: list[str] = []
+        lately = Lately(gone.append, 0.5, None)
+        for held in ("one", "other"):
+            lately.add(held)
+            await asyncio.sleep(0.4)
+        assert gone == ["one"]
+        await asyncio.sleep(0.2)
+        assert gone == ["one", "other"]
+
+    jumping.run(main())
 
 
 def test_a_batch_is_not_sent_twice_while_it_is_kept(tmp_path):
