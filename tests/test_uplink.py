@@ -967,6 +967,9 @@ def test_a_suspect_that_breaks_off_alone_is_tried_ever_more_rarely():
     suspects.clear((7, 1))
     assert (7, 1) not in suspects
     assert not suspects.lost_at((7, 1))
+    suspects.suspect((7, 1))
+    suspects.tried((7, 1))
+    assert suspects.pause((7, 1)) == 60, "what was cleared begins anew"
 
 
 def test_what_is_suspected_again_does_not_go_sooner_for_that():
