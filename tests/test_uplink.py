@@ -571,6 +571,21 @@ def test_pauses_begin_anew_after_a_connection_that_delivered_much_or_lasted(tmp_
     assert attempts(tmp_path / "lasted", 2, steady=0.0) == []
 
 
+def test_not_all_gateways_that_lost_a_broker_come_back_at_once(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker), steady=0.0)
+            async with delivering(box):
+                await until(lambda: box.state.connected)
+                random.seed(5)  # which begins with 0.62
+                began = time.monotonic()
+                broker.drop()
+                await until(lambda: broker.connects == 2)
+                assert time.monotonic() - began > 0.6
+
+    run(scenario())
+
+
 def test_pauses_grow_where_the_broker_refuses_however_long_connections_last(tmp_path):
     async def scenario() -> None:
         async with Broker(faults=Faults(ack_code=0x87, ack_topics=BATCHES)) as broker:
@@ -1211,6 +1226,8 @@ def test_where_nothing_waits_but_suspects_it_is_caught_up():
     state.pace = 1.0
     suspect(state.suspects, (1, 1), (2, 1))
     assert state.catch_up(1) == 0  # one of them was evicted
+    state.suspects.suspect("status")
+    assert state.catch_up(3) == 1
 
 
 def test_the_pace_is_that_of_a_whole_window(tmp_path):
