@@ -109,8 +109,7 @@ class Uplink:
             ):
                 with attempt:
                     await self._hold_session(next(brokers), status)
-            if not self._left:
-                await asyncio.sleep(random.uniform(0, 1))  # not all gateways of a city at once
+            await asyncio.sleep(random.uniform(0, 1))  # not all gateways of a city at once
 
     def _failed(self, call: RetryCallState) -> None:
         self._say(str(call.outcome and call.outcome.exception()))

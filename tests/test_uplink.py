@@ -494,7 +494,7 @@ def test_a_half_open_link_is_given_up_and_made_anew(tmp_path):
     run(scenario())
 
 
-def test_a_broker_that_says_goodbye_is_found_again(tmp_path):
+def test_a_broker_that_says_goodbye_is_found_again(tmp_path, caplog):
     async def scenario() -> None:
         async with Broker() as broker:
             box = Box(tmp_path, address(broker))
@@ -502,6 +502,8 @@ def test_a_broker_that_says_goodbye_is_found_again(tmp_path):
                 await broker.wait_for(1)
                 await broker.down()
                 await until(lambda: "Connection refused" in (box.state.why or ""))
+                assert box.state.lost == 1
+                assert "Connection refused" in caplog.text
                 await box.seal(2)
                 await broker.up()
                 await box.empty()
@@ -1300,7 +1302,7 @@ def test_a_farewell_delivers_what_waits_and_says_offline(tmp_path):
                 assert both(broker.received) == list(range(1, 21))
                 assert state_of(broker) == "offline"
                 await until(lambda: not broker.connections)
-                await asyncio.wait_for(task, 1)
+                await asyncio.wait_for(task, 3)
                 assert broker.connects == 1, "it said goodbye, and came back"
 
     run(scenario())
