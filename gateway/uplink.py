@@ -152,7 +152,7 @@ class Uplink:
                 finally:
                     session.end()
         except* (OSError, UplinkError) as group:
-            failure = _first(group)
+            failure = group.exceptions[0]
         finally:
             self.state.connected, self.state.pace, self._session = False, None, None
         heed_cancel()  # a task group prefers its child's error to it
@@ -195,13 +195,6 @@ class Uplink:
             with suppress(TimeoutError):
                 async with asyncio.timeout(within):
                     await session.drained()
-            with suppress(TimeoutError, UplinkError):
+            with suppress(TimeoutError):
                 async with asyncio.timeout(1):
                     await session.say_goodbye(status)
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

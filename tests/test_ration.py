@@ -55,6 +55,12 @@ def test_after_a_quiet_hour_each_is_told_again():
     assert told(outages, time, 3, 1) == [""] * 3
 
 
+def test_another_cause_is_told_in_the_midst_of_an_outage_within_the_same_bounds():
+    outages = Outages(Time())
+    lines = [outages.begin(another=True) for _ in range(2 * BURST)]
+    assert [line is not None for line in lines] == [True] * BURST + [False] * BURST
+
+
 def test_a_quiet_day_saves_nothing_up():
     time = Time()
     outages = Outages(time)

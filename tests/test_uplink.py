@@ -23,7 +23,7 @@ from gateway.connection import WINDOW, Connection
 from gateway.health import Health
 from gateway.ration import BURST
 from gateway.reading import COUNT, Instant, Reading
-from gateway.session import UplinkState
+from gateway.session import PATIENCE, UplinkState
 from gateway.settings import Broker as Address
 from gateway.settings import UplinkSettings
 from gateway.suspects import LOSSES, Suspects
@@ -244,8 +244,9 @@ def test_withheld_acknowledgements_mean_a_dead_link_and_a_new_connection(tmp_pat
             box = Box(tmp_path, address(broker), ack_within=0.1)
             await box.seal(5)
             async with delivering(box):
-                await until(lambda: broker.connects >= 3)
+                await until(lambda: broker.connects >= 5)
                 await until(lambda: "no acknowledgement within" in (box.state.why or ""))
+                assert box.state.patience == PATIENCE
                 assert box.buffer.stats().waiting_batches == 5
                 broker.faults = Faults()
                 await box.empty()
@@ -961,6 +962,7 @@ def test_a_suspect_is_delivered_when_the_fault_is_gone(tmp_path):
             await box.seal(8)
             async with delivering(box):
                 await until(lambda: broker.connects > 10)
+                assert box.state.patience == 1, "acknowledgements were not late, links broke"
                 broker.faults = Faults()
                 await box.empty()
 
@@ -1001,6 +1003,23 @@ def test_what_is_suspected_again_does_not_go_sooner_for_that():
 def test_losses_at_one_batch_after_the_other_make_no_suspect():
     suspects = Suspects()
     assert not any(suspects.lost_at((head, 1)) for head in (1, 2, 1, 2, 1, 2, 3, 3, 4, 3, 3))
+
+
+def test_links_that_break_while_nothing_is_under_way_make_nothing_a_suspect(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            async with delivering(box) as task:
+                for connects in range(1, LOSSES + 3):
+                    await until(lambda n=connects: task.done() or broker.connects == n)
+                    await until(lambda: task.done() or box.state.connected)
+                    await box.seal()
+                    await until(lambda: task.done() or box.delivered)
+                    await until(lambda: task.done() or box.uplink._session.culprit is None)
+                    broker.drop()
+                assert not task.done()
+
+    run(scenario())
 
 
 def test_what_is_found_on_a_disk_that_came_late_is_backlog(tmp_path):
@@ -1319,6 +1338,20 @@ def test_a_farewell_ends_with_the_last_batch_delivered_or_set_aside(code, tmp_pa
                 await asyncio.wait_for(box.uplink.farewell(box.status, 60), 5)
                 assert box.delivered
                 assert state_of(broker) == "offline"
+
+    run(scenario())
+
+
+def test_a_farewell_waits_for_no_broker_that_is_gone(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            async with delivering(box):
+                await until(lambda: box.state.connected)
+                await broker.down()
+                await until(lambda: not box.state.connected)
+                await box.seal()
+                await asyncio.wait_for(box.uplink.farewell(box.status, 60), 5)
 
     run(scenario())
 

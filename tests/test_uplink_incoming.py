@@ -13,7 +13,7 @@ from saying import CONNACK, saying
 
 from gateway.connection import LAST_WORDS, Connection, UplinkError
 from gateway.disk import Disk
-from gateway.incoming import LARGEST_IN
+from gateway.incoming import FIRST, LARGEST_IN
 from gateway.reasons import TOO_LARGE
 from gateway.settings import Broker, UplinkSettings
 from hil import mqtt
@@ -45,6 +45,7 @@ def test_what_is_published_to_us_is_dropped(qos):
                 with pytest.raises(UplinkError, match="0x96 Message rate too high"):
                     await client.lost()
             assert client._queue.empty()
+            assert len(client._incoming.first) == FIRST
             assert not client._client._in_messages
             assert not client._client._out_packet
 
