@@ -4,10 +4,12 @@ import asyncio
 import json
 import logging
 import time
+from types import SimpleNamespace
 
 import pytest
+from dbus_fast import Message, MessageType, Variant
 
-from gateway.bluez import BEGINS, CALL, DENIED, RETRY
+from gateway.bluez import BEGINS, CALL, DENIED, DEVICE, RETRY, path_of
 from gateway.buffer import Buffer
 from gateway.clock import Clock
 from gateway.disk import Disk
@@ -15,6 +17,7 @@ from gateway.driver import NoAdapter, NoReply, find
 from gateway.health import Health
 from gateway.listener import AdvertisementListener
 from gateway.ration import BURST
+from gateway.reports import Reports
 from gateway.session import UplinkState
 from gateway.settings import BufferSettings
 from tests.radio_scene import NEEDS_DBUS, TAG, Ears, apart, on_air, resources, scene, until
@@ -253,6 +256,46 @@ async def test_a_device_that_bluez_forgot_does_not_come_back_with_what_it_said()
         device.send()
         await until(lambda: len(ears.heard) == 2)
         assert ears.heard[1].manufacturer_data == device.manufacturer
+
+
+@on_air
+async def test_all_that_a_device_says_which_bluez_forgot_is_new():
+    async with scene(bluez={"forget_after": 0.3}) as (bluez, radio):
+        ears = Ears(radio)
+        device = bluez.advertise(TAG, manufacturer={RUUVI: b"said"}, every=0)
+        await until(device.send)
+        await until(lambda: ears.heard and not bluez.adapters["hci0"].devices)
+        device.manufacturer = {RUUVI: b"said", 0x0001: b"more"}
+        device.send()
+        heard, _ = await ears.next()
+        assert heard.manufacturer_data == device.manufacturer
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ManufacturerData", Variant("s", "x")),
+        ("ManufacturerData", Variant("a{qv}", {1: Variant("s", "x")})),
+        ("ServiceData", Variant("as", ["x"])),
+        ("UUIDs", Variant("u", 1)),
+    ],
+)
+def test_properties_of_types_that_bluez_does_not_have_tell_nothing(name, value):
+    told = []
+    reports = Reports(lambda *said: told.append(said), lambda path: None)
+    reports.watch(SimpleNamespace(name="hci0", repeats=False), TAG)
+    path = f"{path_of('hci0')}/dev_{TAG.replace(':', '_')}"
+    reports._hear(
+        Message(
+            message_type=MessageType.SIGNAL,
+            path=path,
+            interface="org.freedesktop.DBus.Properties",
+            member="PropertiesChanged",
+            signature="sa{sv}as",
+            body=[DEVICE, {name: value}, []],
+        )
+    )
+    assert not told
 
 
 @on_air
