@@ -281,21 +281,42 @@ async def test_all_that_a_device_says_which_bluez_forgot_is_new():
     ],
 )
 def test_properties_of_types_that_bluez_does_not_have_tell_nothing(name, value):
-    told = []
-    reports = Reports(lambda *said: told.append(said), lambda path: None)
-    reports.watch(SimpleNamespace(name="hci0", repeats=False), TAG)
-    path = f"{path_of('hci0')}/dev_{TAG.replace(':', '_')}"
-    reports._hear(
-        Message(
-            message_type=MessageType.SIGNAL,
-            path=path,
-            interface="org.freedesktop.DBus.Properties",
-            member="PropertiesChanged",
-            signature="sa{sv}as",
-            body=[DEVICE, {name: value}, []],
-        )
-    )
+    reports, told = reported()
+    change(reports, {name: value})
     assert not told
+
+
+def test_what_is_sent_again_is_not_new_though_something_else_changed_meanwhile():
+    reports, told = reported()
+    service = {"ServiceData": Variant("a{sv}", {"feaa": Variant("ay", b"steady")})}
+    change(reports, service)
+    change(reports, {"RSSI": Variant("n", -40)})
+    change(reports, service | {"ManufacturerData": Variant("a{qv}", {1: Variant("ay", b"new")})})
+    assert [each.service_data for each in told] == [{"feaa": b"steady"}, {}, {"feaa": b"steady"}]
+
+
+def test_an_adapter_that_is_added_is_no_device():
+    reports, told = reported()
+    hear(reports, "InterfacesAdded", "oa{sa{sv}}", ["/org/bluez/hci0", {"org.bluez.Adapter1": {}}])
+    assert not told
+
+
+def reported():
+    """Return reports of a device, and a list of what they tell of it."""
+    told = []
+    reports = Reports(lambda _, said: told.append(said), lambda path: None)
+    reports.watch(SimpleNamespace(name="hci0", repeats=False), TAG)
+    return reports, told
+
+
+def change(reports, properties):
+    hear(reports, "PropertiesChanged", "sa{sv}as", [DEVICE, properties, []])
+
+
+def hear(reports, member, signature, body):
+    path = f"{path_of('hci0')}/dev_{TAG.replace(':', '_')}"
+    how = {"path": path, "interface": "a.b", "message_type": MessageType.SIGNAL}
+    reports._hear(Message(member=member, signature=signature, body=body, **how))
 
 
 @on_air
