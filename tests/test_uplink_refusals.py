@@ -4,6 +4,7 @@ import asyncio
 import errno
 import gc
 import random
+from functools import partial
 from typing import Any
 
 import pytest
@@ -130,6 +131,24 @@ def test_batches_that_are_offered_again_and_refused_again_are_not_kept_from_lyin
                 await until(lambda: len(box.refused) == 9)
             assert broker.connects == 1
             assert {name[-6:] for name in box.refused} == {".batch"}
+
+    run(scenario())
+
+
+def test_nor_where_so_many_were_refused_in_a_row_that_no_new_one_would_lie_there(tmp_path):
+    async def scenario() -> None:
+        async with Broker(faults=Faults(ack_code=0x99, ack_topics=BATCHES)) as broker:
+            box = Box(tmp_path, address(broker))
+            await box.seal(IN_A_ROW)
+            async with delivering(box):
+                await box.empty()
+                (tmp_path / "refused" / "retry").touch()
+                tick = partial(box.buffer.tick, 0.0)
+                await asyncio.get_running_loop().run_in_executor(box.writer, tick)
+                box.uplink.wake()
+                await until(lambda: len(both(broker.received)) == 2 * IN_A_ROW)
+                await box.empty()
+            assert broker.connects == 1
 
     run(scenario())
 
