@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from gateway import reading as q
+from gateway.aside import Inventory
 from gateway.disk import Disk
 from gateway.journal import Journal
 from gateway.reading import Instant, Reading
@@ -55,6 +56,7 @@ def fill(directory: Path, count: int) -> int:
     spool = Spool(disk)
     spool.recover()
     Journal(disk).recover(spool.last)
+    Inventory(disk).begin()
     spool.begin(1)
     batches = -(-count // BATCH)
     for sequence in range(1, batches + 1):
