@@ -137,7 +137,8 @@ class Spool:
             if there.epoch != record.epoch:  # another box's: kept, and told of as damage is
                 self._missing.add_foreign(segment.name, record)
                 segment.bad.append(record.at)
-            return  # else written again after a failed sync
+                return
+            self._shelf.drop([record.sequence])  # written again after a failed sync: this is synced
         offset = record.at + size_of(b"")
         held = Held(
             *(record.epoch, record.sequence, record.readings, record.first_ms),

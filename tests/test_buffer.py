@@ -1303,6 +1303,40 @@ def test_an_evicted_segment_that_power_cuts_bring_back_twice_is_lost_once(tmp_pa
     assert not (tmp_path / "00000001.seg").exists()
 
 
+class StuckDisk(Disk):
+    """Fails to sync segments while `stuck`, and to take back what it wrote to them."""
+
+    stuck = False
+
+    def sync(self, name: str) -> None:
+        self._fail(name)
+        super().sync(name)
+
+    def cut(self, name: str, length: int) -> None:
+        self._fail(name)
+        super().cut(name, length)
+
+    def _fail(self, name: str) -> None:
+        if self.stuck and name.endswith(".seg"):
+            raise OSError(errno.EIO, "Input/output error")
+
+
+def test_an_evicted_segment_that_comes_back_takes_nothing_that_was_written_again(tmp_path: Path):
+    take(buffer := begun(disk := StuckDisk(tmp_path)), 1.0)
+    buffer.tick(60.0)
+    take(buffer, 2.0)
+    disk.stuck = True
+    buffer.tick(120.0)
+    disk.stuck = False
+    buffer.tick(180.0)
+    back = (tmp_path / "00000001.seg").read_bytes()
+    buffer._spool.evict("buffer full")
+    buffer.close()
+    (tmp_path / "00000001.seg").write_bytes(back)
+    again = opened(tmp_path, epoch=2)
+    assert (values(again), again.stats().dropped) == ([2.0], 1)
+
+
 @pytest.mark.parametrize(
     "name", ["999999999999.seg", "999999999999.seg-0.foreign", f"{'9' * 251}.seg"]
 )
