@@ -66,7 +66,9 @@ class Gap:
             return b""
         first = msgpack.packb(self.hole.start)
         last = self.hole.stop - 1
-        bridge = pack(Record(Kind.GAP, 0, last, self.missing, 0, first, self.place))
+        # In place of its head a segment begins there, not where the one before did
+        place = self.place if self.at else Place(self.place.total, 0, self.hole.start)
+        bridge = pack(Record(Kind.GAP, 0, last, self.missing, 0, first, place))
         return bridge if self.last or len(bridge) <= len(self.data) else b""
 
 

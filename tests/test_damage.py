@@ -273,6 +273,27 @@ def test_where_no_record_is_left_the_heads_of_batches_tell(tmp_path: Path):
     check_wiped(tmp_path, 3 + 4)
 
 
+class Clinging(Disk):
+    """Removes no segment, as after a power cut that undoes it."""
+
+    def remove(self, name: str) -> None:
+        if not name.endswith(".seg"):
+            super().remove(name)
+
+
+def test_a_segment_whose_head_is_bridged_does_not_begin_where_the_one_before_did(tmp_path: Path):
+    (first,) = sealed(tmp_path, [2])
+    (second,) = sealed(tmp_path, [3], epoch=2)
+    opened(tmp_path, epoch=3).close()
+    wipe(tmp_path / "00000002.seg", 0, second.offset + 1, b"\0")
+    buffer = Buffer(Clinging(tmp_path), SETTINGS, "trd-0042", boot=7, epoch=4)
+    buffer.tick(0.0)
+    assert buffer.stats().dropped == 3
+    wipe(tmp_path / "00000001.seg", 0, first.offset - size_of(b""), b"\0")
+    wipe(tmp_path / "00000001.seg", first.offset, first.offset + 1, b"\0")
+    assert opened(tmp_path, epoch=5).stats().dropped == 5
+
+
 def test_a_copy_of_an_older_segment_hides_no_loss(tmp_path: Path):
     sealed(tmp_path, [3])
     (second,) = sealed(tmp_path, [4], epoch=2)
