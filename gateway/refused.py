@@ -312,9 +312,11 @@ class Refused:
     def remove(self, aside: Aside) -> None:
         """Remove its file."""
         self._inventory.strike([aside.mark])
+        self._withdraw(aside)
+
+    def _withdraw(self, aside: Aside) -> None:
         self._disk.remove(aside.name)
-        del self._sizes[aside]
-        self._offer()
+        self._forget([aside])
 
     def add(self, held: Held, reason: int, payload: bytes) -> None:
         """Keep a batch, on the device when it returns.
@@ -324,6 +326,7 @@ class Refused:
         aside = Aside(held.sequence, held.epoch, reason, again=False)
         key = (aside.sequence, aside.epoch)
         before = next((one for one in self._sizes if (one.sequence, one.epoch) == key), aside)
+        lay_here = before in self._sizes
         self._disk.names()
         self._disk.write(before.name, 0, payload)
         self._disk.cut(before.name, len(payload))
@@ -334,7 +337,12 @@ class Refused:
             self._rename(before, aside)
         self._offer()
         self._disk.sync_directory()
-        self._inventory.note(filter(None, [_listed(aside, payload)]))
+        try:
+            self._inventory.note(filter(None, [_listed(aside, payload)]))
+        except OSError:
+            if not lay_here:  # it waits in the spool, and must not be lost there and here
+                self._withdraw(aside)
+            raise
 
     def _rename(self, before: Aside, after: Aside) -> None:
         self._disk.rename(before.name, after.name)

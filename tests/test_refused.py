@@ -614,6 +614,34 @@ def test_a_list_that_is_gone_is_told_once(tmp_path: Path, ever: str):
     assert opened(tmp_path, epoch=3).stats().faults == []
 
 
+def test_one_that_there_is_no_room_to_list_waits_on_and_is_lost_once():
+    disk = CrashDisk()
+    for epoch in (1, 2):
+        take(buffer := begun(disk, epoch), float(epoch))
+        buffer.close()
+    disk.limit = disk.used
+    with pytest.raises(OSError, match="No space left"):
+        buffer.set_aside(next(buffer.waiting()), 0x99)
+    assert (values(buffer), buffer.stats().refused) == ([1.0, 2.0], [])
+    again = begun(disk, 3)
+    assert (values(again), again.stats().refused, again.stats().dropped) == ([2.0], [], 1)
+
+
+def test_one_that_lay_there_stays_where_there_is_no_room_to_list_it():
+    take(buffer := begun(disk := CrashDisk()), 1.0)
+    buffer.close()
+    buffer.set_aside(next(buffer.waiting()), 0x99)
+    buffer.close()
+    disk.below("refused").rename("1-1-0x99.batch", "1-1-0x99.again")
+    disk.remove("refused.list")
+    disk.limit = disk.used
+    again = begun(disk, 2)
+    with pytest.raises(OSError, match="No space left"):
+        again.set_aside(next(again.waiting()), 0x97)
+    assert again.stats().refused == ["1-1-0x97.batch"]
+    assert disk.below("refused").names() == ["1-1-0x97.batch"]
+
+
 def test_a_list_for_which_there_was_no_room_at_first_is_not_missed():
     disk = CrashDisk()
     disk.limit = 0
