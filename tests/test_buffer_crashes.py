@@ -279,13 +279,13 @@ class PowerCuts(RuleBasedStateMachine):
     def kill_while_it_writes(self, changes: int, starting: bool) -> None:
         """Half of a change may be shown by the system, and be on the device or not."""
         self.disk.failing = 0
+        self.doubtful |= self.unnoted
         self.disk.fuse = changes
         with suppress(PowerCut):
             if starting:
                 self.start()
             self.take(3, True, SEAL)
         self.disk.fuse = None
-        self.doubtful |= self.unnoted
         self.start()
 
     @rule()
