@@ -244,7 +244,8 @@ async def states(directory: Path, kernel: tuple[int, bool], boot: int) -> set[ob
 
 
 def test_a_clock_that_was_set_is_held_over_a_start_of_the_daemon_but_not_a_boot(tmp_path):
-    assert asyncio.run(states(tmp_path, ADRIFT, boot=1)) == {ClockState.NEVER_SET}
+    for _ in range(2):
+        assert asyncio.run(states(tmp_path, ADRIFT, boot=1)) == {ClockState.NEVER_SET}
     assert asyncio.run(states(tmp_path, SYNCED, boot=1)) == {ClockState.SYNCED}
     assert asyncio.run(states(tmp_path, ADRIFT, boot=1)) == {ClockState.HELD}
     assert asyncio.run(states(tmp_path, ADRIFT, boot=2)) == {ClockState.NEVER_SET}

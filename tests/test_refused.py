@@ -590,10 +590,23 @@ def test_a_list_that_is_damaged_is_told_of_and_made_anew(tmp_path: Path, damaged
     check_gone(opened(tmp_path, epoch=3), 1, "refused/1-1")
 
 
-def test_a_list_that_a_kill_left_half_written_is_not_in_the_way_of_the_next(tmp_path: Path):
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_list_that_a_kill_left_half_written_is_not_in_the_way_of_the_next(
+    tmp_path: Path, count: int
+):
     (tmp_path / "refused.new").write_bytes(bytes(4096))
-    refused(tmp_path, 1).close()
+    refused(tmp_path, count).close()
     assert opened(tmp_path, epoch=2).stats().faults == []
+
+
+def test_a_list_that_cannot_be_read_for_now_is_not_begun_anew(
+    tmp_path: Path, failing_disk: FailingDisk
+):
+    refused(tmp_path, 1).close()
+    listed = (tmp_path / "refused.list").read_bytes()
+    FailingDisk.cannot.add("read refused.list")
+    begun(failing_disk, 2).close()
+    assert (tmp_path / "refused.list").read_bytes() == listed
 
 
 @pytest.mark.parametrize("ever", ["never any", "one that was delivered", "one that goes, too"])
