@@ -146,6 +146,16 @@ def test_a_first_batch_that_only_the_journal_knew_names_the_epoch_before(tmp_pat
     assert names == [(11, 1, None), (12, 2, (11, 1)), (13, 3, (12, 2))]
 
 
+def test_a_later_batch_of_an_epoch_that_only_the_journal_knew_names_none(tmp_path: Path):
+    take(killed := opened(tmp_path, 11), 1.0)
+    for now in (0.0, 60.0):
+        killed.tick(now)
+    take(killed, 2.0, durable=True)
+    killed.tick(61.0)
+    names = [(b.epoch, b.sequence, b.previous) for b in batches(opened(tmp_path, 12))]
+    assert names == [(11, 1, None), (11, 2, None)]
+
+
 def test_an_acknowledged_batch_does_not_come_back(tmp_path: Path):
     buffer = opened(tmp_path)
     take(buffer, 1.0)
@@ -1257,6 +1267,20 @@ def test_it_starts_on_a_full_disk_and_recovers_once(tmp_path: Path):
     disk.most = 4 << 20
     again.tick(3000.0)
     assert again.stats().faults == []
+
+
+def test_a_batch_names_the_oldest_that_waits_though_that_is_in_ram_alone():
+    buffer = begun(disk := CrashDisk())
+    take(buffer, 1.0)
+    buffer.tick(0.0)
+    disk.limit = disk.used
+    buffer.tick(60.0)
+    take(buffer, 2.0)
+    buffer.tick(75.0)
+    disk.swap(CrashDisk())  # what is in RAM is sealed before it is known
+    for now in (76.0, 136.0):
+        buffer.tick(now)
+    assert [(batch.sequence, batch.oldest) for batch in batches(buffer)] == [(1, 1), (2, 1)]
 
 
 def test_the_oldest_reading_that_waits_is_known_wherever_it_is(tmp_path: Path):
