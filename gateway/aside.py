@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import msgpack
 
-from gateway.disk import BLOCK, DAMAGED, Disk
+from gateway.damage import DAMAGED
+from gateway.disk import BLOCK, Disk
 from gateway.segments import LARGEST_FILE
 
 LIST = "refused.list"

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from gateway import acked, journal, rates, record
 from gateway.aside import LIST, Aside, Listed, read_list
-from gateway.disk import DAMAGED, FOREIGN, Damage, Onlooker, of_another_version
+from gateway.damage import DAMAGED, Damage
+from gateway.disk import FOREIGN, Onlooker, of_another_version
 from gateway.held import Held
 from gateway.reading import ClockState
 from gateway.record import Kind, Record, records

@@ -24,7 +24,8 @@ from dataclasses import dataclass, replace
 
 import msgpack
 
-from gateway.disk import BLOCK, DAMAGED, Damage, Disk
+from gateway.damage import DAMAGED, Damage
+from gateway.disk import BLOCK, Disk
 from gateway.filling import BATCH_READINGS
 from gateway.reading import Instant, Quantity, Reading
 

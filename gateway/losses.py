@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 from gateway import acked, journal
 from gateway.aside import LIST
-from gateway.disk import DAMAGED, Damage, Disk
+from gateway.damage import DAMAGED, Damage
+from gateway.disk import Disk
 from gateway.held import Held
 from gateway.measure import counted
 from gateway.refused import GONE

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from gateway.acked import Acked, within
-from gateway.disk import Damage
+from gateway.damage import Damage
 from gateway.held import Shelf
 from gateway.journal import Flushed
 from gateway.record import Record, claims, pack

@@ -4,7 +4,8 @@ spoilt:      the bytes are there and damaged: it waits no more, its loss is reco
 unreadable:  the bytes cannot be read: tried again, and given up when the disk is there
 """
 
-from gateway.disk import UNREADABLE, Damage, Disk
+from gateway.damage import Damage
+from gateway.disk import UNREADABLE, Disk
 from gateway.held import Held, Shelf
 from gateway.record import records, size_of
 from gateway.segments import Segments

@@ -10,7 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from threading import Lock
 
-from gateway.disk import DAMAGED, Disk
+from gateway.damage import DAMAGED
+from gateway.disk import Disk
 from gateway.record import NOWHERE, Place, Record, pack, size_of
 
 SEGMENT_BYTES = 1 << 20

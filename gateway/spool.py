@@ -13,7 +13,8 @@ import msgpack
 
 from gateway.acked import LOSSES, Acked, Told, join
 from gateway.cause import FULL
-from gateway.disk import BLOCK, Damage, Disk
+from gateway.damage import Damage
+from gateway.disk import BLOCK, Disk
 from gateway.held import Held, Shelf
 from gateway.journal import Flushed
 from gateway.missing import Missing

@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import msgpack
 
-from gateway.disk import BLOCK, Damage
+from gateway.damage import Damage
+from gateway.disk import BLOCK
 from gateway.record import NOWHERE, Kind, Place, Record, pack, records, size_of
 
 _SEALED = re.compile(r"sealed-([0-9]+)-([0-9]+)-([0-9]+)")

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway.acked import Acked, Range, Told
-from gateway.disk import Damage, Disk
+from gateway.damage import Damage
+from gateway.disk import Disk
 from gateway.held import Held, Shelf
 from gateway.journal import Flushed
 from gateway.missing import Missing
