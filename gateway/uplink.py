@@ -66,6 +66,7 @@ class Uplink:
         self._root = f"{settings.topic}/{gateway}"
         self._session: Session | None = None
         self._outages, self._known = Outages(), False
+        self._told: dict[str, str] = {}  # what each broker's fault is, since one delivered
         self._left = False
 
     def wake(self) -> None:
@@ -115,17 +116,19 @@ class Uplink:
         self._say(str(call.outcome and call.outcome.exception()))
 
     def _say(self, why: str) -> None:
-        if why != self.state.why:
-            self._outages.end()
-            self.state.lost += self.state.why is None
-        if (more := self._outages.begin()) is not None:
-            log.warning("uplink %s: %s%s", self.state.broker, why, more)
+        broker = self.state.broker
+        another = why != self._told.get(broker)
+        if (more := self._outages.begin(another=another)) is not None:
+            log.warning("uplink %s: %s%s", broker, why, more)
+            self._told[broker] = why
+        self.state.lost += self.state.why is None
         self.state.why = why
 
     def _works(self) -> None:
         """Note that it delivers; a CONNACK alone shows no more than that somebody listens."""
         known, self._known = self._known, True
         why, self.state.why = self.state.why, None
+        self._told.clear()
         if self._outages.end() or not (known or why):
             log.info("uplink %s: connected", self.state.broker)
 

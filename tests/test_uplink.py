@@ -526,6 +526,19 @@ def test_brokers_are_tried_in_turn(tmp_path):
     run(scenario())
 
 
+def test_of_several_brokers_the_fault_of_each_is_told_and_once(tmp_path, caplog):
+    async def scenario() -> None:
+        async with Broker() as one, Broker(faults=Faults(connect_code=0x87)) as other:
+            await one.down()
+            box = Box(tmp_path, address(one), address(other))
+            async with delivering(box):
+                await until(lambda: other.connects > 3)
+            for url in (one.url, other.url):
+                assert sum(f"uplink {url}: " in line for line in caplog.messages) == 1
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("after", [1, 3])
 def test_a_broker_that_drops_everyone_is_not_stormed(after, tmp_path):
     async def scenario() -> None:
