@@ -5,14 +5,17 @@ broker's "not authorized" would look like success.
 """
 
 import asyncio
+import errno
 import logging
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Self
 
 import aiomqtt
 import paho.mqtt.client as paho
+from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -40,6 +43,9 @@ SOON = 60.0
 TAKEN_OVER = 0x8E
 _ENDS = {0x8D: "no answer to a ping: the link is dead", 0x82: "what came was not MQTT {}"}
 """What paho means by reason codes that no broker sent; by all others, that it was closed."""
+
+_LINK = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN)
+"""Errors of a socket at which nobody closed anything."""
 
 _VERSIONS = {"5": aiomqtt.ProtocolVersion.V5, "3.1.1": aiomqtt.ProtocolVersion.V311}
 
@@ -106,10 +112,11 @@ class Connection(aiomqtt.Client):
             ),
         )
         self._client.connect_timeout = CONNECT_WITHIN
+        self._client.loop_misc = self._keep_alive  # type: ignore[method-assign]
         self._incoming = Incoming(self._client)
         self._acks: dict[int, tuple[int, asyncio.Future[int]]] = {}  # with bytes of the payload
         self._connack: Properties | None = None
-        self._carried = self._told = 0
+        self._carried = self._told = self._last_arrived = 0
         self._id = settings.client_id or gateway
         self._settings, self._secure = settings, broker.tls
         self._began = 0.0
@@ -174,6 +181,18 @@ class Connection(aiomqtt.Client):
         sock = self._client.socket()
         return arrived(sock) if isinstance(sock, socket.socket) else 0
 
+    def _keep_alive(self) -> MQTTErrorCode:
+        """Have paho ping when it is time, and end what gives no answer.
+
+        A ping waits behind the batch that is under way, which may take minutes on a thin link: as
+        long as its bytes arrive the time for the answer has not begun.
+        """
+        arrived = self.arrived
+        if arrived > self._last_arrived and self._client._ping_t:
+            self._client._ping_t = self._client._last_bytes_received = time.monotonic()
+        self._last_arrived = arrived
+        return paho.Client.loop_misc(self._client)
+
     def _count(self, sock: object) -> None:
         if isinstance(sock, socket.socket):
             self._carried = carried(sock)
@@ -222,6 +241,8 @@ class Connection(aiomqtt.Client):
             return _cause(error)
         if self._said_so:
             return of_code(reason.value, str(reason), self._last_word)
+        if (broke := self._incoming.broke) and broke.errno in _LINK:
+            return of_text(str(broke), self._settings, tls=self._secure)
         return _ENDS.get(reason.value, CLOSED).format(self._settings.protocol)
 
     def send(

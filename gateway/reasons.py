@@ -125,7 +125,10 @@ def of_text(said: str, settings: UplinkSettings, *, tls: bool) -> str:
         "Name or service not known": "check the name in [uplink] url, and DNS",
         "idna": "check the name in [uplink] url",
         "Temporary failure in name resolution": "no DNS: is there a network?",
+        "Connection timed out": "what was sent does not arrive: check cable, modem and network, "
+        f"and that the broker reads it: {_LOG}",
         "Network is unreachable": _ROUTE,
+        "Network is down": _ROUTE,
         "No route to host": _ROUTE,
         "closed before": f"{version}, or {f'want {cert}' if tls else 'TLS (mqtts:// in url)'}? "
         f"Else {_LOG}",

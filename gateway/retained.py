@@ -81,13 +81,15 @@ class Retained:
             else:
                 self._too_large.clear()  # somebody may have raised the bound
 
-    async def tell(self, status: Status, state: str) -> None:
-        """Publish the status, or a short one where the broker takes no more."""
-        await self._tell(status.payload(state), status.will(state))
+    async def tell(self, status: Status, state: str) -> bool:
+        """Publish the status, or a short one where that is too large; whether one was taken."""
+        return await self._tell(status.payload(state), status.will(state))
 
-    async def _tell(self, whole: bytes, short: bytes) -> None:
-        if not await self._publish("status", whole, "whole status"):
-            await self._publish("status", short, "status")
+    async def _tell(self, whole: bytes, short: bytes) -> bool:
+        code = await self._publish("status", whole, "whole status")
+        if code == TOO_LARGE:
+            code = await self._publish("status", short, "status")
+        return code < REFUSED
 
     async def publish(self, name: str, payload: bytes) -> None:
         """Publish a message that stays there."""
@@ -109,26 +111,25 @@ class Retained:
             self._suspects.tried(name)
             yield
 
-    async def _publish(self, name: str, payload: bytes, what: str) -> bool:
-        """Return False when the broker takes no message of that size."""
+    async def _publish(self, name: str, payload: bytes, what: str) -> int:
+        """Return the reason code of its PUBACK, or that of one that is too large to be sent."""
         tried = self._too_large.get(what)
         if not self._publisher.fits(payload) or (tried and len(payload) >= tried):
             self._say(what, self._larger(name, payload))
-            return False
+            return TOO_LARGE
         async with self._places:
             sent = self._publisher.send(name, payload, retain=True, kind=JSON)
             code = await self._publisher.code(sent, self._patience)
         if code == TOO_LARGE:
             self._too_large[what] = len(payload)
             self._say(what, self._larger(name, payload))
-            return False
-        if code >= REFUSED:
+        elif code >= REFUSED:
             self._suspects.suspect(name)
             self._say(what, f"the broker refuses the {name}: {of_refusal(code, sent.topic)}")
         else:
             self._suspects.clear(name)
             self._say(what, "")
-        return True
+        return code
 
     def _say(self, name: str, line: str) -> None:
         """Log what is wrong with a message when that is another thing than before."""

@@ -9,6 +9,7 @@ narrows.
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -65,6 +66,8 @@ class UplinkState:
     """What was acknowledged just before the last connection was lost, and is sent again."""
     refused_in_a_row: int = 0
     """Batches that were set aside, or found no room there, since the broker accepted one."""
+    accepted_at: float = -math.inf
+    """The loop's time when the latest was sent that it accepted."""
     pace: float | None = None
     """Seconds that a batch takes now, when many are under way; None until one is acknowledged."""
     gap: float = 0.0
@@ -189,7 +192,10 @@ class Session:
             return None
         payload, kind = message
         if not self._publisher.fits(payload):
-            await self._set_aside(held, TOO_LARGE)
+            while len(self._flying) > 1:  # whether the broker takes these tells if it is the batch
+                self._settled.clear()
+                await self._settled.wait()
+            await self._set_aside(held, TOO_LARGE, asyncio.get_running_loop().time())
             return None
         return self._publisher.send(f"batch/{lane}", payload, batch=held.name, kind=kind)
 
@@ -246,8 +252,8 @@ class Session:
             return live, "live"
         if self._backlog_pauses() or (old := self._next_of_backlog(since)) is None:
             return None
-        now = asyncio.get_running_loop().time()
-        self._state.backlog_due = max(self._state.backlog_due + self._state.gap, now)
+        now, due, gap = asyncio.get_running_loop().time(), self._state.backlog_due, self._state.gap
+        self._state.backlog_due = (due if now < due + gap else now) + gap
         return old, "backlog"
 
     def _next_of_backlog(self, since: int) -> Held | None:
@@ -300,7 +306,7 @@ class Session:
         if code in (SUCCESS, NOBODY_SUBSCRIBES):
             self._delivered(held, code, sent)
         elif code in NOT_THIS_BATCH:
-            await self._set_aside(held, code)
+            await self._set_aside(held, code, sent.at)
         elif not suspect:
             self._refused_batch = held.name
             self._refuses("batches", of_refusal(code, sent.topic))
@@ -314,7 +320,7 @@ class Session:
         self._buffer.delivered(held)
         self._lately.add(held)
         self._suspects.delivered(held.name)
-        state.refused_in_a_row = 0
+        state.refused_in_a_row, state.accepted_at = 0, max(state.accepted_at, sent.at)
         state.unheard += code == NOBODY_SUBSCRIBES
         state.last_ack_ms = time.time_ns() // 1_000_000
         took = asyncio.get_running_loop().time() - sent.at
@@ -337,14 +343,15 @@ class Session:
         self.refused = True
         raise UplinkError(f"the broker refuses {what}: {why}; all are kept")
 
-    async def _set_aside(self, held: Held, code: int) -> None:
-        await self._on_writer(self._aside, held, code)
+    async def _set_aside(self, held: Held, code: int, sent_at: float) -> None:
+        await self._on_writer(self._aside, held, code, sent_at)
         self._suspects.clear(held.name)
 
-    def _aside(self, held: Held, code: int) -> None:
+    def _aside(self, held: Held, code: int, sent_at: float) -> None:
         # Counted and told here: the connection may be lost, and whoever waits for this be gone
         state, why = self._state, of_refused_batch(code)
-        first = not self._buffer.lies_aside(held)
+        # The disk is slower than the broker, which may have taken a later one by now
+        first = sent_at > state.accepted_at and not self._buffer.lies_aside(held)
         if first and state.refused_in_a_row >= IN_A_ROW:
             self._refuses("every batch", why)
         if state.refused_in_a_row and not self._buffer.fits_aside(held):
@@ -364,5 +371,5 @@ class Session:
         """Publish that this gateway is offline, and disconnect so that the will does not fire."""
         if self._keeping:
             self._keeping.cancel()  # an "online" behind the "offline" would stay there
-        await self._retained.tell(status, "offline")
-        await self._client.say_goodbye()
+        if await self._retained.tell(status, "offline"):  # else the will says it
+            await self._client.say_goodbye()

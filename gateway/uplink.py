@@ -15,7 +15,7 @@ from tenacity.wait import wait_base
 
 from gateway.buffer import Buffer
 from gateway.certificate import outlook
-from gateway.connection import WINDOW, Connection, TakenOver, UplinkError, heed_cancel
+from gateway.connection import Connection, TakenOver, UplinkError, heed_cancel
 from gateway.credentials import off_the_loop
 from gateway.encoding import ENCODINGS
 from gateway.lately import SAVED_WITHIN
@@ -99,7 +99,7 @@ class Uplink:
         """Hold one session after the other, each with a client of its own.
 
         (A client that was entered again was deaf in 19 of 40 reconnects.) Pauses grow to 60 s, and
-        start afresh after a session that lasted, or delivered more than a window holds.
+        start afresh after a session that delivered something, or lasted.
         """
         brokers = itertools.cycle(self._settings.url)
         while not self._left:
@@ -172,7 +172,7 @@ class Uplink:
 
     def _got_on(self, session: Session) -> bool:
         lasted = asyncio.get_running_loop().time() - session.began
-        return not session.refused and (session.delivered > WINDOW or lasted >= self._steady)
+        return not session.refused and (session.delivered > 0 or lasted >= self._steady)
 
     def _suspect(self, name: Name | None, failure: str) -> None:
         if name is None or not self.state.suspects.lost_at(name):

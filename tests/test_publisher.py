@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from delivery import BATCHES, Box, address, both, delivering, run, until
+from mosquitto import Mosquitto
 
 from gateway.connection import UplinkError
 from gateway.publisher import Publisher
@@ -130,18 +131,51 @@ def test_a_broker_that_is_merely_slow_keeps_its_connection(tmp_path: Path):
     run(scenario())
 
 
+async def seal_20_kb(box: Box) -> None:
+    at = Instant(1_763_900_000_000, 0, 2)
+    for _ in range(500):
+        box.buffer.append(Reading("it", COUNT, at, random.randbytes(60).hex()))
+    await box.seal()
+    assert next(box.buffer.waiting()).length > 20_000
+
+
 def test_a_batch_that_takes_long_on_a_thin_link_arrives(tmp_path: Path):
     async def scenario() -> None:
         async with Broker() as broker, Valve(broker.port, rate=20_000) as valve:
             near = Address(valve.host, valve.port, tls=False)
             box = Box(tmp_path, near, ack_within=0.6)
-            at = Instant(1_763_900_000_000, 0, 2)
-            for _ in range(500):
-                box.buffer.append(Reading("it", COUNT, at, random.randbytes(60).hex()))
-            await box.seal()
-            assert next(box.buffer.waiting()).length > 20_000
+            await seal_20_kb(box)
             async with delivering(box):
                 await until(lambda: box.delivered, 8)
             assert broker.connects == 1
+
+    run(scenario())
+
+
+def test_a_batch_takes_longer_on_a_thin_link_than_a_ping_is_waited_for(tmp_path: Path):
+    async def scenario() -> None:
+        async with Mosquitto(tmp_path) as broker, Valve(broker.port, rate=5_000) as valve:
+            near = Address(valve.host, valve.port, tls=False)
+            box = Box(tmp_path / "state", near, settings={"keepalive": 1.0})
+            await seal_20_kb(box)
+            async with delivering(box):
+                await until(lambda: box.delivered, 20)
+            assert broker.log.count(" as trd-0042 ") == 1
+
+    run(scenario())
+
+
+def test_a_link_on_which_nothing_arrives_any_more_is_not_said_to_be_closed(tmp_path, monkeypatch):
+    monkeypatch.setattr("gateway.connection.TCP_GIVES_UP_MS", 500)
+
+    async def scenario() -> None:
+        async with Broker() as broker, Valve(broker.port, rate=20_000) as valve:
+            box = Box(tmp_path, Address(valve.host, valve.port, tls=False))
+            async with delivering(box):
+                await until(lambda: box.state.connected)
+                valve.rate = 500
+                await seal_20_kb(box)
+                await until(lambda: box.state.why)
+                assert "timed out: what was sent does not arrive: check cable" in box.state.why
 
     run(scenario())

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import gc
 import random
+import time
 from functools import partial
 from typing import Any
 
@@ -75,6 +76,51 @@ def test_many_batches_that_are_too_large_hold_up_none_that_is_not(tmp_path):
                 await box.empty()
             assert len(box.refused) == 12
             assert sorted(both(broker.received)) == list(range(13, 21))
+
+    run(scenario())
+
+
+def test_batches_that_are_too_large_between_others_are_not_in_a_row(tmp_path):
+    async def scenario() -> None:
+        limits, faults = Limits(maximum_packet_size=500), Faults(ack_after=0.15)
+        async with Broker(limits=limits, faults=faults) as broker:
+            box = Box(tmp_path, address(broker))
+            for _ in range(12):
+                await box.seal()
+                await seal_large(box, 1)
+            async with delivering(box):
+                await box.empty()
+            assert (broker.connects, len(box.refused)) == (1, 12)
+            assert both(broker.received) == list(range(1, 24, 2))
+
+    run(scenario())
+
+
+class Slow(Disk):
+    """Takes longer for a file than a broker for an answer."""
+
+    def below(self, name: str) -> "Slow":
+        return Slow(self.directory / name)
+
+    def sync_directory(self) -> None:
+        time.sleep(0.02)
+        super().sync_directory()
+
+
+def test_refusals_of_every_second_batch_are_not_in_a_row_though_the_disk_is_slower(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker), disk=Slow)
+            await box.seal(60)
+
+            def answer(message: Received) -> None:
+                code = 0x99 if sum(both([message])) % 2 else None
+                broker.faults = Faults(ack_code=code, ack_after=0.1)
+
+            broker.on_publish.append(answer)
+            async with delivering(box):
+                await box.empty()
+            assert (broker.connects, len(box.refused)) == (1, 30)
 
     run(scenario())
 
