@@ -154,12 +154,12 @@ def test_a_batch_that_takes_long_on_a_thin_link_arrives(tmp_path: Path):
 
 def test_a_batch_takes_longer_on_a_thin_link_than_a_ping_is_waited_for(tmp_path: Path):
     async def scenario() -> None:
-        async with Mosquitto(tmp_path) as broker, Valve(broker.port, rate=5_000) as valve:
+        async with Mosquitto(tmp_path) as broker, Valve(broker.port, rate=3_000) as valve:
             near = Address(valve.host, valve.port, tls=False)
-            box = Box(tmp_path / "state", near, settings={"keepalive": 1.0})
+            box = Box(tmp_path / "state", near, settings={"keepalive": 3.0})
             await seal_20_kb(box)
             async with delivering(box):
-                await until(lambda: box.delivered, 20)
+                await until(lambda: box.delivered, 30)
             assert broker.log.count(" as trd-0042 ") == 1
 
     run(scenario())
