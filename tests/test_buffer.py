@@ -1001,6 +1001,17 @@ def test_a_full_disk_that_fails_as_well_costs_nothing(tmp_path: Path):
     while not buffer.fault and not buffer.stats().dropped:
         fill(buffer)
     assert "Input/output error" in str(buffer.fault)
+    assert all(buffer.payload(held) for held in buffer.waiting())
+
+
+def test_what_a_full_disk_took_makes_room_within_max_size_as_well(tmp_path: Path):
+    buffer, _ = filled(disk := SmallDisk(tmp_path))
+    buffer.close()
+    buffer = begun(disk, 2, replace(UNBOUND, max_size=buffer.stats().size + 10_000))
+    disk.most = sum(path.stat().st_size for path in tmp_path.iterdir())
+    fill(buffer)
+    buffer.close()
+    assert buffer.stats().dropped_by.keys() == {"disk full"}
 
 
 class HoggedDisk(SmallDisk):
@@ -1031,6 +1042,24 @@ def test_what_a_full_disk_cost_is_counted_or_there_after_a_power_cut(changes: in
             buffer._spool.evict_unrecorded()
         again = begun(disk, 3)
         assert (values(again), again.stats().dropped) in (([1.0, 2.0], 0), ([2.0], 1))
+
+
+@pytest.mark.parametrize("changes", range(6))
+def test_a_power_cut_makes_no_loss_of_what_was_delivered_and_a_full_disk_took(changes: int):
+    for seed in range(10):
+        take(buffer := begun(disk := CrashDisk()), 1.0)
+        for now in (0.0, 60.0):
+            buffer.tick(now)
+        take(buffer, 2.0)
+        buffer.close()
+        take(buffer := begun(disk, 2), 3.0)
+        buffer.close()
+        buffer.acknowledge(next(buffer.waiting()))
+        with disk.power_cut(changes, Random(seed)):
+            buffer._spool.evict_unrecorded()
+        again = begun(disk, 3)
+        there = values(again), again.stats().dropped
+        assert there in (([1.0, 2.0, 3.0], 0), ([2.0, 3.0], 0), ([3.0], 1))
 
 
 class FullForAcked(SmallDisk):
