@@ -7,13 +7,14 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import msgpack
 import pytest
-from crash_disk import CrashDisk
+from crash_disk import CrashDisk, PowerCut
 
 from gateway.acked import LOSSES, PAGE, Acked, Told
 from gateway.bounds import most
@@ -1127,6 +1128,25 @@ def test_a_start_that_was_cut_off_does_not_cost_the_segment_that_carries_the_seq
     disk.most = 0
     begun(disk, 2, UNBOUND)
     assert opened(tmp_path, epoch=3).last == 3
+
+
+@pytest.mark.parametrize("changes", range(8))
+def test_a_start_that_fails_after_one_that_was_cut_off_leaves_a_segment_on_the_device(changes: int):
+    for seed in range(5):
+        take(buffer := begun(disk := CrashDisk()), 1.0)
+        buffer.close()
+        buffer.acknowledge(next(buffer.waiting()))
+        buffer.tick(100.0)
+        disk.fuse = changes
+        with suppress(PowerCut):  # a kill: what is not synced is shown all the same
+            begun(disk, 2)
+        disk.fuse, disk.failing = None, 9
+        begun(disk, 3)
+        disk.failing = 0
+        disk.crash(Random(seed))
+        take(again := begun(disk, 4), 4.0)
+        again.close()
+        assert [batch.previous for batch in batches(again)] == [(1, 1)]
 
 
 def test_on_a_full_disk_what_is_acknowledged_goes_first(tmp_path: Path):
