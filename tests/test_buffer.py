@@ -514,6 +514,20 @@ def test_after_a_failed_sync_a_loss_is_recorded_in_a_new_segment_as_well():
     assert (buffer.fault, buffer.stats().dropped) == (None, 5)
 
 
+def test_where_acked_cannot_be_synced_all_else_goes_on_and_a_loss_counts_once():
+    disk = CrashDisk()
+    for epoch in (1, 2):
+        take(buffer := begun(disk, epoch), float(epoch))
+        buffer.close()
+    disk.bad.add("acked")
+    take(buffer, 3.0)
+    for now in (100.0, 200.0):
+        buffer.tick(now)
+    buffer._spool.evict("buffer full")
+    buffer.tick(300.0)
+    assert (buffer.fault, values(buffer), buffer.stats().dropped) == (None, [2.0, 3.0], 1)
+
+
 def test_what_cannot_be_recorded_is_not_evicted(tmp_path: Path):
     disk = FullDisk(tmp_path)
     for epoch in (1, 2):
