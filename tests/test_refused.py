@@ -2,6 +2,7 @@
 
 import errno
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -118,6 +119,14 @@ def test_a_power_cut_does_not_forget_the_asking(seed: int):
     disk.crash(Random(seed))
     again = begun(disk, 2)
     assert values(again) == [0.0, 1.0, 2.0]
+
+
+def test_those_that_are_offered_are_so_in_their_order_after_a_start_too(tmp_path: Path):
+    buffer = refused(tmp_path, 11)
+    ask(tmp_path)
+    buffer.tick(62.0)
+    buffer.close()
+    assert values(opened(tmp_path, epoch=2)) == [float(value) for value in range(11)]
 
 
 class Killed(BaseException):
@@ -289,6 +298,14 @@ def test_one_that_such_a_kill_left_is_sent_from_the_spool_where_it_cannot_be_lis
     assert (values(again), again.stats().refused) == ([1.0], [killed.name])
 
 
+def test_one_that_such_a_kill_left_is_sent_from_the_spool_where_it_cannot_be_read(
+    killed: Path, failing_disk: FailingDisk
+):
+    FailingDisk.cannot.add(f"read {killed.name}")
+    again = begun(failing_disk, 2)
+    assert (again.fault, values(again), again.stats().refused) == (None, [1.0], [killed.name])
+
+
 def test_a_delivery_after_such_a_kill_removes_it(tmp_path: Path, killed: Path):
     killed.write_bytes(b"")
     again = opened(tmp_path, epoch=2)
@@ -390,6 +407,16 @@ def test_a_file_too_large_to_be_a_batch_is_not_read_and_takes_no_room(tmp_path: 
     assert buffer.stats().refused == ["1-1-0x99.batch"] * (name[0] == "7")
     assert buffer.stats().faults[0].startswith(f"refused/{name}: damaged")
     assert buffer.stats().dropped == int(name[0] == "1")
+
+
+def test_one_that_has_grown_too_large_since_is_not_read_when_it_is_offered(tmp_path: Path):
+    buffer = refused(tmp_path)
+    ask(tmp_path)
+    buffer.tick(62.0)
+    with (tmp_path / "refused/1-1-0x99.again").open("ab") as file:
+        file.truncate(1 << 40)
+    assert buffer.payload(next(buffer.waiting())) is None
+    assert values(buffer) == [1.0]
 
 
 def test_a_file_too_large_to_be_a_batch_takes_no_place_of_what_waits(tmp_path: Path):
@@ -714,6 +741,20 @@ def test_one_that_cannot_be_renamed_is_still_under_the_name_that_it_has(
     assert sorted(names(tmp_path)) == ["1-1-0x95.again", "2-1-0x99.again"]
 
 
+def test_one_that_somebody_removed_is_told_of_once_though_the_list_cannot_be_written_at_first(
+    tmp_path: Path, failing: Buffer
+):
+    (tmp_path / "refused/2-1-0x99.again").unlink()
+    FailingDisk.cannot.add("rename")
+    failing.tick(1.0)
+    assert "Permission denied" in str(failing.fault)
+    FailingDisk.cannot.clear()
+    failing.tick(2.0)
+    failing.close()
+    again = opened(tmp_path, epoch=3)
+    assert (again.stats().dropped, again.stats().faults) == (1, [])
+
+
 def test_one_that_cannot_be_read_does_not_hold_up_the_others(tmp_path: Path, failing: Buffer):
     FailingDisk.cannot.add("read 1-1-0x99.again")
     assert failing.payload(next(failing.waiting())) is None
@@ -723,18 +764,47 @@ def test_one_that_cannot_be_read_does_not_hold_up_the_others(tmp_path: Path, fai
     assert values(opened(tmp_path, epoch=3)) == [0.0, 1.0]
 
 
+@pytest.mark.parametrize("listed", [True, False])
 def test_one_that_cannot_be_read_holds_up_no_start_on_a_disk_that_is_damaged(
-    tmp_path: Path, failing: Buffer
+    tmp_path: Path, failing: Buffer, listed: bool
 ):
     failing.close()
+    if not listed:
+        (tmp_path / "refused.list").unlink()
     FailingDisk.cannot.add("read 1-1-0x99.again")
     segment = max(tmp_path.glob("*.seg"))
     segment.write_bytes(segment.read_bytes() + b"damage")
     again = begun(FailingDisk(tmp_path), 3)
+    again.tick(1.0)
     assert (again.fault, again.stats().dropped) == (None, 0)
-    told = again.stats().faults[-1]
-    assert f"{tmp_path}/refused/1-1-0x99.again: Permission denied: " in told
+    told = "".join(again.stats().faults)
+    assert told.count(f"{tmp_path}/refused/1-1-0x99.again: Permission denied: ") == 1
     assert again.stats().refused == ["1-1-0x99.again", "2-1-0x99.again"]
+
+
+def test_one_that_is_in_no_list_is_told_of_as_well_when_somebody_removes_it(
+    tmp_path: Path, failing: Buffer
+):
+    failing.close()
+    (tmp_path / "refused.list").unlink()
+    FailingDisk.cannot.add("read 1-1-0x99.again")
+    again = begun(FailingDisk(tmp_path), 3)
+    (tmp_path / "refused/1-1-0x99.again").unlink()
+    again.tick(1.0)
+    assert (again.fault, again.stats().dropped) == (None, 0)
+    assert again.stats().faults[-1].startswith("refused/1-1-0x99.again: gone: did somebody")
+
+
+def test_one_that_is_damaged_is_given_up_once_it_can_be_renamed(tmp_path: Path, failing: Buffer):
+    failing.close()
+    (tmp_path / "refused/1-1-0x99.again").write_bytes(b"")
+    FailingDisk.cannot.add("rename")
+    again = begun(FailingDisk(tmp_path), 3)
+    assert again.stats().refused == ["1-1-0x99.again", "2-1-0x99.again"]
+    FailingDisk.cannot.clear()
+    again.tick(1.0)
+    assert again.stats().refused == ["2-1-0x99.again"]
+    assert again.stats().dropped_by == {"damaged on disk": 1}
 
 
 def test_the_buffer_goes_on_without_them_while_the_directory_cannot_be_read(
@@ -863,6 +933,19 @@ def test_of_many_the_status_names_the_first_twenty_and_counts_the_others(tmp_pat
     assert refused(tmp_path / "20", 20).stats().refused == twenty
     more = "and 2 more: bygate buffer lists them"
     assert refused(tmp_path / "22", 22).stats().refused == [*twenty, more]
+
+
+def test_their_names_are_told_while_more_are_set_aside(tmp_path: Path):
+    buffer = refused(tmp_path, 60)
+    for value in range(20):
+        take(buffer, float(value))
+        buffer.close()
+    more = list(buffer.waiting())
+    writer = threading.Thread(target=lambda: [buffer.set_aside(held, 0x99) for held in more])
+    writer.start()
+    while writer.is_alive():
+        assert len(buffer._refused.names) == 21
+    assert buffer._refused.names[-1].startswith("and 60 more")
 
 
 @pytest.mark.parametrize("changes", range(12))
