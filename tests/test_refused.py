@@ -3,7 +3,7 @@
 import errno
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -60,6 +60,34 @@ def test_one_that_is_delivered_is_gone(tmp_path: Path):
     buffer.tick(63.0)
     assert buffer.stats().refused == ["2-1-0x99.again"]
     assert names(tmp_path) == ["2-1-0x99.again"]
+    assert values(buffer) == [1.0]
+
+
+class BusyDisk(Disk):
+    """Something happens while a file of the refused is removed."""
+
+    meanwhile: ClassVar[Callable[[], None] | None] = None
+
+    def remove(self, name: str) -> None:
+        if happens := BusyDisk.meanwhile:
+            BusyDisk.meanwhile = None
+            happens()
+        super().remove(name)
+
+    def below(self, name: str) -> "BusyDisk":
+        return BusyDisk(self.directory / name)
+
+
+def test_one_that_is_delivered_while_another_is_removed_is_gone_as_well(tmp_path: Path):
+    refused(tmp_path).close()
+    ask(tmp_path)
+    buffer = begun(BusyDisk(tmp_path), 2)
+    first, second = buffer.waiting()
+    buffer.acknowledge(first)
+    BusyDisk.meanwhile = lambda: buffer.acknowledge(second)
+    for now in (1.0, 2.0):
+        buffer.tick(now)
+    assert (names(tmp_path), buffer.stats().dropped) == ([], 0)
 
 
 def test_one_that_is_delivered_and_then_removed_by_somebody_is_not_lost(tmp_path: Path):
@@ -209,7 +237,7 @@ def test_killed_at_any_step_each_is_there_once_or_has_arrived(tmp_path: Path):
 
 
 class FailingDisk(Disk):
-    """A disk on which nothing can be renamed, read, listed or synced while that is said."""
+    """A disk on which nothing can be renamed, removed, read, listed or synced while that holds."""
 
     cannot: ClassVar[set[str]] = set()
 
@@ -220,6 +248,10 @@ class FailingDisk(Disk):
     def rename(self, name: str, to: str) -> None:
         self._fail("rename")
         super().rename(name, to)
+
+    def remove(self, name: str) -> None:
+        self._fail("remove")
+        super().remove(name)
 
     def read(self, name: str, offset: int = 0, length: int = -1) -> bytes:
         self._fail(f"read {name}")
@@ -462,6 +494,13 @@ def test_one_is_set_aside_though_somebody_removed_the_directory(tmp_path: Path):
     assert names(tmp_path) == ["1-1-0x99.batch"]
 
 
+def test_one_that_nobody_here_can_decode_is_set_aside_all_the_same(tmp_path: Path):
+    buffer = opened(tmp_path)
+    buffer._spool.append(1, 1, 1, 0, b"of a later version")
+    assert buffer.set_aside(next(buffer.waiting()), 0x99)
+    assert buffer.stats().refused == ["1-1-0x99.batch"]
+
+
 def test_one_that_was_evicted_while_it_was_under_way_is_not_set_aside(tmp_path: Path):
     for epoch in (1, 2):
         take(buffer := opened(tmp_path, epoch), float(epoch))
@@ -546,12 +585,15 @@ def test_one_that_is_damaged_is_counted_and_told_at_the_start(tmp_path: Path, da
     assert (third.stats().dropped, third.stats().faults) == (1, [])
 
 
-def test_one_that_is_damaged_and_in_no_list_is_told_at_the_start(tmp_path: Path):
+@pytest.mark.parametrize("whose", ["foreign", "another's"])
+def test_one_that_is_damaged_and_in_no_list_is_told_at_the_start(tmp_path: Path, whose: str):
     refused(tmp_path).close()
-    (tmp_path / "refused/7-7-0x99.batch").write_bytes(b"mine")
+    other = (tmp_path / "refused/2-1-0x99.batch").read_bytes()
+    data = b"foreign" if whose == "foreign" else other
+    (tmp_path / "refused/7-7-0x99.batch").write_bytes(data)
     again = opened(tmp_path, epoch=2)
     assert again.stats().faults[0].startswith("refused/7-7-0x99.batch: damaged, unknown readings")
-    assert (tmp_path / "refused/7-7-0x99.batch.damaged").read_bytes() == b"mine"
+    assert (tmp_path / "refused/7-7-0x99.batch.damaged").read_bytes() == data
 
 
 def test_one_that_is_damaged_and_missing_in_the_spool_is_counted_once(tmp_path: Path):
@@ -682,6 +724,38 @@ def test_one_that_lay_there_stays_where_there_is_no_room_to_list_it():
     assert disk.below("refused").names() == ["1-1-0x97.batch"]
 
 
+def test_one_that_there_was_no_room_to_list_is_counted_when_it_goes():
+    take(buffer := begun(disk := CrashDisk()), 1.0, 2.0)
+    buffer.close()
+    buffer.set_aside(next(buffer.waiting()), 0x99)
+    buffer.close()
+    disk.remove("refused.list")
+    disk.limit = disk.used
+    again = begun(disk, 2, replace(SETTINGS, max_size=4 * 4096))
+    disk.limit = None
+    take(again, 3.0)
+    again.close()
+    again.set_aside(next(again.waiting()), 0x99)
+    assert again.stats().refused == ["2-2-0x99.batch"]
+    assert again.stats().dropped_by == {"refused by the broker": 2}
+
+
+def test_one_that_cannot_be_removed_is_still_told_and_counted_once(
+    tmp_path: Path, failing_disk: FailingDisk
+):
+    refused(tmp_path, 1).close()
+    buffer = begun(failing_disk, 2, replace(SETTINGS, max_size=4 * 4096))
+    take(buffer, 5.0)
+    buffer.close()
+    FailingDisk.cannot.add("remove")
+    with pytest.raises(PermissionError):
+        buffer.set_aside(next(buffer.waiting()), 0x95)
+    assert buffer.stats().refused == ["1-1-0x99.batch"]
+    FailingDisk.cannot.clear()
+    buffer.set_aside(next(buffer.waiting()), 0x95)
+    assert (buffer.stats().refused, buffer.stats().dropped) == (["2-2-0x95.batch"], 1)
+
+
 def test_a_list_for_which_there_was_no_room_at_first_is_not_missed():
     disk = CrashDisk()
     disk.limit = 0
@@ -753,6 +827,17 @@ def test_one_that_somebody_removed_is_told_of_once_though_the_list_cannot_be_wri
     failing.close()
     again = opened(tmp_path, epoch=3)
     assert (again.stats().dropped, again.stats().faults) == (1, [])
+
+
+def test_one_that_was_delivered_is_removed_once_that_can_be(tmp_path: Path, failing: Buffer):
+    FailingDisk.cannot.add("remove")
+    failing.acknowledge(next(failing.waiting()))
+    failing.tick(1.0)
+    assert "Permission denied" in failing.stats().faults[0]
+    FailingDisk.cannot.clear()
+    failing.tick(2.0)
+    assert names(tmp_path) == ["2-1-0x99.again"]
+    assert (failing.stats().faults, failing.stats().dropped) == ([], 0)
 
 
 def test_one_that_cannot_be_read_does_not_hold_up_the_others(tmp_path: Path, failing: Buffer):
@@ -925,6 +1010,7 @@ def test_many_small_ones_are_bounded_by_their_blocks(tmp_path: Path):
         buffer.set_aside(held, 0x99)
     assert len(names(tmp_path)) == (1 << 18) // 4096
     assert buffer.stats().dropped_by == {"refused by the broker": 6}
+    assert not buffer._refused_disk._open
     assert opened(tmp_path, epoch=2).stats().faults == []
 
 
@@ -932,7 +1018,11 @@ def test_of_many_the_status_names_the_first_twenty_and_counts_the_others(tmp_pat
     twenty = [f"{sequence}-1-0x99.batch" for sequence in range(1, 21)]
     assert refused(tmp_path / "20", 20).stats().refused == twenty
     more = "and 2 more: bygate buffer lists them"
-    assert refused(tmp_path / "22", 22).stats().refused == [*twenty, more]
+    buffer = refused(tmp_path / "22", 22)
+    assert buffer.stats().refused == [*twenty, more]
+    shutil.rmtree(tmp_path / "22/refused")
+    buffer.tick(62.0)
+    assert buffer.stats().faults[0].startswith(f"refused/{', '.join(twenty)} and 2 more: gone")
 
 
 def test_their_names_are_told_while_more_are_set_aside(tmp_path: Path):
@@ -965,6 +1055,7 @@ def test_a_power_cut_counts_what_has_no_room_any_more_once(changes: int):
         with disk.power_cut(changes, Random(seed)):
             buffer.set_aside(second, 0x99)
         again = begun(disk, 2, small)
+        assert not any(": gone" in told for told in again.stats().faults)
         for held in list(again.waiting()):
             again.set_aside(held, 0x99)
         assert again.stats().refused == ["2-1-0x99.batch"]
