@@ -89,7 +89,6 @@ class Inventory:
         """Read it; whether all that was in it is known."""
         self._listed = {}
         listed = read_list(self._disk)
-        self._disk.close(LIST)
         damaged = listed is None and self._disk.exists(LIST)
         if damaged:
             self._disk.rename(LIST, f"{LIST}{DAMAGED}")

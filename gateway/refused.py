@@ -264,10 +264,7 @@ class Refused:
         log.error("buffer: %s", self.damage[-1])
 
     def _read(self, aside: Aside) -> bytes:
-        try:
-            return self._disk.read(aside.name, 0, REFUSED_BYTES)
-        finally:
-            self._disk.close(aside.name)
+        return self._disk.read(aside.name, 0, REFUSED_BYTES)
 
     def lies_here(self, held: Held) -> bool:
         """Whether the batch is one of these."""
