@@ -17,7 +17,7 @@ import pytest
 from crash_disk import CrashDisk, PowerCut
 
 from gateway.acked import LOSSES, PAGE, Acked, Told
-from gateway.bounds import most
+from gateway.bounds import kept_free, most
 from gateway.buffer import Buffer
 from gateway.disk import LOCK, Disk, in_use
 from gateway.filling import BATCH_READINGS
@@ -769,6 +769,37 @@ def test_what_waits_goes_for_keep_free_only_where_that_helps(
     disk.free, disk.total = free, total
     buffer.tick(1.0)
     assert buffer.stats().dropped_by.keys() == dropped_by
+
+
+class Shared(Disk):
+    """A partition of 1 GiB on which nothing else lies."""
+
+    def room(self) -> tuple[int, int]:
+        return (1 << 30) - sum(path.stat().st_size for path in self.directory.iterdir()), 1 << 30
+
+
+def test_what_goes_for_its_size_counts_for_keep_free_as_well(tmp_path: Path):
+    buffer = begun(disk := Shared(tmp_path), 1, UNBOUND)
+    for _ in range(120):
+        fill(buffer)
+    buffer.close()
+    size, free = buffer.stats().size, disk.room()[0]
+    bound = replace(UNBOUND, max_size=size - 10_000, keep_free=free + 10_000)
+    assert begun(disk, 2, bound).stats().dropped_by.keys() == {"buffer full"}
+
+
+def test_of_what_is_too_much_all_goes_at_once_and_no_more(tmp_path: Path):
+    buffer = begun(disk := Disk(tmp_path), 1, UNBOUND)
+    for _ in range(120):
+        fill(buffer)
+    buffer.close()
+    allowed = buffer.stats().size - (3 << 19)
+    size = begun(disk, 2, replace(UNBOUND, max_size=allowed)).stats().size
+    assert allowed - (1 << 20) < size <= allowed
+
+
+def test_nothing_is_kept_free_where_somebody_wants_that():
+    assert kept_free(64 << 20, BufferSettings(keep_free=0)) == 0
 
 
 @pytest.mark.parametrize(("keep_free", "room"), [(None, 32), (40 << 20, 9), (63 << 20, 0)])

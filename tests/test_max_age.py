@@ -32,8 +32,8 @@ class Meanwhile(Disk):
 class Box:
     """A buffer whose clocks the test turns; every day has a segment of its own."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, settings: BufferSettings = SETTINGS) -> None:
+        self.directory, self.settings = directory, settings
         self.wall_ms, self.boot_ms, self.synced = 50 * YEAR_MS, 0, True
         self.tick_at, self.boots = 0.0, 0
         self.start(reboot=True)
@@ -48,7 +48,7 @@ class Box:
             boot=self.boots,
         )
         self.disk = Meanwhile(self.directory)
-        self.buffer = Buffer(self.disk, SETTINGS, "g", self.boots, clock=self.clock)
+        self.buffer = Buffer(self.disk, self.settings, "g", self.boots, clock=self.clock)
         self.tick()
 
     def tick(self) -> None:
@@ -185,4 +185,8 @@ def test_what_was_sealed_before_something_too_old_is_older_still(tmp_path: Path)
 
 
 def test_unless_it_is_set_nothing_goes_by_age(tmp_path: Path):
-    assert BufferSettings().max_age is None
+    box = Box(tmp_path, BufferSettings())
+    for name in ("monday", "tuesday"):
+        box.day(name)
+    box.pass_by(10_000)
+    assert (box.buffer.fault, box.days, box.dropped) == (None, ["monday", "tuesday"], {})
