@@ -333,6 +333,14 @@ def test_a_journal_alone_tells_that_there_was_a_spool(tmp_path: Path):
     assert opened(tmp_path, epoch=3).stats().faults == []
 
 
+def test_where_acked_alone_is_gone_no_segment_is_missed(tmp_path: Path):
+    take(buffer := opened(tmp_path), 1.0, durable=True)
+    buffer.tick(1.0)
+    (tmp_path / "acked").unlink()
+    (told,) = opened(tmp_path, epoch=2).stats().faults
+    assert "acked is gone" in told
+
+
 def test_finished_segments_go_but_never_the_newest(tmp_path: Path):
     for epoch in range(1, 6):
         buffer = opened(tmp_path, epoch)

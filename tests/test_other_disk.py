@@ -2,6 +2,7 @@
 
 import errno
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -213,6 +214,19 @@ def test_what_was_named_anew_has_one_name_when_the_disk_of_before_is_put_back(tm
     check_has_one_name(buffer, tmp_path / "other")
 
 
+@pytest.mark.parametrize("there", [seal, flush])
+def test_what_was_named_anew_takes_nothing_along_of_another_box(
+    tmp_path: Path, there: Callable[[Buffer, Value], Buffer]
+):
+    seal(opened(tmp_path / "other", 2), 1.0)
+    there(opened(tmp_path / "third", 3), 3.0)
+    buffer = flush(opened(tmp_path / "state", 1), 2.0)
+    for other in ("other", "third"):
+        swap(buffer, tmp_path / other)
+        buffer.tick(2.0)
+    assert (3, 1, [3.0]) in held(buffer)
+
+
 def test_a_batch_whose_sync_failed_has_one_name_when_its_disk_is_put_back(tmp_path: Path):
     seal(opened(tmp_path / "other", 2), 1.0)
     take(buffer := opened(tmp_path / "state", 1), 2.0)
@@ -316,6 +330,27 @@ def test_nothing_is_lost_with_a_disk_that_comes_back_before_the_other_one_was_kn
     swap(buffer, tmp_path / "other")
     buffer.tick(3.0)
     assert (len(held(buffer)), buffer.stats().dropped) == (2, 0)
+
+
+def test_what_was_flushed_is_in_ram_alone_while_another_disk_is_not_known(tmp_path: Path):
+    (tmp_path / "other").mkdir()
+    buffer = Buffer(disk := DeafDisk(tmp_path / "state"), SETTINGS, "trd-0042", boot=7, epoch=1)
+    buffer.tick(0.0)
+    assert flush(buffer, 1.0).unsaved == 0
+    disk.deaf = True
+    swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
+    assert buffer.unsaved == 1
+
+
+def test_the_sum_of_what_another_disk_has_dropped_is_not_forgotten(tmp_path: Path):
+    for epoch in (2, 3):
+        other = seal(opened(tmp_path / "other", epoch), 1.0)
+    other._spool.evict("buffer full")
+    buffer = opened(tmp_path / "state", 1)
+    swap(buffer, tmp_path / "other")
+    buffer.tick(2.0)
+    assert buffer.stats().dropped == 1
 
 
 def test_what_lay_aside_on_the_disk_that_is_gone_is_named_and_counted_once(tmp_path: Path):
@@ -518,9 +553,8 @@ def test_a_mount_that_comes_and_goes_is_counted_once(tmp_path: Path):
         away.rename(state)
         buffer.tick(200.0 + second)
     assert [values for *_, values in held(buffer)] == [[1.0], [2.0], [3.0]]
-    assert (
-        buffer.stats().dropped == 3
-    )  # when it was away the first time nobody knew that it returns
+    # When it was away the first time nobody knew that it returns
+    assert (buffer.stats().dropped, len(buffer.stats().faults)) == (3, 6)
 
 
 @pytest.mark.parametrize(
@@ -606,3 +640,4 @@ def test_all_segments_that_are_removed_while_it_runs_are_counted_once(tmp_path: 
         path.unlink()
     buffer.tick(100.0)
     assert ([values for *_, values in held(buffer)], buffer.stats().dropped) == ([[3.0]], 2)
+    assert not any("*.seg is gone" in told for told in buffer.stats().faults)  # acked tells
