@@ -474,6 +474,12 @@ def test_what_stands_where_the_list_is_written_is_set_aside(tmp_path: Path):
     assert "refused.new is not one of this bygate's" in buffer.stats().faults[0]
 
 
+def test_a_file_where_their_directory_belongs_is_set_aside(tmp_path: Path):
+    (tmp_path / "refused").write_text("mine")
+    assert refused(tmp_path, 1).stats().refused == ["1-1-0x99.batch"]
+    assert (tmp_path / "refused-0.foreign").read_text() == "mine"
+
+
 def test_of_many_that_are_damaged_the_status_tells_the_newest_twenty(tmp_path: Path):
     buffer = refused(tmp_path, 21)
     for file in (tmp_path / "refused").iterdir():

@@ -14,6 +14,7 @@ from gateway.buffer import Buffer
 from gateway.disk import BLOCK, Disk
 from gateway.held import Held
 from gateway.record import size_of
+from gateway.store import _acked, _has_records
 from hil.broker import Broker
 
 
@@ -166,6 +167,27 @@ def test_what_was_acknowledged_is_let_be_until_the_segments_are_read(tmp_path: P
     before = (tmp_path / "acked").read_bytes()
     assert begun(WornDisk(tmp_path, ("00000001.seg", 0)), 2).fault
     assert (tmp_path / "acked").read_bytes() == before
+
+
+def test_nothing_is_handed_out_until_what_was_acknowledged_is_read(tmp_path: Path):
+    written(tmp_path)
+    delivered = started(Disk(tmp_path))
+    for held in list(delivered.waiting(after=1)):
+        delivered.acknowledge(held)
+    delivered.close()
+    disk = WornDisk(tmp_path, ("acked", 0))
+    disk.away = True
+    buffer = started(disk, epoch=3)
+    assert list(buffer.waiting()) == []
+    disk.away = disk.bad.clear() is not None
+    buffer.tick(9.0)
+    assert (len(values(buffer)), buffer.stats().faults) == (30, [])
+
+
+def test_what_cannot_be_read_is_no_other_versions_for_that():
+    unreadable = Path("/proc/self/mem")  # for anybody, at its beginning
+    assert _acked(unreadable)
+    assert not _has_records(unreadable)
 
 
 def test_a_disk_that_is_out_of_reach_is_waited_for(tmp_path: Path):
