@@ -98,6 +98,7 @@ class Store:
         return left - self._removed[name]
 
     def _make_way(self) -> None:
+        # To ask for the names locks the directory: before anything changes there it is ours
         segments = filter(is_segment, self._disk.names())  # files: who opens a pipe waits for ever
         if _are_of_another_version([Path(self._disk.directory, name) for name in segments]):
             self._move({acked.NAME: _is_none})  # it tells of them
@@ -112,7 +113,6 @@ class Store:
                 self._losses.made_way(name, aside)
 
     def _recover(self) -> None:
-        self._disk.names()  # before anything changes there it is ours
         self._make_way()
         if not self.spool.recovered:
             self._recover_spool()
