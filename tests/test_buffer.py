@@ -522,6 +522,16 @@ def test_after_a_failed_sync_a_loss_is_recorded_in_a_new_segment_as_well():
     assert (buffer.fault, buffer.stats().dropped) == (None, 5)
 
 
+def test_losses_without_a_name_of_their_own_are_each_counted_by_their_records(tmp_path: Path):
+    buffer = opened(tmp_path)
+    for now, lost in enumerate((5, 2)):
+        buffer._losses.record_later(lost, "no room in RAM")
+        buffer.tick(float(now))
+    buffer.close()
+    (tmp_path / "acked").unlink()
+    assert opened(tmp_path, epoch=2).stats().dropped == 7
+
+
 def test_where_acked_cannot_be_synced_all_else_goes_on_and_a_loss_counts_once():
     disk = CrashDisk()
     for epoch in (1, 2):

@@ -120,6 +120,15 @@ def test_a_batch_that_is_damaged_when_its_age_is_looked_at_is_counted_as_that(tm
     assert (box.days, box.dropped) == ([], {"damaged on disk": 3})
 
 
+def test_a_segment_whose_last_batch_is_young_stays_whole(tmp_path: Path):
+    box = Box(tmp_path)
+    box.buffer.append(Reading("it", TEXT, box.clock.now(), "old"))
+    box.pass_by(11)
+    box.day("young")
+    box.pass_by(0)
+    assert (box.days, box.dropped) == (["old", "young"], {})
+
+
 def test_the_newest_segment_stays_however_old(tmp_path: Path):
     box = Box(tmp_path)
     box.buffer.append(Reading("it", TEXT, box.clock.now(), "one"))

@@ -609,6 +609,15 @@ def test_damage_that_is_not_counted_yet_is_once_when_a_copy_of_its_disk_comes(tm
     assert (buffer.fault, buffer.stats().dropped) == (None, 1)
 
 
+def test_damage_that_is_not_counted_yet_is_when_another_box_has_sealed_more(tmp_path: Path):
+    seal(opened(tmp_path / "other", 9), 1.0, 2.0, 3.0)
+    seal(opened(tmp_path / "state", 1), 1.0)
+    buffer = damaged(tmp_path / "state")
+    swap(buffer, tmp_path / "other")
+    buffer.tick(1.0)
+    assert (buffer.fault, buffer.stats().dropped) == (None, 1)
+
+
 def test_of_damage_that_is_left_behind_what_lay_aside_is_counted_once(tmp_path: Path):
     buffer = seal(opened(tmp_path / "state", 1), 1.0)
     before = (tmp_path / "state/acked").read_bytes()
