@@ -147,6 +147,7 @@ def rates(seconds: str = "700", written: str = "1", sealed: str = "1") -> str:
 
 DAMAGED = [
     *("", "{", "[]", '{"seconds": 1}', '{"a": "' + "x" * 300, rates(seconds="1e400")),
+    rates(seconds="0"),
     *(rates(written=number) for number in ("1e400", "NaN", "-1", "null", '"x"', "9" * 150)),
 ]
 
