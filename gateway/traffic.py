@@ -76,7 +76,7 @@ class Traffic:
 
     def _turn(self) -> None:
         today = int(self._runs() // _DAY)
-        for _ in range(min(today - self._today, _DAYS)):
+        for _ in range(today - self._today):
             self._days.appendleft(0)
         self._today = today
 

@@ -1,6 +1,8 @@
 """The status says what is known, and null for what is not."""
 
 import json
+import sys
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import jumping
 import pytest
 from delivery import suspect
+from test_unreadable import WornDisk
 
 from drivers import sds011
 from gateway.buffer import Buffer
@@ -276,7 +279,11 @@ def test_traffic_goes_on_over_starts_by_the_time_that_the_daemon_ran(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "noted", [b"", b"[]", b"{}", b"[1e400, 1]", b"[7, -1]", b"[7, null]", b"7"]
+    "noted",
+    [
+        *(b"", b"[]", b"{}", b"7", b"[7]", b"[7, -1]", b"[7, null]", b"[7, 1e400]", b"[7, 1e300]"),
+        *(b"[-7, 1]", b"[1e400, 1]", b"[1e300, 1]"),
+    ],
 )
 def test_traffic_that_was_noted_and_damaged_is_counted_anew(tmp_path: Path, noted: bytes):
     Path(tmp_path, "traffic").write_bytes(noted)
@@ -284,6 +291,67 @@ def test_traffic_that_was_noted_and_damaged_is_counted_anew(tmp_path: Path, note
     traffic.recall(Disk(tmp_path))
     traffic.add(5)
     assert traffic.month == 5
+
+
+def test_a_note_of_the_traffic_too_large_to_be_one_is_not_read(tmp_path: Path):
+    with Path(tmp_path, "traffic").open("ab") as file:
+        file.truncate(1 << 40)  # more than memory holds
+    (traffic := Traffic()).recall(Disk(tmp_path))
+    assert traffic.month == 0
+
+
+def test_a_note_of_the_traffic_that_cannot_be_read_or_written_is_no_fault(tmp_path: Path):
+    Path(tmp_path, "traffic").touch()
+    traffic = Traffic()
+    traffic.recall(WornDisk(tmp_path, ("traffic", 0)))
+    Path(tmp_path, "traffic").unlink()
+    Path(tmp_path, "traffic").mkdir()
+    traffic.write(Disk(tmp_path))
+    assert traffic.month == 0
+
+
+def test_a_shorter_note_of_the_traffic_leaves_nothing_of_a_longer_one(tmp_path: Path):
+    day = 0
+    (traffic := Traffic(lambda: day * 86_400.0)).add(10**12)
+    traffic.write(disk := Disk(tmp_path))
+    for day in range(1, 31):  # noqa: B007
+        traffic.write(disk)
+    traffic.add(5)
+    traffic.write(disk)
+    (after := Traffic()).recall(disk)
+    assert after.month == 5
+
+
+@pytest.mark.parametrize("noted_on", [0, 1, 29])
+def test_traffic_that_was_noted_counts_until_it_is_thirty_days_old(tmp_path: Path, noted_on: int):
+    day = 0
+    (traffic := Traffic(lambda: day * 86_400.0)).add(7)
+    day = noted_on
+    traffic.write(disk := Disk(tmp_path))
+    (after := Traffic(lambda: day * 86_400.0)).recall(disk)
+    day = 29
+    assert after.month == 7
+    day = 30
+    assert after.month == 0
+
+
+def test_no_day_of_the_traffic_is_lost_to_another_thread():
+    day, wrong, ends = 0, 0, threading.Event()
+    traffic = Traffic(lambda: day * 86_400.0)
+
+    def look() -> None:
+        while not ends.is_set():
+            assert traffic.month >= 0
+
+    (thread := threading.Thread(target=look)).start()
+    often, _ = sys.getswitchinterval(), sys.setswitchinterval(1e-6)
+    for day in range(100_000):
+        traffic.add(1)
+        wrong += traffic.month != min(day + 1, 30)
+    ends.set()
+    thread.join()
+    sys.setswitchinterval(often)
+    assert wrong == 0
 
 
 def test_traffic_is_noted_once_an_hour(tmp_path: Path):

@@ -1306,6 +1306,19 @@ def test_the_kernel_counts_what_a_connection_carries():
         assert 1500 + 2 * 52 <= carried(one) - before <= 1500 + 4 * 52
 
 
+@pytest.mark.parametrize(
+    ("host", "family", "headers"),
+    [("127.0.0.1", socket.AF_INET, 52), ("::1", socket.AF_INET6, 72)],
+)
+def test_headers_count_as_long_as_they_are(host: str, family: int, headers: int):
+    try:
+        server = socket.create_server((host, 0), family=family)
+    except OSError:
+        pytest.skip("no IPv6 here")
+    with server, socket.create_connection(server.getsockname()[:2]) as one:
+        assert carried(one) // headers == 3  # the three of TCP's beginning
+
+
 def test_a_broker_that_refuses_the_status_gets_the_batches(tmp_path, caplog):
     async def scenario() -> None:
         async with Broker() as broker:
