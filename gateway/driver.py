@@ -234,7 +234,8 @@ def outcome(frame: bytes, read: Callable[[], Values | None]) -> Outcome:
 def outcome_of(error: "SensorError | PortError") -> str:
     """Return the name under which an error is counted."""
     name = error.outcome
-    return name if isinstance(name, str) and name.isprintable() else SensorError.outcome
+    fits = isinstance(name, str) and name.isprintable() and len(name) <= LONGEST_NAME
+    return name if fits else SensorError.outcome
 
 
 class BleDriver(Driver):
@@ -394,7 +395,7 @@ DRIVER_FAULTS = (Exception, SystemExit)
 LONGEST_WORDS = 1000
 """Characters of what an exception says that are kept."""
 LONGEST_NAME = 64
-"""Characters of a quantity's name or unit."""
+"""Characters of a quantity's name or unit, or of an outcome."""
 MOST_DECIMALS = 22
 """10^22 is the last power of ten that a float64 holds exactly."""
 

@@ -31,10 +31,15 @@ class Nameless(SensorError):
     outcome = ("a", 1)
 
 
+class Wordy(SensorError):
+    outcome = "no " * 20_000  # a reading of that name has no room in any batch
+
+
 RAISED = [
     (Wordless(), "driver error", "its text cannot be told: TypeError"),
     (OSError("cannot read /sys/\udcff"), "driver error", "cannot read /sys/\\udcff"),
     (Nameless("x"), "sensor error", "x"),
+    (Wordy("x"), "sensor error", "x"),
     (SystemExit(3), "driver error", "SystemExit"),
     (asyncio.CancelledError(), "driver error", "CancelledError"),
     (concurrent.futures.CancelledError(), "driver error", "CancelledError"),
