@@ -121,8 +121,8 @@ class Glance:
         if of_another_version(self.disk.directory / name, ours):
             found = self.disk.read(name, 0, len(ours))
             raise NoBuffer(
-                f"{self.disk.directory}/{name}: written by another version of bygate "
-                f"({_shown(found)}, this one reads {_shown(ours)}): use the bygate that runs there"
+                f"{self.disk.directory}/{name}: written by another version of bygate ("
+                f"{found.decode()}, this one reads {ours.decode()}): use the bygate that runs there"
             )
 
     @cached_property
@@ -219,11 +219,6 @@ def _magic(name: str) -> bytes:
     if name == journal.NAME:
         return journal.MAGIC
     return record.MAGIC if name.endswith(".seg") else b""
-
-
-def _shown(magic: bytes) -> str:
-    """Return the mark of a version as text."""
-    return magic.decode("ascii", "backslashreplace")
 
 
 def _decoded(payload: bytes, named: Held | Aside | Record) -> Batch | None:

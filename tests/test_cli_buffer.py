@@ -132,6 +132,17 @@ def test_a_refused_batch_with_a_wrong_bit_in_a_value_is_damaged(tmp_path: Path, 
     assert each["readings"] is None
 
 
+def test_a_refused_batch_that_was_set_aside_as_damaged_is_named(tmp_path: Path, capsys: Said):
+    take(buffer := opened(tmp_path / "state"), 1.0)
+    buffer.close()
+    buffer.set_aside(next(buffer.waiting()), 0x99)
+    buffer.tick(1.0)
+    (tmp_path / "state/refused/1-1-0x99.batch").write_bytes(b"damaged")
+    opened(tmp_path / "state", epoch=2).tick(1.0)
+    told = look(tmp_path, capsys)
+    assert [each.split(":")[0] for each in told["damage"]] == ["refused/1-1-0x99.batch.damaged"]
+
+
 def test_refused_batches_take_whole_blocks_of_the_room(tmp_path: Path, capsys: Said):
     buffer = opened(tmp_path / "state")
     take(buffer, 1.0)
@@ -254,12 +265,15 @@ def test_what_was_set_aside_of_another_version_is_no_damage_and_that_version_del
     buffer.close()
     theirs = tmp_path / "state/00000001.seg"
     theirs.write_bytes((whole := theirs.read_bytes()).replace(b"bgS3", b"bgS4"))
+    (tmp_path / "state/journal").unlink()
+    (tmp_path / "state/journal").mkdir()
     opened(tmp_path / "state", epoch=2)
     told = look(tmp_path, capsys)
     assert (told["damage"], told["waiting_readings"]) == ([], 0)
     assert [each.partition(",")[0] for each in told["set_aside"]] == [
         "00000001.seg-0.foreign: of another version of bygate",
         "acked-0.foreign: of another version of bygate",
+        "journal-0.foreign: none of bygate's",
     ]
     assert "state_dir of its own as 00000001.seg" in told["set_aside"][0]
     kept = (tmp_path / "state/00000001.seg-0.foreign").read_bytes()

@@ -1,12 +1,18 @@
 """A buffer seen by another process while its owner writes: what is there, no more, no less."""
 
+import errno
+import os
 import random
 from pathlib import Path
 from threading import Event, Thread
 
+import pytest
 from test_buffer import opened, take
+from test_unreadable import on_block, written
 
+from gateway.disk import BLOCK
 from gateway.glance import Glance
+from gateway.reading import Value
 
 
 class Owner:
@@ -78,3 +84,125 @@ def test_a_segment_that_goes_meanwhile_is_no_damage(tmp_path: Path):
         segment.unlink()
     assert seen(glance) == (set(), 1)
     assert glance.damage == []
+
+
+def looked_at(directory: Path) -> list[Value]:
+    """Return the values that are in no batch yet."""
+    glance = Glance(directory, "trd-0042")
+    return [reading.value for batch in glance.unsealed() for reading in batch.readings]
+
+
+def newest(directory: Path) -> list[Value]:
+    found = Glance(directory, "trd-0042").newest()
+    return [reading.value for reading in found[1].readings] if found else []
+
+
+def test_what_is_sealed_is_seen_once_though_it_is_in_the_journal_still(tmp_path: Path):
+    take(buffer := opened(tmp_path), 1.0, durable=True)
+    buffer.tick(0.0)
+    assert looked_at(tmp_path) == [1.0]
+    buffer.tick(60.0)
+    assert looked_at(tmp_path) == []
+
+
+def test_what_is_in_the_journal_is_seen_where_there_is_no_segment(tmp_path: Path):
+    take(buffer := opened(tmp_path), 1.0, at=7, durable=True)
+    buffer.tick(0.0)
+    (tmp_path / "00000001.seg").unlink()
+    glance = Glance(tmp_path, "trd-0042")
+    assert (looked_at(tmp_path), glance.oldest_ms) == ([1.0], 10**12 + 7)
+
+
+def test_of_a_batch_that_is_gone_the_other_refused_ones_are_seen(tmp_path: Path):
+    buffer = opened(tmp_path)
+    for value in (1.0, 2.0, 3.0):
+        take(buffer, value)
+        buffer.close()
+    for held in list(buffer.waiting()):
+        buffer.set_aside(held, 0x99)
+    refused = Glance(tmp_path, "trd-0042").refused()
+    assert next(refused).aside.sequence == 1
+    (tmp_path / "refused/2-1-0x99.batch").unlink()
+    assert [each.aside.sequence for each in refused] == [3]
+
+
+def test_the_refused_are_seen_in_the_order_of_their_sequences(tmp_path: Path):
+    opened(tmp_path)
+    for sequence in (10, 9, 2):
+        (tmp_path / f"refused/{sequence}-1-0x99.batch").touch()
+    refused = Glance(tmp_path, "trd-0042").refused()
+    assert [each.aside.sequence for each in refused] == [2, 9, 10]
+
+
+def worn(monkeypatch: pytest.MonkeyPatch, name: str, at: int) -> None:
+    """Let the block of that file that begins there be one that cannot be read."""
+
+    def pread(fd: int, length: int, offset: int, read=os.pread) -> bytes:
+        here = Path(f"/proc/self/fd/{fd}").readlink().name == name
+        if here and at - length < offset < at + BLOCK:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read(fd, length, offset)
+
+    monkeypatch.setattr(os, "pread", pread)
+
+
+def test_a_block_of_the_journal_that_cannot_be_read_hides_no_other(tmp_path: Path, monkeypatch):
+    written(tmp_path)
+    worn(monkeypatch, "journal", BLOCK)
+    assert looked_at(tmp_path) == [0, 2]
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_a_list_of_the_refused_that_cannot_be_read_hides_none_of_them(
+    tmp_path: Path, monkeypatch, away: bool
+):
+    take(buffer := opened(tmp_path), 1.0)
+    buffer.close()
+    buffer.set_aside(next(buffer.waiting()), 0x99)
+    if away:
+        (tmp_path / "refused.list").unlink()
+    worn(monkeypatch, "refused.list", 0)
+    (refused,) = Glance(tmp_path, "trd-0042").refused()
+    assert refused.batch
+
+
+# The batch that was sealed last
+
+
+@pytest.mark.parametrize("at", range(BLOCK, 18_654, BLOCK))
+def test_the_newest_that_can_be_read_is_the_newest(tmp_path: Path, monkeypatch, at: int):
+    sound = [held for held in written(tmp_path) if not on_block(held, at)]
+    worn(monkeypatch, "00000001.seg", at)
+    _, batch = Glance(tmp_path, "trd-0042").newest()
+    assert batch.sequence == sound[-1].sequence
+
+
+def test_the_newest_is_in_the_segment_of_the_highest_number(tmp_path: Path):
+    for epoch in (1, 2):
+        take(buffer := opened(tmp_path, epoch), float(epoch))
+        buffer.close()
+    (tmp_path / "00000001.seg").rename(tmp_path / "99999999.seg")
+    (tmp_path / "00000002.seg").rename(tmp_path / "100000000.seg")
+    assert newest(tmp_path) == [2.0]
+
+
+def test_what_is_no_batch_is_not_the_newest(tmp_path: Path):
+    take(buffer := opened(tmp_path), 1.0)
+    buffer.close()
+    buffer._spool.append(1, 2, 1, 0, b"no batch")
+    (tmp_path / "photos.seg").touch()
+    with (tmp_path / "00000009.seg").open("wb") as file:
+        file.truncate(1 << 40)  # more than memory holds
+    assert newest(tmp_path) == [1.0]
+
+
+def test_what_is_not_on_the_device_is_not_the_newest(tmp_path: Path, monkeypatch):
+    take(buffer := opened(tmp_path), 1.0)
+    buffer.close()
+
+    def fdatasync(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    with pytest.raises(OSError, match="Input/output error"):
+        newest(tmp_path)
