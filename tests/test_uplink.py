@@ -1382,6 +1382,24 @@ def test_a_farewell_ends_with_the_last_batch_delivered_or_set_aside(code, tmp_pa
     run(scenario())
 
 
+def test_a_goodbye_waits_for_what_has_to_leave_before_it(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            settings = UplinkSettings(url=(address(broker),))
+            client = await Connection.to(address(broker), settings, "trd-0042", will=b"vanished")
+            async with client.session():
+                broker.faults = Faults(deaf=True)
+                for number in range(20):  # more than the kernels hold
+                    client.send(f"it/{number}", bytes(1_000_000), kind="it")
+                hears = Faults(ack_withheld=True)  # an answer that nobody reads would be a reset
+                asyncio.get_running_loop().call_later(0.1, setattr, broker, "faults", hears)
+                await client.say_goodbye()
+            await until(lambda: not broker.connections)
+            assert [message.topic for message in broker.received] == [f"it/{n}" for n in range(20)]
+
+    run(scenario())
+
+
 def test_a_farewell_waits_for_no_broker_that_is_gone(tmp_path):
     async def scenario() -> None:
         async with Broker() as broker:
