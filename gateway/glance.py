@@ -188,7 +188,7 @@ class Glance:
                 since = (disk.directory / aside.name).stat().st_mtime
             except FileNotFoundError:  # delivered, or refused again, meanwhile
                 continue
-            payload = disk.read(aside.name, 0, REFUSED_BYTES)
+            payload, _ = disk.salvage(aside.name, REFUSED_BYTES)
             yield Refused(aside, payload, since, listed.get(aside.mark))
 
     def _listed(self) -> dict[str, Listed]:

@@ -134,13 +134,13 @@ def test_the_refused_are_seen_in_the_order_of_their_sequences(tmp_path: Path):
     assert [each.aside.sequence for each in refused] == [2, 9, 10]
 
 
-def worn(monkeypatch: pytest.MonkeyPatch, name: str, at: int) -> None:
+def worn(monkeypatch: pytest.MonkeyPatch, name: str, at: int = 0, why: int = errno.EIO) -> None:
     """Let the block of that file that begins there be one that cannot be read."""
 
     def pread(fd: int, length: int, offset: int, read=os.pread) -> bytes:
         here = Path(f"/proc/self/fd/{fd}").readlink().name == name
         if here and at - length < offset < at + BLOCK:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
+            raise OSError(why, os.strerror(why))
         return read(fd, length, offset)
 
     monkeypatch.setattr(os, "pread", pread)
@@ -161,9 +161,21 @@ def test_a_list_of_the_refused_that_cannot_be_read_hides_none_of_them(
     buffer.set_aside(next(buffer.waiting()), 0x99)
     if away:
         (tmp_path / "refused.list").unlink()
-    worn(monkeypatch, "refused.list", 0)
+    worn(monkeypatch, "refused.list")
     (refused,) = Glance(tmp_path, "trd-0042").refused()
     assert refused.batch
+
+
+def test_a_refused_batch_that_cannot_be_read_hides_no_other(tmp_path: Path, monkeypatch):
+    buffer = opened(tmp_path)
+    for value in (1.0, 2.0):
+        take(buffer, value)
+        buffer.close()
+    for held in list(buffer.waiting()):
+        buffer.set_aside(held, 0x99)
+    worn(monkeypatch, "1-1-0x99.batch")
+    refused = Glance(tmp_path, "trd-0042").refused()
+    assert [bool(each.batch) for each in refused] == [False, True]
 
 
 # The batch that was sealed last
