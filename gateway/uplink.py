@@ -127,9 +127,9 @@ class Uplink:
     def _works(self) -> None:
         """Note that it delivers; a CONNACK alone shows no more than that somebody listens."""
         known, self._known = self._known, True
-        why, self.state.why = self.state.why, None
+        self.state.why = None
         self._told.clear()
-        if self._outages.end() or not (known or why):
+        if self._outages.end() or not known:
             log.info("uplink %s: connected", self.state.broker)
 
     async def _hold_session(self, broker: Broker, status: Status) -> None:

@@ -496,6 +496,8 @@ def test_a_half_open_link_is_given_up_and_made_anew(tmp_path):
 
 
 def test_a_broker_that_says_goodbye_is_found_again(tmp_path, caplog):
+    caplog.set_level("INFO")
+
     async def scenario() -> None:
         async with Broker() as broker:
             box = Box(tmp_path, address(broker))
@@ -509,6 +511,8 @@ def test_a_broker_that_says_goodbye_is_found_again(tmp_path, caplog):
                 await broker.up()
                 await box.empty()
             assert lane(broker.received, "backlog") == [1, 2]
+        told = [message for message in caplog.messages if message.endswith(": connected")]
+        assert told == [f"uplink {address(broker).url}: connected"] * 2
 
     run(scenario())
 
