@@ -98,6 +98,14 @@ def test_the_sequence_runs_on_and_the_first_batch_names_the_epoch_before(tmp_pat
     assert names == [(11, 1, None, 1), (12, 2, (11, 1), 1), (12, 3, None, 1)]
 
 
+def test_the_oldest_is_the_earliest_whatever_came_first(tmp_path: Path):
+    take(buffer := opened(tmp_path), 2.0, at=5000)
+    take(buffer, 1.0, at=3000)
+    buffer.close()
+    assert buffer.stats().oldest_ms == 10**12 + 3000
+    assert opened(tmp_path, epoch=2).stats().oldest_ms == 10**12 + 3000
+
+
 def test_the_epoch_before_is_known_though_all_of_it_was_delivered(tmp_path: Path):
     take(buffer := opened(tmp_path, epoch=11), 1.0)
     buffer.close()

@@ -2,6 +2,7 @@
 
 import asyncio
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -19,6 +20,7 @@ from hypothesis import given
 from test_buffer import opened, take
 from test_cli_buffer import bygate, config, contents
 from test_cli_decode import rows
+from test_glance import worn
 from wire_batches import batch, examples, reading
 from wire_batches import batches as any_batches
 
@@ -145,6 +147,30 @@ def test_standard_output_is_not_offered(held: list[Value], tmp_path: Path, capsy
     assert capsys.readouterr() == ("", "-: standard output has no sum: name a file\n")
 
 
+def test_without_a_buffer_there_is_no_file(tmp_path: Path, capsys: Said):
+    assert export(tmp_path, "out") == 1
+    assert f"{tmp_path}/state: no such directory: has bygate run yet?" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*out*"))
+
+
+@pytest.mark.parametrize("name", ["journal", "1-1-0x99.batch"])
+def test_a_disk_that_does_not_answer_is_told_and_nothing_half_is_left(
+    tmp_path: Path, held: list[Value], capsys: Said, monkeypatch, name: str
+):
+    worn(monkeypatch, name, why=errno.ESTALE)
+    assert export(tmp_path, "out") == 1
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.endswith(f"{name}: Stale file handle: look for errors of the disk in dmesg")
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_nothing_is_put_among_them_where_a_link_leads_to_them(tmp_path: Path, held: list[Value]):
+    (tmp_path / "state").rename(tmp_path / "disk")
+    (tmp_path / "state").symlink_to("disk")
+    assert export(tmp_path, "disk/out") == 2
+    assert not (tmp_path / "disk/out").exists()
+
+
 @pytest.mark.parametrize("name", ["state/journal", "state/refused/out", "link/00000001.seg"])
 def test_nothing_is_put_among_the_files_of_the_buffer(
     tmp_path: Path, held: list[Value], capsys: Said, name: str
@@ -200,8 +226,9 @@ def test_a_full_disk_is_told_and_nothing_half_is_left(tmp_path: Path, held: list
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
+@pytest.mark.parametrize("film", [4096, 0], ids=["at once", "when its sum comes"])
 def test_a_full_stick_is_told_and_nothing_half_is_left(
-    tmp_path: Path, held: list[Value], capsys: Said
+    tmp_path: Path, held: list[Value], capsys: Said, film: int
 ):
     stick = tmp_path / "stick"
     stick.mkdir()
@@ -211,8 +238,8 @@ def test_a_full_stick_is_told_and_nothing_half_is_left(
     if mounted.returncode:
         pytest.skip("no right to mount")
     try:
-        (stick / "film").write_bytes(bytes(4096))
-        assert export(tmp_path, "stick/out") == 1
+        (stick / "film").write_bytes(bytes(film))
+        assert export(tmp_path, "stick/out.csv") == 1
         assert "No space left on device: free space there" in capsys.readouterr().err
         assert [file.name for file in stick.iterdir()] == ["film"]
     finally:
@@ -231,6 +258,15 @@ def test_a_damaged_batch_is_told_and_the_others_are_exported(tmp_path: Path, cap
     assert export(tmp_path, "out") == 1
     assert "1 place is damaged: `bygate buffer` names each" in capsys.readouterr().err
     assert [row["value"] for row in rows((tmp_path / "out").read_text())] == [1.0, 3.0]
+
+
+def test_a_damaged_batch_that_was_refused_is_told_and_the_others_are_exported(
+    tmp_path: Path, held: list[Value], capsys: Said
+):
+    (tmp_path / "state/refused/1-1-0x99.batch").write_bytes(b"damaged")
+    assert export(tmp_path, "out") == 1
+    assert "1 place is damaged: `bygate buffer` names each" in capsys.readouterr().err
+    assert len(rows((tmp_path / "out").read_text())) == len(held) - 1
 
 
 def test_what_stands_in_place_of_the_journal_is_told_and_the_batches_are_exported(

@@ -650,3 +650,15 @@ def test_all_segments_that_are_removed_while_it_runs_are_counted_once(tmp_path: 
     buffer.tick(100.0)
     assert ([values for *_, values in held(buffer)], buffer.stats().dropped) == ([[3.0]], 2)
     assert not any("*.seg is gone" in told for told in buffer.stats().faults)  # acked tells
+
+
+def test_the_epoch_before_ours_is_named_though_another_disks_journal_is_sealed_first(
+    tmp_path: Path,
+):
+    flush(opened(tmp_path / "other", 9), 9.0)
+    seal(opened(tmp_path / "state", 1), 1.0)
+    swap(buffer := opened(tmp_path / "state", 2), tmp_path / "other")
+    buffer.tick(2.0)
+    seal(buffer, 2.0)
+    assert [batch.readings[0].value for batch in batches(buffer)] == [9.0, 2.0]
+    assert batches(buffer)[-1].previous == (1, 1)
