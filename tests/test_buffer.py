@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import struct
+import sys
 import threading
 import zlib
 from collections.abc import Callable
@@ -697,6 +698,27 @@ def test_what_stands_where_the_next_segment_belongs_is_set_aside_and_told(
     told = f"{tmp_path}: 00000002.seg is not one of this bygate's: kept as 00000002.seg-0.foreign"
     assert (again.fault, again.stats().faults) == (None, [told])
     assert os.path.lexists(tmp_path / "00000002.seg-0.foreign")
+
+
+def test_its_state_may_be_asked_for_at_any_moment_that_the_writer_works():
+    buffer = begun(CrashDisk(), settings=BufferSettings(flush_interval=0, seal_interval=0))
+
+    def work() -> None:
+        for second in range(4000):
+            take(buffer, float(second))
+            buffer.tick(float(second))
+            if second % 10 == 0:
+                for held in list(buffer.waiting()):
+                    buffer.acknowledge(held)
+
+    often, _ = sys.getswitchinterval(), sys.setswitchinterval(1e-6)
+    (writer := threading.Thread(target=work)).start()
+    try:
+        while writer.is_alive():
+            assert buffer.stats().waiting_batches < 20
+    finally:
+        writer.join()
+        sys.setswitchinterval(often)
 
 
 def test_a_full_journal_is_sealed(tmp_path: Path):

@@ -260,6 +260,18 @@ def test_a_damaged_batch_is_told_and_the_others_are_exported(tmp_path: Path, cap
     assert [row["value"] for row in rows((tmp_path / "out").read_text())] == [1.0, 3.0]
 
 
+def test_what_is_delivered_meanwhile_is_told_and_no_fault(
+    tmp_path: Path, held: list[Value], capsys: Said, monkeypatch
+):
+    def getpid(asked=os.getpid) -> int:  # for the name of the file, once it is known what waits
+        (tmp_path / "state/00000001.seg").unlink(missing_ok=True)
+        return asked()
+
+    monkeypatch.setattr(os, "getpid", getpid)
+    assert export(tmp_path, "out") == 0
+    assert "(1 of them refused by the broker, 2 delivered or" in capsys.readouterr().out
+
+
 def test_a_damaged_batch_that_was_refused_is_told_and_the_others_are_exported(
     tmp_path: Path, held: list[Value], capsys: Said
 ):
