@@ -272,6 +272,30 @@ def test_what_is_delivered_meanwhile_is_told_and_no_fault(
     assert "(1 of them refused by the broker, 2 delivered or" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("why", "code"), [(errno.EINVAL, 0), (errno.EIO, 1)])
+def test_a_network_drive_that_syncs_no_directory_will_do_and_a_disk_that_fails_will_not(
+    tmp_path: Path, held: list[Value], monkeypatch, why: int, code: int
+):
+    def fsync(fd: int, sync=os.fsync) -> None:
+        if Path(f"/proc/self/fd/{fd}").readlink().is_dir():
+            raise OSError(why, os.strerror(why))
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert export(tmp_path, "out") == code
+    left = ["out", "out.sha256"] if code == 0 else []
+    assert sorted(path.name for path in tmp_path.glob("*out*")) == left
+
+
+def test_a_link_that_somebody_laid_for_what_is_written_beside_leads_nowhere(
+    tmp_path: Path, held: list[Value]
+):
+    (tmp_path / "theirs").write_text("whole")
+    (tmp_path / f".out.{os.getpid()}.part").symlink_to("theirs")
+    assert export(tmp_path, "out") == 1
+    assert (tmp_path / "theirs").read_text() == "whole"
+
+
 def test_a_damaged_batch_that_was_refused_is_told_and_the_others_are_exported(
     tmp_path: Path, held: list[Value], capsys: Said
 ):
