@@ -15,7 +15,7 @@ from gateway.journal import Flushed, Journal
 from gateway.losses import Losses
 from gateway.reading import Reading
 from gateway.spool import Spool
-from gateway.wire import Batch, SizeBound, WireError, decode, encode
+from gateway.wire import Batch, SizeBound, decode, encode
 
 RAM_READINGS = 100_000
 
@@ -126,8 +126,8 @@ class Intake:
         if filling is None:
             return
         named = (self.epoch, self._sequence, self._boot)
-        if batch := self.encode(spool, *named, filling.readings, journaled=filling.journaled):
-            self.sealed.append(batch)
+        batch = self.encode(spool, *named, filling.readings, journaled=filling.journaled)
+        self.sealed.append(batch)
         self._sequence += 1
 
     def encode(
@@ -139,8 +139,8 @@ class Intake:
         readings: list[Reading],
         *,
         journaled: int = 0,
-    ) -> Sealed | None:
-        """Return the batch; None: no bytes can be made of it, which is counted."""
+    ) -> Sealed:
+        """Return the batch. Whatever is in the journal, or was judged, can be made bytes of."""
         oldest = next(spool.waiting(), None)
         before = self._previous if epoch == self.epoch else spool.previous
         batch = Batch(
@@ -152,11 +152,7 @@ class Intake:
         )
         if epoch == self.epoch:
             self._previous = None
-        try:
-            payload = encode(batch)
-        except WireError as error:
-            self._losses.record_later(len(readings), str(error))
-            return None
+        payload = encode(batch)
         first_ms = min(reading.instant.wall_ms for reading in readings)
         return Sealed(epoch, sequence, readings, first_ms, journaled, payload)
 
@@ -200,8 +196,7 @@ class Intake:
             self.renamed.add(batch.sequence)
             self._previous = decode(batch.payload).previous
             named = (self.epoch, self._sequence, self._boot)
-            if anew := self.encode(spool, *named, batch.readings):
-                self.sealed.append(anew)
+            self.sealed.append(self.encode(spool, *named, batch.readings))
             self._sequence += 1
 
     # What there is

@@ -186,8 +186,7 @@ class Store:
     def _seal_frames(self, parts: list[Flushed]) -> None:
         readings = [reading for part in parts for reading in part.readings]
         sequence, epoch, boot = _name(parts[0])
-        if batch := self._intake.encode(self.spool, epoch, sequence, boot, readings):
-            batch.append_to(self.spool)
+        self._intake.encode(self.spool, epoch, sequence, boot, readings).append_to(self.spool)
 
     def delivered(self, held: Held) -> None:
         """Note that a batch was delivered, though it is kept: it is not lost with its disk."""

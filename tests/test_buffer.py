@@ -16,6 +16,8 @@ from random import Random
 import msgpack
 import pytest
 from crash_disk import CrashDisk, PowerCut
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.acked import LOSSES, PAGE, Acked, Told
 from gateway.bounds import kept_free, most
@@ -24,12 +26,15 @@ from gateway.disk import LOCK, Disk, in_use
 from gateway.filling import BATCH_READINGS
 from gateway.glance import Glance
 from gateway.intake import RAM_READINGS
+from gateway.judge import judge
 from gateway.reading import TEMPERATURE, ClockState, Instant, Reading, Value
 from gateway.record import Place, size_of
 from gateway.settings import BufferSettings
 from gateway.wire import Batch, decode, encode
 
 SETTINGS = BufferSettings(flush_interval=10, seal_interval=60)
+ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=300)
+"""Surrogates that stand alone among it: bytes that were no text."""
 
 
 def begun(disk: Disk | CrashDisk, epoch: int = 1, settings: BufferSettings = SETTINGS) -> Buffer:
@@ -719,6 +724,15 @@ def test_its_state_may_be_asked_for_at_any_moment_that_the_writer_works():
     finally:
         writer.join()
         sys.setswitchinterval(often)
+
+
+@given(st.lists(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), ANY_TEXT)))
+def test_whatever_was_judged_can_be_flushed_and_sealed(said: list[Value]):
+    buffer = begun(CrashDisk())
+    take(buffer, *(judge(TEMPERATURE, value)[0] for value in said))
+    buffer.tick(0.0)
+    buffer.close()
+    assert len(values(buffer)) == len(said)
 
 
 def test_a_full_journal_is_sealed(tmp_path: Path):
