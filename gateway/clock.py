@@ -44,10 +44,10 @@ def kernel_clock() -> tuple[int, bool]:
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def set_from_rtc() -> bool:
+def set_from_rtc(told: Path = Path("/sys/class/rtc/rtc0/hctosys")) -> bool:
     """Whether the kernel took its first wall time from a battery-backed clock."""
     try:
-        return Path("/sys/class/rtc/rtc0/hctosys").read_text().strip() == "1"
+        return told.read_text().strip() == "1"
     except OSError:
         return False
 
@@ -70,10 +70,11 @@ class Clock:
         boot_ns: Callable[[], int] = _boot_ns,
         kernel: Callable[[], tuple[int, bool]] = kernel_clock,
         boot: int | None = None,
+        rtc: Callable[[], bool] = set_from_rtc,
     ) -> None:
         self.boot = boot_id() if boot is None else boot
         self._wall_ns, self._boot_ns, self._kernel = wall_ns, boot_ns, kernel
-        self._unsynced = ClockState.HELD if set_from_rtc() else ClockState.NEVER_SET
+        self._unsynced = ClockState.HELD if rtc() else ClockState.NEVER_SET
 
     def now(self) -> Instant:
         """Return this instant on both clocks, with the state of the wall clock."""

@@ -103,6 +103,7 @@ def test_days_of_room_and_writes_are_those_of_the_daemon(tmp_path: Path, capsys:
     buffer = opened(tmp_path / "state")
     unknown = look(tmp_path, capsys)
     assert (unknown["room_days"], unknown["written_bytes_day"]) == (None, None)
+    assert unknown["oldest_waiting"] is None
     take(buffer, 1.0)
     buffer.tick(0.0)
     buffer.tick(RATE_AFTER - 1)
@@ -141,6 +142,18 @@ def test_a_refused_batch_that_was_set_aside_as_damaged_is_named(tmp_path: Path, 
     opened(tmp_path / "state", epoch=2).tick(1.0)
     told = look(tmp_path, capsys)
     assert [each.split(":")[0] for each in told["damage"]] == ["refused/1-1-0x99.batch.damaged"]
+
+
+@pytest.mark.parametrize("ending", ["batch", "again"])
+def test_what_to_do_about_refused_batches_is_told_until_they_are_offered_again(
+    tmp_path: Path, capsys: Said, ending: str
+):
+    opened(tmp_path / "state")
+    (tmp_path / f"state/refused/1-1-0xfe.{ending}").touch()
+    assert main(["buffer", "-c", str(config(tmp_path))]) == 1
+    told = capsys.readouterr().out
+    assert "0xfe not known" in told
+    assert ("--retry-refused" in told) == (ending == "batch")
 
 
 def test_refused_batches_take_whole_blocks_of_the_room(tmp_path: Path, capsys: Said):
@@ -435,8 +448,10 @@ def test_asked_without_a_daemon_they_are_offered_at_its_next_start(tmp_path: Pat
 
 def test_with_none_refused_there_is_nothing_to_offer(tmp_path: Path, capsys: Said):
     opened(tmp_path / "state")
+    before = contents(tmp_path / "state")
     assert main(["buffer", "--retry-refused", "-c", str(config(tmp_path))]) == 0
     assert capsys.readouterr().out == "no refused batches: nothing to offer again\n"
+    assert contents(tmp_path / "state") == before
 
 
 @pytest.mark.parametrize("what", STANDS)

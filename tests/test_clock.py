@@ -17,7 +17,7 @@ import pytest
 
 from drivers import sds011
 from gateway.buffer import Buffer
-from gateway.clock import SYNCHRONISED_BELOW_US, Clock, kernel_clock
+from gateway.clock import SYNCHRONISED_BELOW_US, Clock, kernel_clock, set_from_rtc
 from gateway.config import Config, load
 from gateway.disk import LOCK, Disk
 from gateway.holdover import HoldOver
@@ -161,6 +161,17 @@ def test_whether_it_is_synchronised_is_the_kernels_word_and_held_over_once_it_wa
     assert clock.state() == ClockState.GNSS
     kernel = ADRIFT
     assert clock.state() == ClockState.HELD
+
+
+@pytest.mark.parametrize(
+    ("told", "state"),
+    [("1\n", ClockState.HELD), ("0\n", ClockState.NEVER_SET), (None, ClockState.NEVER_SET)],
+)
+def test_a_clock_that_a_battery_kept_is_held_over_from_the_start(tmp_path, told, state):
+    if told:
+        (tmp_path / "hctosys").write_text(told)
+    clock = Clock(kernel=lambda: ADRIFT, boot=1, rtc=lambda: set_from_rtc(tmp_path / "hctosys"))
+    assert clock.state() == state
 
 
 def test_the_kernel_tells_its_error():

@@ -1,5 +1,6 @@
 """The status says what is known, and null for what is not."""
 
+import errno
 import json
 import sys
 import threading
@@ -22,7 +23,7 @@ from gateway.driver import BadChecksum, NoReply, PortError
 from gateway.health import Health
 from gateway.poller import Poller
 from gateway.rates import RATE_AFTER
-from gateway.reading import TEMPERATURE, Reading
+from gateway.reading import PM2_5, TEMPERATURE, Reading
 from gateway.session import UplinkState
 from gateway.settings import BufferSettings
 from gateway.traffic import Traffic
@@ -82,6 +83,7 @@ def test_the_status_has_the_keys_that_the_technician_knows(tmp_path: Path):
     assert {
         *("connected", "broker", "last_ack", "caught_up_in_s", "unheard", "bytes_month"),
     } <= box.said("uplink").keys()
+    assert box.said("uplink")["last_ack"] is None
 
 
 def test_the_last_words_do_not_say_connected_for_ever(tmp_path: Path):
@@ -163,6 +165,8 @@ def test_catching_up_takes_no_time_where_nothing_waits_and_is_unknown_without_a_
     assert box.said("uplink")["caught_up_in_s"] is None
     box.uplink.pace = 0.5
     assert box.said("uplink")["caught_up_in_s"] == 15
+    box.uplink.pace = 0.01
+    assert box.said("uplink")["caught_up_in_s"] == 1
 
 
 def test_a_capped_backlog_is_forecast_by_its_cap_where_that_is_slower(tmp_path: Path):
@@ -225,6 +229,34 @@ def test_another_fault_of_a_port_is_worth_a_message(tmp_path: Path):
     assert box.changed()
 
 
+def test_a_batch_that_waits_for_its_turn_is_worth_no_message(tmp_path: Path):
+    box = Box(tmp_path)
+    box.seal()
+    assert not box.changed()
+
+
+def test_a_sensor_is_silent_until_it_gives_readings_and_when_it_gives_none(tmp_path: Path):
+    box, states = Box(tmp_path), []
+    for turn in (lambda: None, lambda: gives(box.it, 7.0), lambda: fails(box.it, NoReply("x"))):
+        turn()
+        states.append(box.said("sensors")["it"]["state"])
+    assert states == ["silent", "ok", "silent"]
+
+
+def test_a_sensor_that_gives_now_and_then_what_is_implausible_is_worth_no_message(tmp_path: Path):
+    gives((box := Box(tmp_path)).it, 7.0)
+    box.changed()
+    gives(box.it, 99_999.0)
+    assert not box.changed()
+
+
+def test_a_fault_whose_path_is_no_text_is_told(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("gateway.buffer.log.disabled", True)  # no worker can hand on what it logs
+    box = Box(tmp_path / "\udcff")
+    box.buffer.failed(OSError(errno.EIO, "Input/output error"))
+    assert box.said("buffer")["faults"][0].startswith(f"{tmp_path}/?: Input/output error")
+
+
 def test_an_uplink_that_delivers_again_is_worth_a_message(tmp_path: Path):
     box = Box(tmp_path)
     box.uplink.why = "connection lost"
@@ -254,6 +286,10 @@ def test_batches_that_are_held_back_are_listed_up_to_a_bound_and_no_part_of_the_
 def fails(poller: Poller, error: Exception) -> None:
     with poller._named():
         raise error
+
+
+def gives(poller: Poller, value: float) -> None:
+    poller._take(poller._judged({PM2_5: value}))
 
 
 def test_traffic_is_of_the_last_thirty_days():
