@@ -293,12 +293,35 @@ def test_what_is_sent_again_is_not_new_though_something_else_changed_meanwhile()
     change(reports, {"RSSI": Variant("n", -40)})
     change(reports, service | {"ManufacturerData": Variant("a{qv}", {1: Variant("ay", b"new")})})
     assert [each.service_data for each in told] == [{"feaa": b"steady"}, {}, {"feaa": b"steady"}]
+    told.clear()
+    change(reports, {"RSSI": Variant("n", -41)})
+    other = {"ServiceData": Variant("a{sv}", {"feaa": Variant("ay", b"other")})}
+    change(reports, other | {"ManufacturerData": Variant("a{qv}", {1: Variant("ay", b"new")})})
+    assert [each.manufacturer_data for each in told] == [{}, {1: b"new"}]
 
 
 def test_an_adapter_that_is_added_is_no_device():
     reports, told = reported()
     hear(reports, "InterfacesAdded", "oa{sa{sv}}", ["/org/bluez/hci0", {"org.bluez.Adapter1": {}}])
     assert not told
+
+
+@pytest.mark.parametrize(
+    ("interface", "kind"),
+    [("org.bluez.Battery1", MessageType.SIGNAL), (DEVICE, MessageType.METHOD_CALL)],
+)
+def test_what_is_no_report_of_bluez_on_a_device_tells_nothing(interface, kind):
+    reports, told = reported()
+    said = {"ManufacturerData": Variant("a{qv}", {1: Variant("ay", b"x")})}
+    hear(reports, "PropertiesChanged", "sa{sv}as", [interface, said, []], kind)
+    assert not told
+
+
+def test_a_device_that_is_not_watched_is_known_to_be_there_and_tells_nothing():
+    told, there = [], []
+    reports = Reports(lambda _, said: told.append(said), there.append)
+    change(reports, {"RSSI": Variant("n", -40)})
+    assert (told, len(there)) == ([], 1)
 
 
 def reported():
@@ -313,9 +336,9 @@ def change(reports, properties):
     hear(reports, "PropertiesChanged", "sa{sv}as", [DEVICE, properties, []])
 
 
-def hear(reports, member, signature, body):
+def hear(reports, member, signature, body, kind=MessageType.SIGNAL):
     path = f"{path_of('hci0')}/dev_{TAG.replace(':', '_')}"
-    how = {"path": path, "interface": "a.b", "message_type": MessageType.SIGNAL}
+    how = {"path": path, "interface": "a.b", "message_type": kind}
     reports._hear(Message(member=member, signature=signature, body=body, **how))
 
 
