@@ -522,6 +522,8 @@ def test_a_local_driver_that_hangs_is_not_called_twice_and_its_late_answer_is_no
         (HUMIDITY, 100.01, 100.01, Quality.SUSPECT),
         (HUMIDITY, -1, -1, Quality.SUSPECT),
         (WATER_LEVEL, -6000, -6000, Quality.SUSPECT),
+        (Quantity("depth", high=0), 1, 1, Quality.SUSPECT),
+        (Quantity("flag", low=2), True, True, 0),
         (COUNT, "", "", 0),
         (COUNT, "å" * 128, "å" * 128, 0),
         (COUNT, "å" * 129, "å" * 128, Quality.CLIPPED),
