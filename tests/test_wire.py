@@ -408,6 +408,13 @@ def test_the_offset_of_a_broken_payload_counts_from_the_first_chunk():
         list(wire.decode_all(chunks))
 
 
+def test_a_payload_that_is_cut_off_at_the_end_is_told():
+    stream = wire.decode_all([EXAMPLE, EXAMPLE[:-1]])
+    assert next(stream) == wire.decode(EXAMPLE)
+    with pytest.raises(wire.WireError, match="payload at byte 180: a map is cut off after 179"):
+        next(stream)
+
+
 def test_a_map_cut_off_in_a_whole_zlib_stream_is_told_before_more_bytes_come():
     chunks = iter([zlib.compress(EXAMPLE[:-1]), b"never asked for"])
     with pytest.raises(wire.WireError, match="payload at byte 0: a map is cut off after 179"):
@@ -515,7 +522,8 @@ def test_the_longest_times_numbers_and_qualities_are_within_the_bound():
 
 
 def test_the_longest_strings_are_within_the_bound():
-    assert within_bound(batch(*(reading("å" * 128, at) for at in range(100))))
+    for text in ("å" * 128, "\ud800" * 300):
+        assert within_bound(batch(*(reading(text, at) for at in range(100))))
 
 
 def test_the_longest_names_are_within_the_bound():
