@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from gateway import acked, journal, rates, record
+from gateway import acked, flushed, rates, record
 from gateway.aside import LIST, Aside, Listed, read_list
 from gateway.damage import DAMAGED, Damage
 from gateway.disk import FOREIGN, Onlooker, of_another_version
@@ -24,7 +24,7 @@ from gateway.segments import LARGEST_FILE, is_segment, number_of
 from gateway.spool import Spool
 from gateway.wire import Batch, WireError, decode
 
-_FILES = (journal.NAME, acked.NAME, LIST, rates.NAME)
+_FILES = (flushed.NAME, acked.NAME, LIST, rates.NAME)
 
 
 class NoBuffer(Exception):
@@ -81,10 +81,10 @@ class Glance:
         names = self._names()
         for name in names:
             self._check_version(name)
-        journaled, _ = self.disk.salvage(journal.NAME, journal.SLOT * journal.SLOTS)
+        journaled, _ = self.disk.salvage(flushed.NAME, flushed.SLOT * flushed.SLOTS)
         self.spool = Spool(self.disk)
         self.spool.recover()
-        self._flushed, _ = journal.unsealed(journaled, self.spool.last)
+        self._flushed, _ = flushed.unsealed(journaled, self.spool.last)
         self.aside = [name for name in names if name.endswith(DAMAGED)]
         self.aside += [f"{DIRECTORY}/{n}" for n in self._aside_names() if n.endswith(DAMAGED)]
         """Files that earlier damage was moved to."""
@@ -100,7 +100,7 @@ class Glance:
             raise NoneYet(f"{directory}: no such directory: has bygate run yet? {where}") from None
         except NotADirectoryError:
             raise NoBuffer(f"{directory}: not a directory: {where}") from None
-        if not any(name == journal.NAME or name.endswith(".seg") for name in names):
+        if not any(name == flushed.NAME or name.endswith(".seg") for name in names):
             raise NoneYet(f"{directory}: no buffer: neither a journal nor a segment; {where}")
         return names
 
@@ -216,8 +216,8 @@ def _ours(name: str) -> str:
 
 def _magic(name: str) -> bytes:
     """Return what the file of that name begins with; nothing: that differs, or it is none."""
-    if name == journal.NAME:
-        return journal.MAGIC
+    if name == flushed.NAME:
+        return flushed.MAGIC
     return record.MAGIC if name.endswith(".seg") else b""
 
 

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gateway.filling import BATCH_READINGS, Filling
-from gateway.journal import Flushed, Journal
+from gateway.flushed import Flushed
+from gateway.journal import Journal
 from gateway.losses import Losses
 from gateway.reading import Reading
 from gateway.spool import Spool

@@ -4,7 +4,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Iterable
 
-from gateway import acked, journal
+from gateway import acked, flushed
 from gateway.aside import LIST
 from gateway.damage import DAMAGED, Damage
 from gateway.disk import Disk
@@ -24,7 +24,7 @@ SEGMENTS = "*.seg"
 
 _GONE = {
     SEGMENTS: "what was sealed and not delivered is lost with it, nobody knows how much",
-    journal.NAME: "what was flushed since the last batch is lost with it, nobody knows how much",
+    flushed.NAME: "what was flushed since the last batch is lost with it, nobody knows how much",
     acked.NAME: "all that lies there is sent once more; whether more is missing nobody knows",
     LIST: "whether somebody removed a refused batch nobody knows",
 }

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from gateway.acked import Acked, within
 from gateway.damage import Damage
+from gateway.flushed import Flushed
 from gateway.held import Shelf
-from gateway.journal import Flushed
 from gateway.record import Record, claims, pack
 from gateway.recorded import Recorded
 from gateway.survey import Gap, Survey

@@ -15,8 +15,8 @@ from gateway.acked import LOSSES, Acked, Told, join
 from gateway.cause import FULL
 from gateway.damage import Damage
 from gateway.disk import BLOCK, Disk
+from gateway.flushed import Flushed
 from gateway.held import Held, Shelf
-from gateway.journal import Flushed
 from gateway.missing import Missing
 from gateway.readback import Readback
 from gateway.record import NOWHERE, Kind, Place, Record, size_of

@@ -15,12 +15,13 @@ from contextlib import suppress
 from itertools import groupby, starmap
 from pathlib import Path
 
-from gateway import acked, journal, record
+from gateway import acked, flushed, record
 from gateway.aside import LIST, NEW
 from gateway.disk import Disk, of_another_version
+from gateway.flushed import Flushed
 from gateway.held import Held
 from gateway.intake import Intake
-from gateway.journal import Flushed, Journal
+from gateway.journal import Journal
 from gateway.losses import SEGMENTS, Losses
 from gateway.refused import DIRECTORY, Refused
 from gateway.segments import LARGEST_FILE, is_segment
@@ -103,7 +104,7 @@ class Store:
         if _are_of_another_version([Path(self._disk.directory, name) for name in segments]):
             self._move({acked.NAME: _is_none})  # it tells of them
             self._disk.sync_directory()  # without them it would be taken for ours
-        self._move({journal.NAME: _journal, acked.NAME: _acked, DIRECTORY: Path.is_dir})
+        self._move({flushed.NAME: _journal, acked.NAME: _acked, DIRECTORY: Path.is_dir})
         self._move(dict.fromkeys((LIST, NEW), _small))
         self._move(dict.fromkeys(filter(is_segment, self._disk.entries()), _segment))
 
@@ -138,7 +139,7 @@ class Store:
         names = self._disk.names()
         spool.recover()
         if any(map(is_segment, names)):
-            begun = journal.NAME, acked.NAME, LIST
+            begun = flushed.NAME, acked.NAME, LIST
             self._losses.gone(name for name in begun if name not in names)
         for held in list(spool.waiting()):
             if held.epoch == intake.epoch and held.sequence in intake.renamed:
@@ -216,7 +217,7 @@ def _small(path: Path) -> bool:
 
 
 def _journal(path: Path) -> bool:
-    return _small(path) and not of_another_version(path, journal.MAGIC)
+    return _small(path) and not of_another_version(path, flushed.MAGIC)
 
 
 def _acked(path: Path) -> bool:

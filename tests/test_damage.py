@@ -16,9 +16,9 @@ from trials import LONG, times
 from gateway.acked import ACKED_RANGES, PAGE
 from gateway.buffer import Buffer
 from gateway.disk import BLOCK, Disk
+from gateway.flushed import MAGIC, SLOT, SLOTS
 from gateway.held import Held
 from gateway.intake import RAM_READINGS
-from gateway.journal import MAGIC, SLOT, SLOTS
 from gateway.losses import COPIES, DAMAGED_BYTES, TOLD
 from gateway.reading import Value
 from gateway.record import Kind, Record, claims, records, size_of

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+from crash_disk import CrashDisk
 
 from gateway.disk import Disk
-from gateway.journal import SLOT, Flushed, Journal, unsealed
+from gateway.flushed import MAGIC, SLOT, Flushed, unsealed
+from gateway.journal import Journal
 from gateway.reading import TEMPERATURE, ClockState, Instant, Reading
 
 SHORT, LONG = "x", "x" * SLOT
@@ -35,9 +37,9 @@ def spoil(data: bytearray, slot: int) -> None:
         data[slot * SLOT + at] ^= 1
 
 
-def found(data: bytes) -> tuple[list[int], list[tuple[str, int | None]]]:
+def found(data: bytes, sealed: int = 0) -> tuple[list[int], list[tuple[str, int | None]]]:
     """Return the sequences of the frames, and what the others are of and held."""
-    frames, damaged = unsealed(bytes(data), 0)
+    frames, damaged = unsealed(bytes(data), sealed)
     return [each.sequence for each in frames], [(each.of, each.lost) for each in damaged]
 
 
@@ -81,3 +83,90 @@ def test_two_frames_that_are_damaged_are_counted_each(journal: Journal):
     journal._disk.write("journal", 0, bytes(data))
     _, damaged = journal.recover(0)
     assert [each.lost for each in damaged] == [1, 2]
+
+
+@pytest.fixture
+def used(journal: Journal) -> bytearray:
+    """Return frames of a batch that is not sealed, of 2 readings and 3, before those of older."""
+    written(journal, *(frame(17, 1, before=n) for n in range(6)))
+    journal.all_sealed()
+    written(journal, *(frame(18, 1, before=n) for n in range(4)))
+    journal.all_sealed()
+    return written(journal, frame(19, 2), frame(19, 3, before=2))
+
+
+SEQUENCE = 16
+"""Where its lowest byte is in a frame."""
+
+
+@pytest.mark.parametrize(
+    ("at", "wrong", "told"),
+    [
+        (SLOT + SEQUENCE, bytes([2]), [("19-1", 3)]),
+        (SLOT + SEQUENCE, bytes(8), [("", None)]),
+        (SLOT + 4, bytes(56), [("", None)]),
+        (SLOT, bytes(64), [("", None)]),
+        (SLOT, b"\xff" * 512, [("", None)]),
+        (SLOT, bytes(range(1, 65)), [("", None)]),
+        (SLOT + SEQUENCE, bytes([200]), [("200-1", 3)]),
+    ],
+)
+def test_whatever_is_wrong_with_the_newest_frame_it_is_told(used, at, wrong, told):
+    used[at : at + len(wrong)] = wrong
+    assert found(used, sealed=18) == ([19], told)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (bytes(60), [("", None)]),
+        (b"\xff" * 60, [("", None)]),
+        (MAGIC + bytes(56), [("", None)]),
+    ],
+)
+def test_whatever_is_wrong_with_all_of_a_batch_it_is_told(used, wrong, told):
+    for slot in (0, 1):
+        used[slot * SLOT : slot * SLOT + len(wrong)] = wrong
+    assert found(used, sealed=18) == ([], told)
+
+
+def test_the_first_slot_holds_nothing_that_is_older_than_those_behind_it(journal: Journal):
+    written(journal, frame(17, 1), frame(17, 1, before=1))
+    journal.all_sealed()
+    data = written(journal, frame(19, 2))
+    data[SEQUENCE] = 2
+    assert found(data, sealed=18) == ([], [("2-1", 2)])
+    assert unsealed(bytes(data), 18)[1][0].cost == "at most 2"
+
+
+def test_what_is_wrong_with_the_head_of_a_frame_is_known_by_the_one_behind_it(used: bytearray):
+    used[SEQUENCE] = 2
+    assert found(used, sealed=18) == ([19], [("19-1", 2)])
+
+
+@pytest.mark.parametrize("slot", [2, 3, 4, 5])
+def test_what_is_wrong_with_an_older_frame_is_no_loss(used: bytearray, slot: int):
+    spoil(used, slot)
+    assert found(used, sealed=18) == ([19, 19], [])
+    used[slot * SLOT :] = b"b" * (len(used) - slot * SLOT)
+    assert found(used, sealed=18) == ([19, 19], [("", None)] if slot == 2 else [])
+
+
+def test_an_older_frame_of_several_slots_leaves_none_that_is_taken_for_damage(journal: Journal):
+    written(journal, frame(17, 5, value=LONG))
+    journal.all_sealed()
+    assert found(written(journal, frame(18, 1)), sealed=17) == ([18], [])
+    data = written(journal, frame(18, 1, before=1))
+    assert found(data, sealed=17) == ([18, 18], [])
+    assert data[3 * SLOT : 4 * SLOT].strip(b"\0"), "it goes on behind a slot of zeros"
+
+
+def test_nor_does_one_whose_sync_failed():
+    journal = Journal(disk := CrashDisk())
+    journal.recover(0)
+    disk.failing = 1
+    with pytest.raises(OSError, match="Input/output"):
+        journal.write(frame(17, 5, value=LONG))
+    journal.all_sealed()
+    journal.write(frame(18, 1))
+    assert found(disk.read("journal"), sealed=17) == ([18], [])

@@ -7,8 +7,8 @@ from pathlib import Path
 from gateway.acked import Acked, Range, Told
 from gateway.damage import Damage
 from gateway.disk import Disk
+from gateway.flushed import Flushed
 from gateway.held import Held, Shelf
-from gateway.journal import Flushed
 from gateway.missing import Missing
 from gateway.reading import TEMPERATURE, ClockState, Instant, Reading
 from gateway.record import NOWHERE, Kind, Place, Record, claims, pack, size_of

@@ -11,7 +11,7 @@ from pytest import LogCaptureFixture
 
 from gateway.buffer import Buffer
 from gateway.disk import Disk
-from gateway.journal import SLOT, SLOTS
+from gateway.flushed import SLOT, SLOTS
 from gateway.reading import TEMPERATURE, ClockState, Instant, Reading, Value
 from gateway.record import size_of
 from gateway.settings import BufferSettings
