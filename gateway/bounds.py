@@ -16,6 +16,8 @@ MAX_SIZE = 512 << 20
 KEEP_FREE = 64 << 20
 SMALL = 10
 """KEEP_FREE is at most this part of the partition: on one of 64 MiB it would leave no room."""
+SEGMENTS = 8
+"""There is room for as many at least: one that is full of what was delivered takes little."""
 AGES_EVERY = 60.0
 """Seconds between two looks for what is older than max_age."""
 
@@ -55,9 +57,11 @@ class Bounds:
 
     def keep(self, spool: Spool, beside: int) -> None:
         """Evict what is too much for the space, where `beside` bytes lie beside the spool."""
-        held = spool.size + beside
+        spool.tidy()
+        held, allowed = spool.size + beside, most(self._disk, self._settings)
+        spool.bound_segments(allowed // SEGMENTS)
         self.room = room(self._disk, self._settings, held)
-        self._evict(spool, held - most(self._disk, self._settings), "buffer full")
+        self._evict(spool, held - allowed, "buffer full")
         short = _too_few(self._disk, self._settings)
         if short <= spool.size:  # else it is others that fill the disk: nothing of ours would help
             self._evict(spool, short, "keep_free")

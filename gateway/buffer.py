@@ -176,7 +176,6 @@ class Buffer:
             self._store.read_again()
             self._bounds.keep(self._spool, self._refused.size)
             self._bounds.drop_old(self._spool, now)
-            self._spool.tidy()
             self._spool.write_acked(now)
             self._refused.tidy(self._waits)
             self._count_lost_aside()

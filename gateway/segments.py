@@ -1,6 +1,6 @@
 """The files of the spool: they only grow, the newest at its end, and go as a whole.
 
-    NNNNNNNN.seg:  head | record | record | …      about 1 MiB each
+    NNNNNNNN.seg:  head | record | record | …      about 1 MiB each, fewer in a small buffer
 
 Each record is told its place: how many readings were sealed before it.
 """
@@ -15,6 +15,8 @@ from gateway.disk import Disk
 from gateway.record import NOWHERE, Place, Record, pack, size_of
 
 SEGMENT_BYTES = 1 << 20
+SMALLEST = 128 << 10
+"""Bytes: the largest batch and a head fit."""
 LARGEST_FILE = 4 << 20
 """Bytes; what is behind is none of ours, and reading it would take all of the memory."""
 
@@ -54,6 +56,8 @@ class Segments:
         self._lock = Lock()
         self._all: dict[str, Segment] = {}
         self._number = 0
+        self.bound = SEGMENT_BYTES
+        """Bytes of one that is filled."""
         self.usable = False
         """Whether the newest one can be written on: what a sync promised of it holds."""
         self.total = 0
@@ -91,7 +95,7 @@ class Segments:
 
     def has_room(self, payload: bytes) -> bool:
         """Whether a record of these bytes can still go into the newest one."""
-        return self.usable and self.newest.size + size_of(payload) <= SEGMENT_BYTES
+        return self.usable and self.newest.size + size_of(payload) <= self.bound
 
     def write(self, record: Record) -> Record:
         """Write a record to the newest one; return it with its place, once it is on the device."""

@@ -21,7 +21,14 @@ from gateway.missing import Missing
 from gateway.readback import Readback
 from gateway.record import NOWHERE, Kind, Place, Record, size_of
 from gateway.recorded import Recorded
-from gateway.segments import LARGEST_FILE, Segment, Segments, number_of
+from gateway.segments import (
+    LARGEST_FILE,
+    SEGMENT_BYTES,
+    SMALLEST,
+    Segment,
+    Segments,
+    number_of,
+)
 from gateway.survey import Survey, is_bad, loss_of
 
 ACKED_EVERY = 1.0
@@ -276,6 +283,10 @@ class Spool:
             self._write_acked()
             self._acked.sync()
             self._saved = self._segments.total, self.dropped
+
+    def bound_segments(self, size: int) -> None:
+        """Fill segments up to so many bytes at most, within what is sensible."""
+        self._segments.bound = max(SMALLEST, min(size, SEGMENT_BYTES))
 
     def tidy(self) -> bool:
         """Remove the segments that are done with, all but the newest; whether there were any."""

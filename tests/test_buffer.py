@@ -7,6 +7,7 @@ import struct
 import sys
 import threading
 import zlib
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -25,6 +26,7 @@ from gateway.buffer import Buffer
 from gateway.disk import LOCK, Disk, in_use
 from gateway.filling import BATCH_READINGS
 from gateway.glance import Glance
+from gateway.held import Held
 from gateway.intake import RAM_READINGS
 from gateway.judge import judge
 from gateway.reading import TEMPERATURE, ClockState, Instant, Reading, Value
@@ -892,6 +894,20 @@ def test_what_lies_aside_counts_in_the_size_that_is_given(tmp_path: Path):
     buffer.close()
     small = opened(tmp_path, epoch=2, settings=replace(SETTINGS, max_size=4096 + 100))
     assert (values(small), small.stats().dropped_by) == ([], {"buffer full": 1})
+
+
+def test_of_a_small_buffer_nothing_goes_while_little_of_it_waits(tmp_path: Path):
+    smallest = replace(UNBOUND, max_size=1 << 20)
+    buffer, under_way, random = opened(tmp_path, settings=smallest), deque[Held](), Random(1)
+    for _ in range(60):
+        take(buffer, *(random.randbytes(120).hex() for _ in range(400)))
+        buffer.tick(0.0)
+        buffer.tick(60.0)
+        under_way.extend(buffer.waiting(after=under_way[-1].sequence if under_way else 0))
+        while len(under_way) > 3:
+            buffer.acknowledge(under_way.popleft())
+    assert buffer._spool.appended > 3 << 20
+    assert buffer.stats().dropped == 0
 
 
 def test_a_batch_that_was_evicted_meanwhile_has_no_payload_and_makes_no_file(tmp_path: Path):
