@@ -31,8 +31,6 @@ MAGIC = b"bgJ3"
 _HEAD = struct.Struct("<4sII")  # magic, CRC32 of all that follows the length, its length
 _BODY = struct.Struct("<IQIBqII")  # epoch, sequence, boot, clock, wall − boot in ms, count, before
 
-_ERASED = b"\xff" * SLOT
-
 
 @dataclass(frozen=True, slots=True)
 class Flushed:
@@ -181,7 +179,7 @@ def _behind(
     for each in bad:
         sequence, readings = each.sequence, each.readings
         if sequence is None:
-            if (each.newest and not in_order) or (older is None and _ERASED in each.data):
+            if each.newest and not in_order:
                 told.append(each.damage(None))
         elif sequence > sealed:
             told.append(each.damage(readings))

@@ -109,6 +109,8 @@ SEQUENCE = 16
         (SLOT, b"\xff" * 512, [("", None)]),
         (SLOT, bytes(range(1, 65)), [("", None)]),
         (SLOT + SEQUENCE, bytes([200]), [("200-1", 3)]),
+        (SLOT + SEQUENCE, bytes([2, *[0] * 11, 200]), [("", None)]),
+        (SLOT + SEQUENCE, bytes([2, *[0] * 26, 20, 0]), [("", None)]),
     ],
 )
 def test_whatever_is_wrong_with_the_newest_frame_it_is_told(used, at, wrong, told):
@@ -170,3 +172,49 @@ def test_nor_does_one_whose_sync_failed():
     journal.all_sealed()
     journal.write(frame(18, 1))
     assert found(disk.read("journal"), sealed=17) == ([18], [])
+
+
+def test_nor_after_a_start(journal: Journal):
+    written(journal, frame(17, 5, value=LONG))
+    again = Journal(journal._disk)
+    again.recover(17)
+    again.all_sealed()
+    assert found(written(again, frame(18, 1)), sealed=17) == ([18], [])
+
+
+def test_a_slot_of_zeros_is_written_only_where_a_frame_of_several_stood(journal: Journal):
+    written(journal, frame(17, 1, value=LONG))
+    journal.all_sealed()
+    before = journal._disk.written
+    written(journal, frame(18, 1))
+    assert journal._disk.written == before + 2 * SLOT
+    journal.all_sealed()
+    written(journal, frame(19, 1))
+    assert journal._disk.written == before + 3 * SLOT
+
+
+def test_bad_slots_one_after_the_other_where_the_newest_would_stand_are_told(used: bytearray):
+    used[SEQUENCE] = 2
+    used[SLOT : SLOT + 60] = bytes(60)
+    assert found(used, sealed=18) == ([], [("2-1", 2), ("", None)])
+
+
+def test_what_is_bad_between_frames_of_sealed_batches_is_no_loss(journal: Journal):
+    data = written(journal, *(frame(17, 1, before=n) for n in range(3)))
+    data[SLOT : 2 * SLOT] = b"b" * SLOT
+    assert found(data, sealed=17) == ([], [])
+
+
+@pytest.mark.parametrize("slot", [0, 1])
+def test_nor_are_heads_of_sealed_batches_that_are_right(journal: Journal, slot: int):
+    parts = [frame(17, 1), frame(18, 1)] if slot == 0 else [frame(18, 1), frame(18, 1, before=1)]
+    data = written(journal, *parts)
+    spoil(data, slot)
+    assert found(data, sealed=18) == ([], [])
+
+
+def test_zeros_behind_what_is_bad_are_no_part_of_it(journal: Journal):
+    data = written(journal, frame(19, 1))
+    data[SLOT : 2 * SLOT] = b"b" * SLOT
+    (damage,) = unsealed(bytes(data), 18)[1]
+    assert damage.data == b"b" * SLOT
