@@ -910,6 +910,15 @@ def test_of_a_small_buffer_nothing_goes_while_little_of_it_waits(tmp_path: Path)
     assert buffer.stats().dropped == 0
 
 
+def test_however_small_a_buffer_is_it_makes_no_segment_of_each_batch(tmp_path: Path):
+    buffer = opened(tmp_path, settings=replace(UNBOUND, max_size=8000))
+    for _ in range(3):
+        take(buffer, 1.0)
+        buffer.tick(0.0)
+        buffer.tick(60.0)
+    assert len(list(tmp_path.glob("*.seg"))) == 1
+
+
 def test_a_batch_that_was_evicted_meanwhile_has_no_payload_and_makes_no_file(tmp_path: Path):
     small = BufferSettings(flush_interval=10, seal_interval=60, max_size=1 << 20)
     buffer = opened(tmp_path, settings=small)

@@ -218,3 +218,19 @@ def test_zeros_behind_what_is_bad_are_no_part_of_it(journal: Journal):
     data[SLOT : 2 * SLOT] = b"b" * SLOT
     (damage,) = unsealed(bytes(data), 18)[1]
     assert damage.data == b"b" * SLOT
+
+
+def test_several_newest_frames_whose_heads_are_wrong_are_told_each(journal: Journal):
+    data = written(journal, frame(19, 2), frame(19, 3, before=2), frame(19, 1, before=5))
+    for slot in (1, 2):
+        data[slot * SLOT + SEQUENCE] = 2
+    assert found(data, sealed=18) == ([19], [("19-1", 3), ("19-1", 1)])
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_behind_zeros_nothing_that_names_a_sealed_batch_is_a_loss(journal: Journal, first: int):
+    more = frame(19, 1), frame(2, 3, before=first), frame(18, 1)
+    data = written(journal, frame(19, first or 1), *more)
+    data[first // 2 * SLOT : 2 * SLOT] = bytes((2 - first // 2) * SLOT)
+    spoil(data, 2)
+    assert found(data, sealed=18) == ([19] * (first // 2), [])
