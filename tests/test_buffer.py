@@ -912,7 +912,7 @@ def test_of_a_small_buffer_nothing_goes_while_little_of_it_waits(tmp_path: Path)
 
 def test_however_small_a_buffer_is_it_makes_no_segment_of_each_batch(tmp_path: Path):
     buffer = opened(tmp_path, settings=replace(UNBOUND, max_size=8000))
-    for _ in range(3):
+    for _ in range(10):
         take(buffer, 1.0)
         buffer.tick(0.0)
         buffer.tick(60.0)
