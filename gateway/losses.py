@@ -29,6 +29,8 @@ _GONE = {
     LIST: "whether somebody removed a refused batch nobody knows",
 }
 
+_WHO = "was it somebody, or a failing disk? Look for errors in dmesg"
+
 _REMEDIES = {
     "buffer full": "raise [buffer] max_size, or mend the uplink",
     "keep_free": "free space on this disk, or lower [buffer] keep_free",
@@ -102,7 +104,7 @@ class Losses:
         self.record_later(readings, GONE)
         self._tell(
             f"{self._disk.directory} was removed or replaced while it was in use: {readings} "
-            "readings on it are lost; it was begun anew"
+            f"readings on it are lost; it was begun anew: {_WHO}"
         )
 
     def made_way(self, name: str, aside: str) -> None:
@@ -112,7 +114,7 @@ class Losses:
     def gone(self, names: Iterable[str]) -> None:
         """Tell of files of ours that are not there, though others are."""
         for name in names:
-            self._tell(f"{self._disk.directory}: {name} is gone: {_GONE[name]}")
+            self._tell(f"{self._disk.directory}: {name} is gone: {_GONE[name]}: {_WHO}")
 
     def found(self, damaged: Iterable[Damage]) -> None:
         """Take up what recovery could not read as it was written."""
@@ -145,7 +147,7 @@ class Losses:
             self._tell(
                 f"{self._disk.directory}: {damage.cost} readings lost: a file was cut off or "
                 f"removed, at byte {damage.at} of {damage.name or 'the first segment'} they are "
-                "missing: was it somebody, or a failing disk? Look for errors in dmesg"
+                f"missing: {_WHO}"
             )
             damage.blank(self._disk)
             return

@@ -148,9 +148,10 @@ class Talk:
         self, client: Connection, publisher: Publisher, name: str, payload: bytes, kind: str
     ) -> int | None:
         """Return the reason code of the PUBACK, None when it was refused, and that reported."""
+        of = of_refused_batch if kind != JSON else of_refusal
         if not publisher.fits(payload):
             seen = f"{len(payload)} bytes, in packets of at most {client.largest_packet}"
-            self._told.fail(self._at, seen, of_refused_batch(TOO_LARGE))
+            self._told.fail(self._at, seen, of(TOO_LARGE))
             return None
         self._began = now()
         sent = publisher.send(name, payload, retain=kind == JSON, kind=kind)
@@ -164,7 +165,7 @@ class Talk:
             raise group.exceptions[0] from None
         if code < REFUSED:
             return code
-        why = of_refused_batch(code) if code == TOO_LARGE else of_refusal(code, sent.topic)
+        why = of(code) if code == TOO_LARGE else of_refusal(code, sent.topic)
         self._fail(f"{sent.topic}: refused after {took(self._began)}", why)
         return None
 
