@@ -244,6 +244,31 @@ def test_zeros_at_the_end_of_a_segment_are_counted_bridged_and_not_copied(tmp_pa
     assert aside(tmp_path) == []
 
 
+def test_zeros_behind_the_last_record_are_cut_off(tmp_path: Path):
+    sealed(tmp_path, [3])
+    segment = tmp_path / "00000001.seg"
+    size = segment.stat().st_size
+    os.truncate(segment, size + 5000)
+    buffer = opened(tmp_path, epoch=2)
+    assert (segment.stat().st_size, buffer.stats().faults) == (size, [])
+    assert buffer._spool.size == sum(one.stat().st_size for one in tmp_path.glob("*.seg"))
+
+
+def test_segments_that_were_delivered_after_a_start_are_not_missing_at_the_next(tmp_path: Path):
+    for epoch in (1, 2, 3):
+        sealed(tmp_path, [epoch], epoch)
+    buffer = opened(tmp_path, epoch=4)
+    for held in list(buffer.waiting())[:2]:
+        buffer.acknowledge(held)
+    for now in (1.0, 2.0, 3.0):
+        buffer.tick(now)
+    buffer.close()
+    assert len(list(tmp_path.glob("*.seg"))) == 2
+    again = opened(tmp_path, epoch=5)
+    assert (again.stats().dropped, again.stats().faults) == (0, [])
+    assert len(payloads(again)) == 1
+
+
 def test_the_end_of_a_segment_that_is_gone_is_counted_though_nobody_knows_what_was_acknowledged(
     tmp_path: Path,
 ):
