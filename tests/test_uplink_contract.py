@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import inspect
 import socket
+import time
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
@@ -90,6 +91,24 @@ def test_what_comes_goes_through_two_methods_of_paho():
             assert (first, second, kind) == (1, 1, 0x20)
             assert rest > 2
             client._client._sock_close()
+
+    run(scenario())
+
+
+def test_what_is_sent_and_the_time_for_a_ping_go_through_two_more():
+    async def scenario() -> None:
+        looked = asyncio.Event()
+        async with Broker() as broker:
+            below, sent = (client := Told(broker))._client, []
+            send, look = below._sock_send, below.loop_misc
+            below._sock_send = lambda data: sent.append(data) or send(data)
+            below.loop_misc = lambda: looked.set() or look()
+            await client.__aenter__()
+            await looked.wait()
+            assert sent[0][0] == 0x10
+            assert below._ping_t == 0 < below._last_bytes_received <= time.monotonic()
+            client._client._sock_close()
+            client._disconnected.cancel()
 
     run(scenario())
 
