@@ -910,6 +910,30 @@ def test_of_a_small_buffer_nothing_goes_while_little_of_it_waits(tmp_path: Path)
     assert buffer.stats().dropped == 0
 
 
+def test_what_is_recorded_as_lost_is_not_handed_out_though_acked_is_gone(tmp_path: Path):
+    sealed(tmp_path, 1, 2, 3)
+    buffer = opened(tmp_path, epoch=2)
+    buffer._spool.record_loss(2, 2, 2, "damaged on disk", "00000001.seg-999")
+    buffer._disk.close_all()
+    (tmp_path / "acked").unlink()
+    again = opened(tmp_path, epoch=3)
+    assert [held.sequence for held in again.waiting()] == [1, 3]
+    assert again.stats().dropped == 2
+
+
+def test_segments_are_told_apart_by_number_whatever_their_names_have_of_digits(tmp_path: Path):
+    sealed(tmp_path, 1)
+    (tmp_path / "00000001.seg").rename(tmp_path / "99999999.seg")
+    for epoch in (2, 3):
+        buffer = opened(tmp_path, epoch)
+        take(buffer, 1.0)
+        buffer.tick(0.0)
+        buffer.close()
+    spool = buffer._spool
+    assert [spool.evict("older than max_age", until="99999999.seg") for _ in range(2)] == [1, 0]
+    assert [held.segment for held in buffer.waiting()] == ["100000000.seg", "100000001.seg"]
+
+
 def test_however_small_a_buffer_is_it_makes_no_segment_of_each_batch(tmp_path: Path):
     buffer = opened(tmp_path, settings=replace(UNBOUND, max_size=8000))
     for _ in range(10):
