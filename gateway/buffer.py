@@ -177,7 +177,7 @@ class Buffer:
             self._bounds.keep(self._spool, self._refused.size)
             self._bounds.drop_old(self._spool, now)
             self._spool.write_acked(now)
-            self._refused.tidy(self._waits)
+            self._refused.tidy(self._spool.waits)
             self._count_lost_aside()
             self._meter.note(now, self._written, self._spool.appended)
         except OSError as error:
@@ -321,14 +321,10 @@ class Buffer:
         """Count refused batches that are lost, but for what a power cut has left in the spool."""
         while self._refused.lost:
             lost, reason = self._refused.lost[0]
-            if not self._waits(lost.epoch, lost.sequence):
+            if not self._spool.waits(lost.epoch, lost.sequence):
                 self._settle_refused()
                 self._losses.record(self._spool, lost.readings, reason, lost.mark)
             self._refused.counted()
-
-    def _waits(self, epoch: int, sequence: int) -> bool:
-        here = self._spool.waiting(sequence - 1, sequence + 1)
-        return epoch in [held.epoch for held in here]
 
     @property
     def fault(self) -> str | None:

@@ -59,6 +59,7 @@ class Refused:
         """How often batches were put up to be offered again."""
         self._recovered = False
         self._unchecked: set[str] = set()  # those that lay here at the start, by their marks
+        self._unlisted: dict[str, Listed] = {}  # what is not in the list yet, by mark
         self.fault: str | None = None
         """What the directory does not do at present, and what mends it."""
         self.damage: deque[str] = deque(maxlen=LISTED)
@@ -67,14 +68,17 @@ class Refused:
         """Batches that are lost, and by which reason, until they are counted."""
         self._gone: set[Listed] = set()  # with a disk; a mount may take them along again and again
 
-    def recover(self) -> None:
+    def recover(self, waits: Callable[[int, int], bool]) -> None:
         """Read which there are; files that are none of ours are let be.
 
-        Where that fails, `tidy` tries again.
+        Where that fails, `tidy` tries again. `waits` says of an epoch and a sequence whether the
+        spool has that batch as well.
         """
         self._recovered = False
         with self._kept_in_mind():
             self._read_names()
+            self._list()
+        self._leave(waits)
 
     @contextmanager
     def _kept_in_mind(self) -> Iterator[None]:
@@ -91,7 +95,7 @@ class Refused:
         self.fault = fault
 
     def _read_names(self) -> None:
-        noted = {aside: self._inventory.get(aside) for aside in self._sizes}
+        noted = {aside: self._noted(aside) for aside in self._sizes}
         known = self._inventory.recover()
         found = [aside for name in self._disk.names() if (aside := Aside.of(name))]
         found.sort(key=lambda aside: (aside.sequence, aside.epoch))
@@ -103,6 +107,8 @@ class Refused:
             self._give_up(aside)  # counted as what waits, it would take the place of all that does
         self._offer()
         self._unchecked = {aside.mark for aside in self._sizes}
+        unlisted = (self._seen(aside) for aside in found if not self._inventory.get(aside))
+        self._unlisted = {one.mark: one for one in filter(None, unlisted)}
         self._recovered = True
         gone = [a for a in before if (a.epoch, a.sequence) not in self._known | self._delivered]
         if gone:
@@ -111,9 +117,22 @@ class Refused:
             self._gone |= lost
             self.lost += [(one, GONE) for one in sorted(lost)]
         self._miss(self._inventory.without(aside.mark for aside in found), {})
-        if unlisted := [aside for aside in found if not self._inventory.get(aside)]:
+
+    def _list(self) -> None:
+        here = {aside.mark for aside in self._sizes}
+        if those := [one for mark, one in self._unlisted.items() if mark in here]:
             self._disk.sync_directory()
-            self._inventory.note(filter(None, map(self._seen, unlisted)))
+            self._inventory.note(those)
+        self._unlisted = {}
+
+    def _leave(self, waits: Callable[[int, int], bool]) -> None:
+        """List none that the spool counts where it goes from there."""
+        for one in list(self._unlisted.values()):
+            if waits(one.epoch, one.sequence):
+                del self._unlisted[one.mark]
+
+    def _noted(self, aside: Aside) -> Listed | None:
+        return self._inventory.get(aside) or self._unlisted.get(aside.mark)
 
     def begin(self) -> None:
         """Return when there is a list on the device."""
@@ -223,7 +242,7 @@ class Refused:
             return False
 
     def _is_sound(self, aside: Aside, payload: bytes) -> bool:
-        if listed := self._inventory.get(aside):
+        if listed := self._noted(aside):
             return zlib.crc32(payload) == listed.crc
         return _listed(aside, payload) is not None
 
@@ -234,7 +253,7 @@ class Refused:
         self._disk.rename(aside.name, f"{aside.name}.damaged")
         self._forget([aside])
         lost = "unknown"
-        if listed := self._inventory.get(aside):
+        if listed := self._noted(aside):
             self.lost.append((listed, "damaged on disk"))
             lost = str(listed.readings)
         why = f"damaged, {lost} readings lost, kept as .damaged: look for disk errors in dmesg"
@@ -250,7 +269,7 @@ class Refused:
         ]
         self._forget(gone)
         unknown = (Listed(aside.sequence, aside.epoch, 0, 0) for aside in gone)
-        listed = [self._inventory.get(aside) or no for aside, no in zip(gone, unknown, strict=True)]
+        listed = [self._noted(aside) or no for aside, no in zip(gone, unknown, strict=True)]
         self._miss(listed, {aside.mark: aside.name for aside in gone})
 
     def _forget(self, those: list[Aside]) -> None:
@@ -298,7 +317,7 @@ class Refused:
 
     def readings(self, aside: Aside) -> int:
         """Return how many readings are in it; 0 when nobody knows: it is damaged and in no list."""
-        listed = self._inventory.get(aside) or self._seen(aside)
+        listed = self._noted(aside) or self._seen(aside)
         return listed.readings if listed else 0
 
     def kept(self) -> Iterator[tuple[int, int]]:
@@ -348,18 +367,19 @@ class Refused:
     def tidy(self, waits: Callable[[int, int], bool]) -> None:
         """Remove what was delivered, miss what is gone, and offer again what somebody asks for.
 
-        Once after a start, give up what is damaged; `waits` says of an epoch and a sequence whether
-        the spool has that batch as well.
+        Once after a start, give up what is damaged. `waits` is as `recover` has it.
         """
         with self._kept_in_mind():
             if not self._recovered:
                 self._read_names()
+                self._leave(waits)
             if self._sizes:
                 self._forget_gone()
             self._remove_delivered()
             if self._disk.exists(RETRY):
                 self._offer_all()
             self._check(waits)
+            self._list()
 
     def _remove_delivered(self) -> None:
         done = set(self._delivered)

@@ -230,6 +230,11 @@ class Spool:
         """Yield what is held with after < sequence < before, oldest first."""
         return self._shelf.waiting(after, before)
 
+    def waits(self, epoch: int, sequence: int) -> bool:
+        """Whether that batch is held."""
+        here = self._shelf.waiting(sequence - 1, sequence + 1)
+        return epoch in [held.epoch for held in here]
+
     def held(self) -> tuple[int, int]:
         """Return how many batches wait, and how many readings are in them."""
         return self._shelf.counts()

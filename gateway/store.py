@@ -148,7 +148,7 @@ class Store:
             spool.dropped = max(spool.dropped, self._gone.dropped)
         self.inherited = max(self.inherited, spool.last)
         self.spool = spool
-        self._refused.recover()
+        self._refused.recover(spool.waits)
         spool.lie_aside(self._refused.kept())
         self._let_go_of_refused()
         if self._gone:

@@ -353,6 +353,24 @@ def test_after_such_a_kill_it_is_not_counted_as_dropped_where_the_spool_is_full(
     assert (again.stats().dropped, again.stats().refused) == (0, [killed.name])
 
 
+@pytest.mark.parametrize("fails", ["sync refused", "list refused"])
+def test_one_that_such_a_kill_left_is_counted_once_where_it_cannot_be_listed(
+    tmp_path: Path, killed: Path, failing_disk: FailingDisk, fails: str
+):
+    (tmp_path / "refused.list").unlink()
+    FailingDisk.cannot.add(fails)
+    buffer = begun(failing_disk, 2, replace(SETTINGS, max_size=4 * 4096))
+    FailingDisk.cannot.clear()
+    buffer.tick(61.0)
+    take(buffer, *(1 / number for number in range(2, 5000)))
+    buffer.close()
+    assert 1.0 not in values(buffer)
+    dropped = buffer.stats().dropped
+    killed.unlink()
+    buffer.tick(62.0)
+    assert buffer.stats().dropped == dropped > 0
+
+
 def test_one_that_takes_the_place_of_a_longer_file_ends_where_it_ends(tmp_path: Path, killed: Path):
     batch = killed.read_bytes()
     killed.write_bytes(batch + b"rest")
@@ -742,6 +760,43 @@ def test_one_that_there_was_no_room_to_list_is_counted_when_it_goes():
     again.set_aside(next(again.waiting()), 0x99)
     assert again.stats().refused == ["2-2-0x99.batch"]
     assert again.stats().dropped_by == {"refused by the broker": 2}
+
+
+def begun_without_a_list(disk: CrashDisk, *, offered: bool = False) -> Buffer:
+    """Return a buffer with a refused batch of two readings that there is no room to list."""
+    take(buffer := begun(disk), 1.0, 2.0)
+    buffer.close()
+    buffer.set_aside(next(buffer.waiting()), 0x99)
+    buffer.close()
+    disk.remove("refused.list")
+    if offered:
+        disk.below("refused").rename("1-1-0x99.batch", "1-1-0x99.again")
+    disk.limit = disk.used
+    again = begun(disk, 2)
+    assert "No space left" in str(again.stats().faults)
+    disk.limit = None
+    return again
+
+
+def test_one_that_there_was_no_room_to_list_is_counted_when_somebody_removes_it():
+    again = begun_without_a_list(disk := CrashDisk())
+    disk.below("refused").remove("1-1-0x99.batch")
+    again.tick(61.0)
+    assert again.stats().dropped_by == {"refused and removed": 2}
+    assert begun(disk, 3).stats().dropped == 2
+
+
+def test_one_that_there_was_no_room_to_list_is_listed_once_there_is():
+    begun_without_a_list(disk := CrashDisk()).tick(61.0)
+    disk.below("refused").remove("1-1-0x99.batch")
+    check_gone(begun(disk, 3), 2, "refused/1-1")
+
+
+def test_one_that_there_was_no_room_to_list_and_is_delivered_is_not_missed():
+    again = begun_without_a_list(disk := CrashDisk(), offered=True)
+    again.acknowledge(next(again.waiting()))
+    again.tick(61.0)
+    assert begun(disk, 3).stats().dropped == 0
 
 
 def test_one_that_cannot_be_removed_is_still_told_and_counted_once(
