@@ -792,6 +792,17 @@ def test_one_that_there_was_no_room_to_list_is_listed_once_there_is():
     check_gone(begun(disk, 3), 2, "refused/1-1")
 
 
+def test_once_all_are_listed_nothing_is_synced_for_the_list_any_more(
+    tmp_path: Path, failing_disk: FailingDisk
+):
+    refused(tmp_path).close()
+    (tmp_path / "refused.list").unlink()
+    buffer = begun(failing_disk, 2)
+    FailingDisk.cannot.add("sync refused")
+    buffer.tick(61.0)
+    assert "Permission denied" not in str(buffer.stats().faults)
+
+
 def test_one_that_there_was_no_room_to_list_and_is_delivered_is_not_missed():
     again = begun_without_a_list(disk := CrashDisk(), offered=True)
     again.acknowledge(next(again.waiting()))
