@@ -3,9 +3,6 @@
 A gateway subscribes to nothing. What comes to it are answers of some ten bytes each.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import paho.mqtt.client as paho
 from paho.mqtt import MQTTException
 from paho.mqtt.enums import MessageType, MQTTErrorCode
@@ -58,9 +55,8 @@ class Incoming:
         self.first = b""
         """What came first, at most FIRST bytes of it."""
         self.broke: OSError | None = None
-        """The error at which the socket broke, which paho takes for an end without a reason."""
+        """The last error of the socket: where it broke, for paho takes it for a plain end."""
         client._sock_recv = self._receive  # type: ignore[method-assign]
-        client._sock_send = self._send  # type: ignore[method-assign]
         client._packet_handle = self._heed  # type: ignore[method-assign]
 
     def _receive(self, bufsize: int) -> bytes:
@@ -69,25 +65,13 @@ class Incoming:
             raise Unexpected(
                 f"a packet of {bufsize} bytes came, and a broker's to us has at most {LARGEST_IN}"
             )
-        with self._noting():
-            received = paho.Client._sock_recv(self._client, bufsize)
-        self.first += received[: FIRST - len(self.first)]
-        return received
-
-    def _send(self, buf: bytes | bytearray) -> int:
-        """Write to the socket: what broke it meanwhile may be told here, and only once."""
-        with self._noting():
-            return paho.Client._sock_send(self._client, buf)
-
-    @contextmanager
-    def _noting(self) -> Iterator[None]:
         try:
-            yield
-        except BlockingIOError:
-            raise
+            received = paho.Client._sock_recv(self._client, bufsize)
         except OSError as error:
             self.broke = error
             raise
+        self.first += received[: FIRST - len(self.first)]
+        return received
 
     def _heed(self) -> MQTTErrorCode:
         """Heed a packet, unless it is of those that a client that subscribes to nothing gets not.

@@ -165,6 +165,31 @@ def test_a_batch_takes_longer_on_a_thin_link_than_a_ping_is_waited_for(tmp_path:
     run(scenario())
 
 
+def test_a_broker_that_gives_no_answer_to_a_ping_is_given_up(tmp_path: Path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker), settings={"keepalive": 1.0})
+            await box.seal()
+            async with delivering(box):
+                await box.empty()
+                broker.faults = Faults(deaf=True)
+                await until(lambda: box.state.why, 8)
+                assert "no answer to a ping: the link is dead" in box.state.why
+
+    run(scenario())
+
+
+def test_a_link_that_is_reset_is_said_to_be_closed(tmp_path: Path):
+    async def scenario() -> None:
+        async with Broker(faults=Faults(drop_after=1, drop_how="rst")) as broker:
+            box = Box(tmp_path, address(broker))
+            async with delivering(box):
+                await until(lambda: box.state.why)
+                assert "the other end closed it" in box.state.why
+
+    run(scenario())
+
+
 def test_a_link_on_which_nothing_arrives_any_more_is_not_said_to_be_closed(tmp_path, monkeypatch):
     monkeypatch.setattr("gateway.connection.TCP_GIVES_UP_MS", 500)
 
