@@ -58,6 +58,7 @@ class Refused:
         self.times = 0
         """How often batches were put up to be offered again."""
         self._recovered = False
+        self._noted: dict[Aside, Listed | None] = {}  # of the disk that was known last
         self._unchecked: set[str] = set()  # those that lay here at the start, by their marks
         self.fault: str | None = None
         """What the directory does not do at present, and what mends it."""
@@ -72,6 +73,8 @@ class Refused:
 
         Where that fails, `tidy` tries again.
         """
+        if self._recovered:
+            self._noted = {aside: self._inventory.get(aside) for aside in self._sizes}
         self._recovered = False
         with self._kept_in_mind():
             self._read_names()
@@ -91,7 +94,6 @@ class Refused:
         self.fault = fault
 
     def _read_names(self) -> None:
-        noted = {aside: self._inventory.get(aside) for aside in self._sizes}
         known = self._inventory.recover()
         found = [aside for name in self._disk.names() if (aside := Aside.of(name))]
         found.sort(key=lambda aside: (aside.sequence, aside.epoch))
@@ -107,7 +109,7 @@ class Refused:
         gone = [a for a in before if (a.epoch, a.sequence) not in self._known | self._delivered]
         if gone:
             self._tell(_named([aside.name for aside in gone]), "gone with the disk it was on")
-            lost = {one for aside in gone if (one := noted[aside])} - self._gone
+            lost = {one for aside in gone if (one := self._noted.get(aside))} - self._gone
             self._gone |= lost
             self.lost += [(one, GONE) for one in sorted(lost)]
         self._miss(self._inventory.without(aside.mark for aside in found), {})
