@@ -78,7 +78,7 @@ class Store:
                 left += sum(damage.lost or 0 for damage in self.spool.damage())
             self._gone, self._left = self.spool, left
             self._losses.found(())
-        self.spool, self.journal, self.recovered = Spool(self._disk), Journal(self._disk), False
+        self.spool, self.recovered = Spool(self._disk), False
         self._unsealed = None
 
     def _follow(self) -> None:
