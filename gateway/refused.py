@@ -58,6 +58,7 @@ class Refused:
         self.times = 0
         """How often batches were put up to be offered again."""
         self._recovered = False
+        self._had: dict[Aside, Listed | None] = {}  # on the disk that was known last
         self._unchecked: set[str] = set()  # those that lay here at the start, by their marks
         self._unlisted: dict[str, Listed] = {}  # what is not in the list yet, by mark
         self.fault: str | None = None
@@ -74,6 +75,8 @@ class Refused:
         Where that fails, `tidy` tries again. `waits` says of an epoch and a sequence whether the
         spool has that batch as well.
         """
+        if self._recovered:
+            self._had = {aside: self._noted(aside) for aside in self._sizes}
         self._recovered = False
         with self._kept_in_mind():
             self._read_names()
@@ -95,7 +98,6 @@ class Refused:
         self.fault = fault
 
     def _read_names(self) -> None:
-        noted = {aside: self._noted(aside) for aside in self._sizes}
         known = self._inventory.recover()
         found = [aside for name in self._disk.names() if (aside := Aside.of(name))]
         found.sort(key=lambda aside: (aside.sequence, aside.epoch))
@@ -113,7 +115,7 @@ class Refused:
         gone = [a for a in before if (a.epoch, a.sequence) not in self._known | self._delivered]
         if gone:
             self._tell(_named([aside.name for aside in gone]), "gone with the disk it was on")
-            lost = {one for aside in gone if (one := noted[aside])} - self._gone
+            lost = {one for aside in gone if (one := self._had.get(aside))} - self._gone
             self._gone |= lost
             self.lost += [(one, GONE) for one in sorted(lost)]
         self._miss(self._inventory.without(aside.mark for aside in found), {})

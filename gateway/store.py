@@ -73,10 +73,12 @@ class Store:
             self._losses.removed(sum(len(f.readings) for parts in self._unsealed for f in parts))
         if self.spool.recovered:
             self._follow()  # that one was gone before it was known
-            if not self.recovered:
-                self._losses.found(self.spool.damage())
-            self._gone, self._left = self.spool, self._losses.left
-        self.spool, self.journal, self.recovered = Spool(self._disk), Journal(self._disk), False
+            left = self._losses.left
+            if not self.recovered:  # of what was found in the journal alone
+                left += sum(damage.lost or 0 for damage in self.spool.damage())
+            self._gone, self._left = self.spool, left
+            self._losses.found(())
+        self.spool, self.recovered = Spool(self._disk), False
         self._unsealed = None
 
     def _follow(self) -> None:

@@ -957,6 +957,46 @@ def test_a_batch_that_was_evicted_meanwhile_has_no_payload_and_makes_no_file(tmp
     assert not (tmp_path / first.segment).exists()
 
 
+class Meanwhile(Disk):
+    """A disk at whose next read or sync of a segment something else happens beside."""
+
+    happens: Callable[[], None] | None = None
+
+    def _meanwhile(self, name: str) -> None:
+        if name.endswith(".seg") and (happens := self.happens):
+            self.happens = None
+            happens()
+
+    def read(self, name: str, offset: int = 0, length: int = -1) -> bytes:
+        self._meanwhile(name)
+        return super().read(name, offset, length)
+
+    def sync(self, name: str) -> None:
+        self._meanwhile(name)
+        super().sync(name)
+
+
+def test_what_is_delivered_while_its_segment_is_evicted_ends_no_tick(tmp_path: Path):
+    sealed(tmp_path, 1, 1)
+    take(buffer := begun(disk := Meanwhile(tmp_path), 2), 2.0)
+    buffer.close()
+    first = next(buffer.waiting())
+    disk.happens = lambda: buffer.acknowledge(first)
+    assert buffer._spool.evict("buffer full") == 2
+    assert (disk.happens, values(buffer)) == (None, [2.0])
+
+
+def test_what_is_delivered_while_it_is_read_damaged_is_no_loss(tmp_path: Path):
+    sealed(tmp_path, 1, 1)
+    buffer = begun(disk := Meanwhile(tmp_path), 2)
+    first = next(buffer.waiting())
+    flip(tmp_path / first.segment, first.offset + 5)
+    disk.happens = lambda: buffer.acknowledge(first)
+    assert buffer.payload(first) is None
+    buffer.tick(1.0)
+    assert (buffer.stats().dropped, [held.sequence for held in buffer.waiting()]) == (0, [2])
+
+
 def test_the_counts_say_what_waits_where(tmp_path: Path):
     buffer = opened(tmp_path)
     take(buffer, 1.0, 2.0)
@@ -1523,6 +1563,7 @@ def test_an_evicted_segment_that_power_cuts_bring_back_twice_is_lost_once(tmp_pa
     buffer._spool.evict("buffer full")
     (tmp_path / "00000001.seg").write_bytes(back)
     again = opened(tmp_path, epoch=4)
+    assert not (tmp_path / "00000001.seg").exists()
     for held in list(again.waiting()):  # and with them the record of what was lost
         again.acknowledge(held)
     again.close()

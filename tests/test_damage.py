@@ -22,6 +22,7 @@ from gateway.intake import RAM_READINGS
 from gateway.losses import COPIES, DAMAGED_BYTES, TOLD
 from gateway.reading import Value
 from gateway.record import Kind, Record, claims, records, size_of
+from gateway.segments import LARGEST_FILE
 from gateway.wire import decode
 
 BATCHES, READINGS = times(4, 2000), times(2, 50)
@@ -821,6 +822,19 @@ def test_a_segment_of_another_version_takes_no_ranges_of_ours_along(tmp_path: Pa
     (tmp_path / "00000009.seg").write_bytes(b"bgS4")
     again = opened(tmp_path, 2)
     assert (values(again), [*tmp_path.glob("acked-*")]) == ([], [])
+
+
+@pytest.mark.parametrize(("at", "ours"), [(0, True), (4090, True), (LARGEST_FILE, False)])
+def test_a_record_of_ours_tells_wherever_in_a_segment_it_is_whose_the_ranges_are(
+    tmp_path: Path, at: int, ours: bool
+):
+    take(buffer := opened(tmp_path, 1), 1.0)
+    buffer.close()
+    segment = tmp_path / "00000001.seg"
+    segment.write_bytes(bytes(at) + segment.read_bytes())
+    (tmp_path / "00000009.seg").write_bytes(b"bgS4")
+    opened(tmp_path, 2)
+    assert (tmp_path / "acked-0.foreign").exists() != ours
 
 
 @pytest.mark.parametrize("name", ["journal-0.foreign", "00000001.seg-0.foreign"])

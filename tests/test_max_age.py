@@ -129,6 +129,22 @@ def test_a_segment_whose_last_batch_is_young_stays_whole(tmp_path: Path):
     assert (box.days, box.dropped) == (["old", "young"], {})
 
 
+def test_the_last_batch_of_a_segment_is_the_last_whatever_the_numbers_of_its_batches(
+    tmp_path: Path,
+):
+    box = Box(tmp_path)
+    for _ in range(6):
+        box.buffer.append(Reading("it", TEXT, box.clock.now(), "older"))
+        box.pass_by(0)
+    box.start(reboot=False)
+    box.buffer.append(Reading("it", TEXT, box.clock.now(), "old"))
+    box.pass_by(11)
+    box.day("young")
+    box.pass_by(0)
+    assert [held.sequence for held in box.buffer.waiting()] == [7, 8]  # a set of both begins with 8
+    assert box.buffer.stats().dropped == 6
+
+
 def test_the_newest_segment_stays_however_old(tmp_path: Path):
     box = Box(tmp_path)
     box.buffer.append(Reading("it", TEXT, box.clock.now(), "one"))

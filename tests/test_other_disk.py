@@ -281,6 +281,23 @@ def test_what_the_journal_of_an_image_has_stays_until_it_is_in_the_spool(tmp_pat
     assert held(opened(tmp_path / "state", 2))[0] == (1, 1, [1.0, 2.0])
 
 
+def test_where_the_journal_of_an_image_is_damaged_all_of_the_batch_is_flushed_again(
+    tmp_path: Path,
+):
+    buffer = flush(flush(opened(tmp_path / "state", 1), 1.0), 2.0)
+    shutil.copytree(tmp_path / "state", tmp_path / "other")
+    with (tmp_path / "other/journal").open("r+b") as journal:
+        journal.seek(60)
+        journal.write(b"wiped")
+    swap(buffer, tmp_path / "other")
+    buffer._disk.fails_at, buffer._disk.full = 4, True
+    buffer.tick(30.0)
+    assert "No space left" in str(buffer.fault)
+    assert buffer.unsaved == 0
+    ((*_, values),) = held(opened(tmp_path / "state", 2))
+    assert {1.0, 2.0} <= set(values)
+
+
 def test_what_is_acknowledged_before_another_disk_is_known_is_not_counted(tmp_path: Path):
     flush(opened(tmp_path / "other", 2), 1.0)
     buffer = seal(opened(tmp_path / "state", 1), 2.0, 3.0)
@@ -305,13 +322,13 @@ def test_a_disk_that_goes_again_before_its_journal_is_sealed_is_counted_as_well(
     assert buffer.stats().dropped_by == {"state directory removed": 3}
 
 
-class DeafDisk(Disk):
-    """One of which nothing can be read while that is said."""
+class DeafDisk(FailingDisk):
+    """One of which files whose names end so cannot be read while that is said."""
 
-    deaf = False
+    deaf: str | None = None
 
     def salvage(self, name: str, most: int = -1) -> tuple[bytes, list[int]]:
-        if self.deaf:
+        if self.deaf is not None and name.endswith(self.deaf):
             raise OSError(errno.EIO, "Input/output error")
         return super().salvage(name, most)
 
@@ -322,11 +339,11 @@ def test_nothing_is_lost_with_a_disk_that_comes_back_before_the_other_one_was_kn
     seal(opened(tmp_path / "other", 2), 1.0)
     buffer = Buffer(disk := DeafDisk(tmp_path / "state"), SETTINGS, "trd-0042", boot=7, epoch=1)
     seal(buffer, 2.0, 3.0)
-    disk.deaf = True
+    disk.deaf = ""
     swap(buffer, tmp_path / "other")
     buffer.tick(2.0)
     assert "Input/output error" in str(buffer.fault)
-    disk.deaf = False
+    disk.deaf = None
     swap(buffer, tmp_path / "other")
     buffer.tick(3.0)
     assert (len(held(buffer)), buffer.stats().dropped) == (2, 0)
@@ -337,7 +354,7 @@ def test_what_was_flushed_is_in_ram_alone_while_another_disk_is_not_known(tmp_pa
     buffer = Buffer(disk := DeafDisk(tmp_path / "state"), SETTINGS, "trd-0042", boot=7, epoch=1)
     buffer.tick(0.0)
     assert flush(buffer, 1.0).unsaved == 0
-    disk.deaf = True
+    disk.deaf = ""
     swap(buffer, tmp_path / "other")
     buffer.tick(2.0)
     assert buffer.unsaved == 1
@@ -577,13 +594,55 @@ def test_what_was_left_of_a_batch_is_counted_when_that_goes_as_well(
         assert buffer.stats().dropped == dropped
 
 
-def damaged(directory: Path) -> Buffer:
+@pytest.fixture
+def images(tmp_path: Path) -> list[Path]:
+    """Make images of a disk that has one batch, of one reading, of two, of three."""
+    buffer = opened(tmp_path / "first", 1)
+    made = [tmp_path / name for name in ("one", "two", "three")]
+    for image in made:
+        flush(buffer, 1.0)
+        shutil.copytree(tmp_path / "first", image)
+    return made
+
+
+def put(buffer: Buffer, image: Path) -> dict[str, int]:
+    """Put an image in place of the buffer's directory; return what was dropped by then."""
+    swap(buffer, image)
+    buffer.tick(100.0)
+    return buffer.stats().dropped_by
+
+
+def test_of_a_batch_that_comes_and_goes_with_fewer_readings_no_more_are_counted(
+    tmp_path: Path, images: list[Path]
+):
+    one, two, three = images
+    (tmp_path / "empty").mkdir()
+    buffer = opened(tmp_path / "state", 9)
+    assert put(buffer, three) == {}
+    assert put(buffer, two) == {"state directory removed": 1}
+    deliver(buffer)
+    put(buffer, one)
+    assert put(buffer, tmp_path / "empty") == {"state directory removed": 1 + 1}
+
+
+def test_what_is_not_lost_when_a_disk_goes_counts_when_a_later_one_does(
+    tmp_path: Path, images: list[Path]
+):
+    one, _, three = images
+    (tmp_path / "empty").mkdir()
+    buffer = opened(tmp_path / "state", 9)
+    put(buffer, one)
+    assert put(buffer, three) == {}
+    assert put(buffer, tmp_path / "empty") == {"state directory removed": 3}
+
+
+def damaged(directory: Path, kind: type[FailingDisk] = FailingDisk, *, at: int = 1) -> Buffer:
     """Start where a batch is wiped, on a disk that fails before that is counted."""
     (segment,) = directory.glob("*.seg")
     segment.write_bytes(segment.read_bytes()[:70] + b"wiped")
     (directory / "journal").write_bytes(bytes(SLOT * SLOTS))
-    disk = FailingDisk(directory)
-    disk.fails_at = 1
+    disk = kind(directory)
+    disk.fails_at = at
     buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=2)
     buffer.tick(0.0)
     assert buffer.fault and not buffer.stats().dropped
@@ -616,6 +675,60 @@ def test_damage_that_is_not_counted_yet_is_when_another_box_has_sealed_more(tmp_
     swap(buffer, tmp_path / "other")
     buffer.tick(1.0)
     assert (buffer.fault, buffer.stats().dropped) == (None, 1)
+
+
+def test_damage_that_is_counted_is_not_counted_again_when_another_boxs_disk_comes(
+    tmp_path: Path,
+):
+    seal(opened(tmp_path / "other", 9), 9.0)
+    first = next(seal(opened(tmp_path / "state", 1), 1.0).waiting())
+    (segment,) = (tmp_path / "state").glob("*.seg")
+    data = bytearray(segment.read_bytes())
+    data[first.offset + 5] ^= 1
+    segment.write_bytes(data)
+    for name in ("acked", "journal"):
+        (tmp_path / "state" / name).unlink()
+    disk = FailingDisk(tmp_path / "state")
+    disk.fails_at = 3  # a head comes first, and the record
+    buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=2)
+    buffer.tick(0.0)
+    assert (buffer.fault is None, buffer.stats().dropped) == (False, 1)
+    swap(buffer, tmp_path / "other")
+    buffer.tick(1.0)
+    assert (buffer.fault, buffer.stats().dropped) == (None, 1)
+
+
+def test_damage_that_is_not_counted_yet_is_once_though_two_other_boxes_disks_come(tmp_path: Path):
+    for epoch, name in enumerate(("other", "third"), 8):
+        seal(opened(tmp_path / name, epoch), 9.0)
+    seal(opened(tmp_path / "state", 1), 1.0)
+    buffer = damaged(tmp_path / "state", DeafDisk, at=2)  # a head comes first
+    buffer._disk.deaf = "journal"
+    swap(buffer, tmp_path / "other")
+    buffer.tick(1.0)
+    assert "Input/output error" in str(buffer.fault)
+    buffer._disk.deaf = None
+    swap(buffer, tmp_path / "third")
+    buffer.tick(2.0)
+    assert buffer.stats().dropped_by == {"damaged on disk": 1, "state directory removed": 1}
+
+
+def test_damage_in_a_journal_that_is_not_counted_yet_is_when_another_boxs_disk_comes(
+    tmp_path: Path,
+):
+    seal(opened(tmp_path / "other", 9), 9.0)
+    flush(flush(opened(tmp_path / "state", 1), 1.0), 2.0)
+    with (tmp_path / "state/journal").open("r+b") as journal:
+        journal.seek(SLOT + 60)
+        journal.write(b"wiped")
+    disk = FailingDisk(tmp_path / "state")
+    disk.fails_at = 1
+    buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=2)
+    buffer.tick(0.0)
+    assert (buffer.fault is None, buffer.stats().dropped) == (False, 0)
+    swap(buffer, tmp_path / "other")
+    buffer.tick(1.0)
+    assert buffer.stats().dropped_by == {"damaged on disk": 1, "state directory removed": 1}
 
 
 def test_of_damage_that_is_left_behind_what_lay_aside_is_counted_once(tmp_path: Path):

@@ -702,6 +702,84 @@ def test_a_list_that_cannot_be_read_for_now_is_not_begun_anew(
     assert (tmp_path / "refused.list").read_bytes() == listed
 
 
+class UnsyncedOnce(CrashDisk):
+    """One that fails to sync its directory once."""
+
+    fails = False
+
+    def sync_directory(self) -> None:
+        if self.fails:
+            self.fails = False
+            raise OSError(errno.EIO, "Input/output error")
+        super().sync_directory()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_one_whose_list_could_not_be_synced_at_first_is_missed_after_a_power_cut(seed: int):
+    take(buffer := begun(disk := UnsyncedOnce()), 1.0)
+    buffer.close()
+    (held,) = buffer.waiting()
+    disk.fails = True
+    with pytest.raises(OSError, match="Input/output"):
+        buffer.set_aside(held, 0x99)
+    buffer.set_aside(held, 0x99)
+    buffer.tick(61.0)
+    disk.crash(Random(seed))
+    disk.below("refused").remove("1-1-0x99.batch")
+    again = begun(disk, 2)
+    assert len(values(again)) + again.stats().dropped == 1
+
+
+def put(buffer: Buffer, other: Path) -> None:
+    """Put another disk in place, whose list of the refused cannot be read for now."""
+    FailingDisk.cannot.add("read refused.list")
+    state = buffer._disk.directory
+    state.rename(other.with_suffix(".before"))
+    other.rename(state)
+    buffer.tick(70.0)
+    FailingDisk.cannot.clear()
+
+
+@pytest.mark.usefixtures("failing_disk")
+@pytest.mark.parametrize("others", [1, 2])
+def test_one_that_goes_with_its_disk_is_counted_though_the_next_ones_list_cannot_be_read_yet(
+    tmp_path: Path, others: int
+):
+    refused(tmp_path / "state", 1).close()
+    buffer = begun(FailingDisk(tmp_path / "state"), 2)
+    for number in range(others):
+        refused(other := tmp_path / f"other{number}", 0).close()
+        put(buffer, other)
+    for now in (71.0, 72.0):
+        buffer.tick(now)
+    assert buffer.stats().dropped_by == {"state directory removed": 1}
+
+
+def test_one_that_is_removed_before_the_list_can_be_read_is_counted(
+    tmp_path: Path, failing_disk: FailingDisk
+):
+    FailingDisk.cannot.add("read refused.list")
+    take(buffer := begun(failing_disk), 1.0)
+    buffer.close()
+    buffer.set_aside(next(buffer.waiting()), 0x99)
+    (tmp_path / "refused/1-1-0x99.batch").unlink()
+    FailingDisk.cannot.clear()
+    buffer.tick(61.0)
+    assert buffer.stats().dropped_by == {"refused and removed": 1}
+
+
+@pytest.mark.usefixtures("failing_disk")
+def test_one_of_the_disk_before_takes_no_place_of_what_is_missing_on_this_one(tmp_path: Path):
+    take(other := opened(tmp_path / "other", 9), 9.0, 9.0)
+    other.close()
+    (tmp_path / "other/00000001.seg").write_bytes(b"wiped")
+    (tmp_path / "other/journal").unlink()
+    refused(tmp_path / "state", 1).close()
+    buffer = begun(FailingDisk(tmp_path / "state"), 2)
+    put(buffer, tmp_path / "other")
+    assert buffer.stats().dropped_by["damaged on disk"] == 2
+
+
 @pytest.mark.parametrize("ever", ["never any", "one that was delivered", "one that goes, too"])
 def test_a_list_that_is_gone_is_told_once(tmp_path: Path, ever: str):
     buffer = refused(tmp_path, int(ever != "never any"))

@@ -261,6 +261,18 @@ def test_a_stretch_of_the_journal_that_cannot_be_read_is_told_once(tmp_path: Pat
     assert values(buffer)[-1] == (2 if not behind else 0)
 
 
+def test_a_journal_that_cannot_be_read_is_told_of_once_though_the_first_try_to_seal_it_fails():
+    take(buffer := begun(disk := WornJournal(), 1), 99.0, durable=True)
+    buffer.tick(1.0)
+    disk.bad.add("00000002.seg")
+    again = begun(disk, 2)
+    assert "Input/output error" in str(again.fault)
+    again.tick(1.0)
+    (told,) = again.stats().faults
+    assert told.startswith("unknown readings lost: journal-0-")
+    assert values(again) == [99.0]
+
+
 # While it runs
 
 
