@@ -587,6 +587,21 @@ def test_nothing_is_flushed_before_it_is_known_what_a_full_disk_holds():
     assert values(begun(disk, 3)) == [1.0, 2.0, 3.0]
 
 
+def test_what_a_failed_sync_left_in_the_journal_comes_once_though_it_is_elsewhere_by_now():
+    take(buffer := begun(disk := CrashDisk()), 1.0, durable=True)
+    buffer.tick(0.0)
+    disk.limit = disk.used  # so that the batch stays in the journal, and another behind it
+    buffer.tick(60.0)
+    take(buffer, 2.0, durable=True)
+    disk.failing = 1
+    buffer.tick(70.0)
+    disk.limit = None
+    take(buffer, 3.0, durable=True)
+    buffer.tick(80.0)
+    again = begun(disk, 2)
+    assert (values(again), again.stats().faults) == ([1.0, 2.0, 3.0], [])
+
+
 def test_batches_come_as_often_as_the_seal_interval_says(tmp_path: Path):
     buffer = opened(tmp_path, settings=BufferSettings(flush_interval=10, seal_interval=2))
     for tick in range(1, 11):
