@@ -196,7 +196,7 @@ def _behind(
         elif each.newest and last and last.sequence > sealed and each.before == held:
             told.append(each.damage(readings, last.mark, unsure=True))
             held += readings or 0
-        elif each.newest and not last and older and sequence + 1 < older.sequence:
+        elif each.newest and older and not in_order and sequence + 1 < older.sequence:
             told.append(each.damage(readings, unsure=True))
     return told
 

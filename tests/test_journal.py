@@ -111,6 +111,7 @@ SEQUENCE = 16
         (SLOT + SEQUENCE, bytes([200]), [("200-1", 3)]),
         (SLOT + SEQUENCE, bytes([2, *[0] * 11, 200]), [("", None)]),
         (SLOT + SEQUENCE, bytes([2, *[0] * 26, 20, 0]), [("", None)]),
+        (SLOT + SEQUENCE, bytes([2, *[0] * 20, 3, 0, 0, 0, 9]), [("2-1", 3)]),
     ],
 )
 def test_whatever_is_wrong_with_the_newest_frame_it_is_told(used, at, wrong, told):
