@@ -949,6 +949,17 @@ def test_segments_are_told_apart_by_number_whatever_their_names_have_of_digits(t
     assert [held.segment for held in buffer.waiting()] == ["100000000.seg", "100000001.seg"]
 
 
+def test_of_what_waited_in_ram_for_a_small_buffer_no_more_goes_than_there_is_no_room_for(
+    tmp_path: Path,
+):
+    smallest = replace(UNBOUND, max_size=1 << 20)
+    buffer, random = Buffer(Disk(tmp_path), smallest, "trd-0042", boot=7), Random(1)
+    take(buffer, *(random.randbytes(120).hex() for _ in range(9000)))
+    buffer.tick(0.0)
+    assert buffer.stats().dropped > 0
+    assert buffer._spool.size > 700 << 10
+
+
 def test_however_small_a_buffer_is_it_makes_no_segment_of_each_batch(tmp_path: Path):
     buffer = opened(tmp_path, settings=replace(UNBOUND, max_size=8000))
     for _ in range(10):
