@@ -175,6 +175,18 @@ def test_nor_does_one_whose_sync_failed():
     assert found(disk.read("journal"), sealed=17) == ([18], [])
 
 
+def test_nor_does_half_of_one_where_the_next_batch_ends():
+    journal = Journal(disk := CrashDisk())
+    journal.recover(0)
+    journal.write(frame(17, 1))
+    disk.failing = 1
+    with pytest.raises(OSError, match="Input/output"):
+        journal.write(frame(17, 1, before=1))
+    journal.all_sealed()
+    journal.write(frame(18, 1))
+    assert not any(disk.read("journal", SLOT)), "a power cut may leave what its head is not of"
+
+
 def test_nor_after_a_start(journal: Journal):
     written(journal, frame(17, 5, value=LONG))
     again = Journal(journal._disk)
