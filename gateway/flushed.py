@@ -119,7 +119,17 @@ def unsealed(data: bytes, sealed: int) -> tuple[list[Flushed], list[Damage]]:
         frames.append(frame)
         found[frame.name] = frame.before + len(frame.readings)
     damaged += _behind(bad, frames[-1] if frames else None, None, sealed)
-    return [frame for frame in frames if frame.sequence > sealed], damaged
+    return [frame for frame in _once(frames) if frame.sequence > sealed], damaged
+
+
+def _once(frames: list[Flushed]) -> Iterator[Flushed]:
+    """Yield each but what is in those before it: a sync failed, and it was written anew there."""
+    found: dict[tuple[int, int], int] = {}
+    for frame in frames:
+        end = frame.before + len(frame.readings)
+        if end > found.get(frame.name, 0):
+            found[frame.name] = end
+            yield frame
 
 
 def _frames(data: bytes) -> Iterator[tuple[int, int, Flushed | None, bool]]:
@@ -186,7 +196,7 @@ def _behind(
         elif each.newest and last and last.sequence > sealed and each.before == held:
             told.append(each.damage(readings, last.mark, unsure=True))
             held += readings or 0
-        elif each.newest and not last and older and sequence + 1 < older.sequence:
+        elif each.newest and older and not in_order and sequence + 1 < older.sequence:
             told.append(each.damage(readings, unsure=True))
     return told
 

@@ -27,7 +27,7 @@ class Journal:
         self._disk = disk
         self._next = 0
         self._amid: set[int] = set()
-        """Slots in which a frame goes on that began before them."""
+        """Slots in which a frame goes on that began before them, or is half written."""
         self._unreadable = False
 
     def recover(self, sealed: int) -> tuple[list[Flushed], list[Damage]]:
@@ -66,7 +66,7 @@ class Journal:
         begin, end = self._next, self._next - (-len(frame) // SLOT)
         if end > SLOTS:
             raise JournalFullError
-        self._amid.update(range(begin + 1, end))
+        self._amid.update(range(begin, end))
         # Else what is left of an older frame would stand where the next one is looked for
         length = (end - begin + (end in self._amid)) * SLOT
         self._disk.write(NAME, begin * SLOT, frame.ljust(length, b"\0"))

@@ -55,6 +55,8 @@ class Losses:
         self._unrecorded: Counter[str] = Counter()
         self._overflowed = self._overflow_recorded = 0
         self._damaged: deque[Damage] = deque()
+        self._counted: deque[Damage] = deque()
+        """What may be blanked by now."""
         self._copied = 0
 
     @property
@@ -118,7 +120,7 @@ class Losses:
 
     def found(self, damaged: Iterable[Damage]) -> None:
         """Take up what recovery could not read as it was written."""
-        self._damaged = deque(damaged)
+        self._damaged, self._counted = deque(damaged), deque()
 
     @property
     def left(self) -> int:
@@ -127,16 +129,28 @@ class Losses:
 
     def set_damage_aside(self, spool: Spool) -> None:
         """Count what cannot be read, once, report it, and keep a copy; raises OSError."""
-        while self._damaged:
-            self._count(spool, self._damaged[0])
-            self._set_aside(self._damaged.popleft())
-        if self._copied:
-            self._keep_the_newest()
+        self.count_damage(spool)
+        self.blank()
         for held, damage in spool.readback.spoilt():
             self._count(spool, damage)
             spool.readback.give_up_spoilt(held)
             self._set_aside(damage)
             self._keep_the_newest()
+            self.blank()
+
+    def count_damage(self, spool: Spool) -> None:
+        """Do the same, but leave it where it is until `blank`; raises OSError."""
+        while self._damaged:
+            self._count(spool, self._damaged[0])
+            self._set_aside(self._damaged.popleft())
+        if self._copied:
+            self._keep_the_newest()
+
+    def blank(self) -> None:
+        """Have a start meet no more what was counted; raises OSError."""
+        while self._counted:
+            self._counted[0].blank(self._disk)
+            self._counted.popleft()
 
     def _count(self, spool: Spool, damage: Damage) -> None:
         if damage.lost:
@@ -149,7 +163,7 @@ class Losses:
                 f"removed, at byte {damage.at} of {damage.name or 'the first segment'} they are "
                 f"missing: {_WHO}"
             )
-            damage.blank(self._disk)
+            self._counted.append(damage)
             return
         copied = self._copied < COPIES and damage.copy(self._disk)
         self._copied += copied
@@ -166,7 +180,7 @@ class Losses:
             *(len(damage.data), damage.name, damage.cost, f"kept as {where}" if copied else where),
         )
         if copied or self._copied >= COPIES:
-            damage.blank(self._disk)
+            self._counted.append(damage)
 
     def _keep_the_newest(self) -> None:
         """Remove the oldest copies while there are too many: a card that dies makes ever more."""

@@ -56,8 +56,8 @@ class Segments:
         self._lock = Lock()
         self._all: dict[str, Segment] = {}
         self._number = 0
-        self.bound = SEGMENT_BYTES
-        """Bytes of one that is filled."""
+        self.bound = SMALLEST
+        """Bytes of one that is filled; few until it is known how many there may be."""
         self.usable = False
         """Whether the newest one can be written on: what a sync promised of it holds."""
         self.total = 0

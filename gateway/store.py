@@ -122,10 +122,12 @@ class Store:
         if self._unsealed is None:
             self._unsealed = self._recover_journal()
         # Once the others are sealed under its name, a start that is cut off here knows it no more
-        self._losses.set_damage_aside(self.spool)
+        self._losses.count_damage(self.spool)
         while self._unsealed:
             self._seal_frames(self._unsealed[0])
             self._unsealed.popleft()
+        # Not before: such a start would miss what stood there once more, and what was mended
+        self._losses.blank()
         self._intake.follow(self.spool.previous)
         self._intake.name_anew(self.spool, max(self.spool.last, self._refused.last))
         self._follow()

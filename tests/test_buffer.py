@@ -587,6 +587,21 @@ def test_nothing_is_flushed_before_it_is_known_what_a_full_disk_holds():
     assert values(begun(disk, 3)) == [1.0, 2.0, 3.0]
 
 
+def test_what_a_failed_sync_left_in_the_journal_comes_once_though_it_is_elsewhere_by_now():
+    take(buffer := begun(disk := CrashDisk()), 1.0, durable=True)
+    buffer.tick(0.0)
+    disk.limit = disk.used  # so that the batch stays in the journal, and another behind it
+    buffer.tick(60.0)
+    take(buffer, 2.0, durable=True)
+    disk.failing = 1
+    buffer.tick(70.0)
+    disk.limit = None
+    take(buffer, 3.0, durable=True)
+    buffer.tick(80.0)
+    again = begun(disk, 2)
+    assert (values(again), again.stats().faults) == ([1.0, 2.0, 3.0], [])
+
+
 def test_batches_come_as_often_as_the_seal_interval_says(tmp_path: Path):
     buffer = opened(tmp_path, settings=BufferSettings(flush_interval=10, seal_interval=2))
     for tick in range(1, 11):
@@ -932,6 +947,17 @@ def test_segments_are_told_apart_by_number_whatever_their_names_have_of_digits(t
     spool = buffer._spool
     assert [spool.evict("older than max_age", until="99999999.seg") for _ in range(2)] == [1, 0]
     assert [held.segment for held in buffer.waiting()] == ["100000000.seg", "100000001.seg"]
+
+
+def test_of_what_waited_in_ram_for_a_small_buffer_no_more_goes_than_there_is_no_room_for(
+    tmp_path: Path,
+):
+    smallest = replace(UNBOUND, max_size=1 << 20)
+    buffer, random = Buffer(Disk(tmp_path), smallest, "trd-0042", boot=7), Random(1)
+    take(buffer, *(random.randbytes(120).hex() for _ in range(9000)))
+    buffer.tick(0.0)
+    assert buffer.stats().dropped > 0
+    assert buffer._spool.size > 700 << 10
 
 
 def test_however_small_a_buffer_is_it_makes_no_segment_of_each_batch(tmp_path: Path):

@@ -930,19 +930,20 @@ def test_a_bad_frame_that_says_to_have_held_more_than_a_batch_can_is_not_believe
     assert again.stats().faults[0].startswith("unknown readings lost")
 
 
-@pytest.mark.parametrize("changes", range(10))
-def test_a_power_cut_amid_a_start_forgets_no_damage_of_the_journal(changes: int):
+@pytest.mark.parametrize(("at", "lost"), [(60, 1), (5, 0)])  # a row; the head, which is mended
+@pytest.mark.parametrize("changes", range(16))
+def test_a_power_cut_amid_a_start_counts_damage_of_the_journal_once(changes, at, lost):
     for seed in range(10):
         disk = CrashDisk()
         buffer = begun(disk)
         for second in range(3):
             take(buffer, float(second), durable=True)
             buffer.tick(float(second))
-        disk.spoil("journal", SLOT + 60)
+        disk.spoil("journal", SLOT + at)
         with disk.power_cut(changes, Random(seed)):
             begun(disk, 2)
         again = begun(disk, 3)
-        assert (values(again), again.stats().dropped) == ([0.0, 2.0], 1)
+        assert (values(again), again.stats().dropped) == ([0.0, 1.0, 2.0][:: lost + 1], lost)
 
 
 def test_a_segment_of_another_box_is_kept_though_its_sequences_are_ours(tmp_path: Path):
