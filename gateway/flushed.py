@@ -14,8 +14,9 @@ are left.
 
 import struct
 import zlib
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgpack
 
@@ -123,13 +124,13 @@ def unsealed(data: bytes, sealed: int) -> tuple[list[Flushed], list[Damage]]:
 
 
 def _once(frames: list[Flushed]) -> Iterator[Flushed]:
-    """Yield each but what is in those before it: a sync failed, and it was written anew there."""
-    found: dict[tuple[int, int], int] = {}
+    """Yield each without what is in those before it: a sync failed, and it was written anew."""
+    found: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
     for frame in frames:
-        end = frame.before + len(frame.readings)
-        if end > found.get(frame.name, 0):
-            found[frame.name] = end
-            yield frame
+        there, numbered = found[frame.name], dict(enumerate(frame.readings, frame.before))
+        if more := [reading for number, reading in numbered.items() if number not in there]:
+            yield replace(frame, readings=more)
+        there.update(numbered)
 
 
 def _frames(data: bytes) -> Iterator[tuple[int, int, Flushed | None, bool]]:
