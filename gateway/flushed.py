@@ -172,11 +172,14 @@ def _between(bad: list[_Bad], frame: Flushed, missing: int, sealed: int) -> list
     widest = max(here, key=lambda each: len(each.data), default=None)
     told = []
     for each in bad:
+        sequence = each.sequence or 0
         if each in here:
             lost = each.readings if missing <= 0 else missing if each is widest else 0
             told.append(each.damage(lost, frame.mark))
-        elif (each.sequence or 0) > sealed:
+        elif sequence > sealed:
             told.append(each.damage(each.readings))
+        elif each.newest and sequence + 1 < frame.sequence:  # batches follow one another
+            told.append(each.damage(each.readings, unsure=True))
     return told
 
 

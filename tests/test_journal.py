@@ -61,6 +61,13 @@ def test_what_is_missing_before_a_frame_is_none_of_another_batch(journal: Journa
     assert found(data) == ([5], [("4-1", 3)])
 
 
+@pytest.mark.parametrize("slot", [0, 1])
+def test_what_is_wrong_with_the_only_frame_of_a_batch_is_told(journal: Journal, slot: int):
+    data = written(journal, frame(19, 2), frame(20, 2), frame(21, 1))
+    data[slot * SLOT + SEQUENCE] = 2
+    assert found(data, sealed=18) == ([20 - slot, 21], [("2-1", 2)])
+
+
 def test_what_is_missing_before_a_frame_is_missing_once(journal: Journal):
     parts = frame(5, 1), frame(5, 2, before=1), frame(5, 3, before=3, value=LONG)
     data = written(journal, frame(4, 1), *parts, frame(5, 1, before=6))
