@@ -71,7 +71,7 @@ class Journal:
         length = (end - begin + (end in self._amid)) * SLOT
         self._disk.write(NAME, begin * SLOT, frame.ljust(length, b"\0"))
         self._disk.sync(NAME)
-        self._amid -= {begin, end}
+        self._amid.discard(end)
         self._next = end
 
     def all_sealed(self) -> None:
