@@ -1,6 +1,7 @@
 """A clock that is wrong, set and set back: nothing is skipped, doubled or held up."""
 
 import asyncio
+import errno
 import os
 import re
 import signal
@@ -19,7 +20,7 @@ from drivers import sds011
 from gateway.buffer import Buffer
 from gateway.clock import SYNCHRONISED_BELOW_US, Clock, kernel_clock, set_from_rtc
 from gateway.config import Config, load
-from gateway.disk import LOCK, Disk
+from gateway.disk import BLOCK, LOCK, Disk
 from gateway.holdover import HoldOver
 from gateway.poller import SerialPoller
 from gateway.rates import RATE_AFTER, Meter
@@ -267,6 +268,52 @@ def test_a_pipe_in_place_of_a_note_holds_up_no_start(name, tmp_path):
     (tmp_path / "state").mkdir()
     os.mkfifo(tmp_path / "state" / name)
     assert asyncio.run(states(tmp_path, SYNCED, boot=1)) == {ClockState.SYNCED}
+
+
+class WornDisk(Disk):
+    """One that can neither read nor write while it is worn."""
+
+    worn = True
+
+    def read(self, name, offset=0, length=-1):
+        self._fail()
+        return super().read(name, offset, length)
+
+    def write(self, name, offset, data):
+        self._fail()
+        super().write(name, offset, data)
+
+    def _fail(self):
+        if self.worn:
+            raise OSError(errno.EIO, "Input/output error")
+
+
+def without_rtc(kernel: tuple[int, bool]) -> Clock:
+    return Clock(kernel=lambda: kernel, boot=1, rtc=lambda: False)
+
+
+def test_a_note_that_cannot_be_read_tells_nothing_and_holds_up_no_start(tmp_path):
+    HoldOver(without_rtc(SYNCED), Disk(tmp_path)).note()
+    disk = WornDisk(tmp_path)
+    for disk.worn, state in ((True, ClockState.NEVER_SET), (False, ClockState.HELD)):
+        HoldOver(clock := without_rtc(ADRIFT), disk).recall()
+        assert clock.state() == state
+
+
+def test_a_note_that_cannot_be_written_is_once_that_can_be_and_then_no_more(tmp_path):
+    hold_over = HoldOver(without_rtc(SYNCED), disk := WornDisk(tmp_path))
+    for disk.worn, notes in ((True, []), (False, ["clock"]), (False, ["clock"])):
+        hold_over.note()
+        assert disk.names() == notes
+    assert disk.written == BLOCK
+
+
+def test_of_a_note_no_more_is_read_than_it_has(tmp_path):
+    HoldOver(without_rtc(SYNCED), disk := Disk(tmp_path)).note()
+    with (tmp_path / "clock").open("ab") as note:
+        note.write(b"more")
+    HoldOver(clock := without_rtc(ADRIFT), disk).recall()
+    assert clock.state() == ClockState.HELD
 
 
 def test_a_note_that_somebody_removes_is_not_taken_for_the_whole_directory(tmp_path):

@@ -1,12 +1,15 @@
 """What is left of a journal that is damaged, and how much the rest of it is known to have held."""
 
+import struct
+import zlib
 from pathlib import Path
+from random import Random
 
 import pytest
 from crash_disk import CrashDisk
 
 from gateway.disk import Disk
-from gateway.flushed import MAGIC, SLOT, Flushed, unsealed
+from gateway.flushed import MAGIC, SLOT, SLOTS, Flushed, unsealed
 from gateway.journal import Journal
 from gateway.reading import TEMPERATURE, ClockState, Instant, Reading
 
@@ -104,6 +107,8 @@ def used(journal: Journal) -> bytearray:
 
 SEQUENCE = 16
 """Where its lowest byte is in a frame."""
+READINGS = 37
+"""Likewise how many there are."""
 
 
 @pytest.mark.parametrize(
@@ -119,6 +124,8 @@ SEQUENCE = 16
         (SLOT + SEQUENCE, bytes([2, *[0] * 11, 200]), [("", None)]),
         (SLOT + SEQUENCE, bytes([2, *[0] * 26, 20, 0]), [("", None)]),
         (SLOT + SEQUENCE, bytes([2, *[0] * 20, 3, 0, 0, 0, 9]), [("2-1", 3)]),
+        (SLOT, bytes([*[0] * SEQUENCE, 20, *[0] * 47]), [("", None)]),
+        (SLOT + READINGS, bytes([0, 0, 1]), [("19-1", None)]),
     ],
 )
 def test_whatever_is_wrong_with_the_newest_frame_it_is_told(used, at, wrong, told):
@@ -202,6 +209,20 @@ def test_nor_after_a_start(journal: Journal):
     assert found(written(again, frame(18, 1)), sealed=17) == ([18], [])
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_nor_where_the_sync_of_the_zeros_behind_a_frame_failed_and_a_power_cut_came(seed: int):
+    journal = Journal(disk := CrashDisk())
+    journal.recover(0)
+    journal.write(frame(17, 5, value=LONG))
+    journal.all_sealed()
+    disk.failing = 1
+    with pytest.raises(OSError, match="Input/output"):
+        journal.write(frame(18, 1))
+    journal.write(frame(18, 1))
+    disk.crash(Random(seed))
+    assert found(disk.read("journal"), sealed=17) == ([18], [])
+
+
 def test_a_slot_of_zeros_is_written_only_where_a_frame_of_several_stood(journal: Journal):
     written(journal, frame(17, 1, value=LONG))
     journal.all_sealed()
@@ -211,6 +232,24 @@ def test_a_slot_of_zeros_is_written_only_where_a_frame_of_several_stood(journal:
     journal.all_sealed()
     written(journal, frame(19, 1))
     assert journal._disk.written == before + 3 * SLOT
+    again = Journal(journal._disk)
+    again.recover(19)
+    again.write(frame(20, 1))
+    assert journal._disk.written == before + 4 * SLOT
+    again.recover(20)
+    again.all_sealed()
+    again.write(frame(21, 2, value=LONG))
+    assert journal._disk.written == before + 7 * SLOT
+
+
+def test_nor_is_one_where_frames_of_one_slot_stood_before_a_start(journal: Journal):
+    written(journal, frame(17, 1), frame(17, 1, before=1))
+    again = Journal(journal._disk)
+    again.recover(17)
+    again.all_sealed()
+    before = journal._disk.written
+    again.write(frame(18, 1))
+    assert journal._disk.written == before + SLOT
 
 
 def test_bad_slots_one_after_the_other_where_the_newest_would_stand_are_told(used: bytearray):
@@ -233,6 +272,12 @@ def test_nor_are_heads_of_sealed_batches_that_are_right(journal: Journal, slot: 
     assert found(data, sealed=18) == ([], [])
 
 
+def test_nor_are_those_between_frames_that_have_all_of_their_batch(journal: Journal):
+    data = written(journal, frame(19, 2), frame(18, 1), frame(19, 1, before=2))
+    spoil(data, 1)
+    assert found(data, sealed=18) == ([19, 19], [])
+
+
 def test_zeros_behind_what_is_bad_are_no_part_of_it(journal: Journal):
     data = written(journal, frame(19, 1))
     data[SLOT : 2 * SLOT] = b"b" * SLOT
@@ -245,6 +290,9 @@ def test_several_newest_frames_whose_heads_are_wrong_are_told_each(journal: Jour
     for slot in (1, 2):
         data[slot * SLOT + SEQUENCE] = 2
     assert found(data, sealed=18) == ([19], [("19-1", 3), ("19-1", 1)])
+    assert [each.cost for each in unsealed(bytes(data), 18)[1]] == ["at most 3", "at most 1"]
+    data[SLOT + SEQUENCE] = 19
+    assert found(data, sealed=18) == ([19, 19], [("19-1", 1)])
 
 
 @pytest.mark.parametrize("first", [0, 2])
@@ -254,3 +302,51 @@ def test_behind_zeros_nothing_that_names_a_sealed_batch_is_a_loss(journal: Journ
     data[first // 2 * SLOT : 2 * SLOT] = bytes((2 - first // 2) * SLOT)
     spoil(data, 2)
     assert found(data, sealed=18) == ([19] * (first // 2), [])
+
+
+def test_what_stands_behind_the_slots_is_none_of_ours(journal: Journal):
+    data = written(journal, *(frame(19, 1, before=n) for n in range(SLOTS)))
+    assert found(data + b"b" * SLOT, sealed=18) == ([19] * SLOTS, [])
+
+
+def test_a_bad_frame_of_several_slots_is_told_as_one_and_whole(journal: Journal):
+    data = written(journal, frame(19, 5, value=LONG))
+    spoil(data, 0)
+    (damage,) = unsealed(bytes(data), 18)[1]
+    assert (damage.lost, damage.data.rstrip(b"\0")) == (5, bytes(data).rstrip(b"\0"))
+
+
+def test_what_was_found_of_a_batch_before_is_not_missing(journal: Journal):
+    parts = frame(5, 2), frame(5, 1, before=2), frame(5, 1, before=3), frame(5, 1, before=4)
+    data = written(journal, *parts)
+    data[2 * SLOT : 3 * SLOT] = b"b" * SLOT
+    assert found(data) == ([5, 5, 5], [("5-1", 1)])
+
+
+def test_a_wrong_bit_in_the_head_of_a_frame_is_told_and_costs_nothing(journal: Journal):
+    sound = written(journal, frame(19, 2))
+    for at in (0, 4, SEQUENCE):
+        data = bytearray(sound)
+        data[at] ^= 1
+        assert found(data, sealed=18) == ([19], [("19-1", 0)])
+
+
+@pytest.mark.parametrize("end", [0, 5, SLOT, SLOT + 5])
+def test_a_journal_that_was_cut_off_keeps_what_is_left_and_has_its_room_again(
+    journal: Journal, end: int
+):
+    data = written(journal, frame(19, 1), frame(19, 1, before=1))
+    journal._disk.cut("journal", end)
+    for _ in range(2):  # a kill may come before it is sealed
+        frames, _ = (again := Journal(journal._disk)).recover(18)
+        assert [each.before for each in frames] == [0] * (end >= SLOT)
+    assert journal._disk.size("journal") == len(data)
+    again.write(frame(20, 1))
+    frames, _ = again.recover(18)
+    assert [each.sequence for each in frames] == [19] * (end >= SLOT) + [20]
+
+
+def test_bytes_that_are_too_few_for_a_frame_are_none_though_their_sum_is_right():
+    short = MAGIC + struct.pack("<II", zlib.crc32(b"short"), 5) + b"short"
+    frames, _ = found(short)
+    assert frames == []
