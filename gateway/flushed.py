@@ -189,6 +189,7 @@ def _behind(
     """Return what is bad behind the last good frame and is not, for certain, of a sealed batch."""
     in_order = last and older and last.sequence <= older.sequence
     held = last.before + len(last.readings) if last else 0
+    begun = not last or last.sequence > sealed  # else a start before this one has counted it
     told = []
     for each in bad:
         sequence, readings = each.sequence, each.readings
@@ -197,10 +198,10 @@ def _behind(
                 told.append(each.damage(None))
         elif sequence > sealed:
             told.append(each.damage(readings))
-        elif each.newest and last and last.sequence > sealed and each.before == held:
+        elif each.newest and last and begun and each.before == held:
             told.append(each.damage(readings, last.mark, unsure=True))
             held += readings or 0
-        elif each.newest and older and not in_order and sequence + 1 < older.sequence:
+        elif each.newest and begun and older and sequence + 1 < older.sequence:
             told.append(each.damage(readings, unsure=True))
     return told
 
