@@ -17,7 +17,7 @@ KEEP_FREE = 64 << 20
 SMALL = 10
 """KEEP_FREE is at most this part of the partition: on one of 64 MiB it would leave no room."""
 SEGMENTS = 8
-"""There is room for as many at least: one that is full of what was delivered takes little."""
+"""There is room and time for as many at least: what is done with takes little of either."""
 AGES_EVERY = 60.0
 """Seconds between two looks for what is older than max_age."""
 
@@ -53,7 +53,7 @@ class Bounds:
         self.room: int | None = None
         """Bytes that still fit, None while that cannot be told."""
         self._disk, self._settings, self._losses = disk, settings, losses
-        self._boot, self._clock, self._next_ages = boot, clock, 0.0
+        self._boot, self._clock, self._next_ages, self._leave_at = boot, clock, 0.0, 0.0
 
     def keep(self, spool: Spool, beside: int) -> None:
         """Evict what is too much for the space, where `beside` bytes lie beside the spool."""
@@ -99,6 +99,9 @@ class Bounds:
         while old and (lost := spool.evict("older than max_age", until=old)):
             self._losses.evicted(lost, "older than max_age")
         self._next_ages = now + AGES_EVERY
+        if now >= self._leave_at:
+            spool.leave_segment()
+            self._leave_at = now + allowed / SEGMENTS
 
     def _age_ms(self, spool: Spool, held: Held, now: Instant) -> int | None:
         with suppress(WireError):

@@ -65,7 +65,7 @@ class UplinkState:
     unsaved: Held | None = None
     """What was acknowledged just before the last connection was lost, and is sent again."""
     refused_in_a_row: int = 0
-    """Batches that were set aside, or found no room there, since the broker accepted one."""
+    """Batches that were refused for what they are since the broker accepted one."""
     accepted_at: float = -math.inf
     """The loop's time when the latest was sent that it accepted."""
     pace: float | None = None
@@ -123,6 +123,7 @@ class Session:
         self._publisher, self._ack_within = Publisher(client, root, ack_within), ack_within
         self._lately = Lately(self._let_go, saved_within, state.unsaved)
         self._flying: set[Batch] = set()
+        self._doubted: dict[Batch, tuple[Held, int, float]] = {}
         self._window = asyncio.Semaphore(1)
         self._places = asyncio.Semaphore(client.at_once)  # the broker counts about and status, too
         self._delivers = asyncio.Event()
@@ -277,7 +278,7 @@ class Session:
 
     def _free(self, held: Held) -> bool:
         under_way = held.name in self._flying or held == self._lately.kept
-        return not under_way and held.name not in self._suspects
+        return not (under_way or held.name in self._suspects or held.name in self._doubted)
 
     def _suspect(self) -> Held | None:
         for name in self._suspects.due():
@@ -305,6 +306,7 @@ class Session:
         code = await self._publisher.code(sent, patience)
         if code in (SUCCESS, NOBODY_SUBSCRIBES):
             self._delivered(held, code, sent)
+            await self._set_doubted_aside()
         elif code in NOT_THIS_BATCH:
             await self._set_aside(held, code, sent.at)
         elif not suspect:
@@ -340,8 +342,8 @@ class Session:
         self._settled.set()
 
     def _refuses(self, what: str, why: str) -> NoReturn:
-        self.refused = True
-        raise UplinkError(f"the broker refuses {what}: {why}; all are kept")
+        self.refused, self._state.why = True, f"the broker refuses {what}: {why}; all are kept"
+        raise UplinkError(self._state.why)
 
     async def _set_aside(self, held: Held, code: int, sent_at: float) -> None:
         await self._on_writer(self._aside, held, code, sent_at)
@@ -354,12 +356,19 @@ class Session:
         first = sent_at > state.accepted_at and not self._buffer.lies_aside(held)
         if first and state.refused_in_a_row >= IN_A_ROW:
             self._refuses("every batch", why)
-        if state.refused_in_a_row and not self._buffer.fits_aside(held):
+        if first and state.refused_in_a_row and not self._buffer.fits_aside(held):
+            self._doubted[held.name] = held, code, sent_at
             state.refused_in_a_row += 1
-            self._refuses("one batch after the other", why)
-        if self._buffer.set_aside(held, code):
-            state.refused_in_a_row += first
+        elif self._buffer.set_aside(held, code):
+            state.refused_in_a_row += first and sent_at > state.accepted_at
             log.error("batch %d set aside: %s", held.sequence, why)
+
+    async def _set_doubted_aside(self) -> None:
+        """Have what found no room take that of the oldest: it is the batch, not the broker."""
+        for name, (held, code, sent_at) in list(self._doubted.items()):
+            if sent_at < self._state.accepted_at:
+                del self._doubted[name]
+                await self._set_aside(held, code, sent_at)
 
     async def drained(self) -> None:
         """Return when the buffer holds nothing more."""

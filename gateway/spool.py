@@ -293,6 +293,10 @@ class Spool:
         """Fill segments up to so many bytes at most, within what is sensible."""
         self._segments.bound = max(SMALLEST, min(size, SEGMENT_BYTES))
 
+    def leave_segment(self) -> None:
+        """Have the next batch begin a segment: those before it can go as a whole, then."""
+        self._segments.left = True
+
     def tidy(self) -> bool:
         """Remove the segments that are done with, all but the newest; whether there were any."""
         done = [s for s in self._segments.older if not self._shelf.any_of(s.name)]

@@ -28,6 +28,8 @@ from gateway.suspects import LOSSES, Name
 
 ACK_WITHIN = 15.0
 """Seconds after which a missing PUBACK means that the link is dead."""
+GOODBYE = 1.0
+"""Seconds that a session has to say that this gateway is offline."""
 LOOK_EVERY = 3600.0
 PINGS = 3
 """As many go by from one status of what comes and goes to the next: a metered link has few."""
@@ -65,7 +67,7 @@ class Uplink:
         self._wait = wait_random_exponential(0.5, max=60) if wait is None else wait
         self._root = f"{settings.topic}/{gateway}"
         self._session: Session | None = None
-        self._outages, self._known = Outages(), False
+        self._outages, self._known, self._delivers = Outages(), False, False
         self._told: dict[str, str] = {}  # what each broker's fault is, since one delivered
         self._left = False
 
@@ -121,13 +123,13 @@ class Uplink:
         if (more := self._outages.begin(another=another)) is not None:
             log.warning("uplink %s: %s%s", broker, why, more)
             self._told[broker] = why
-        self.state.lost += self.state.why is None
-        self.state.why = why
+        self.state.lost += self._delivers
+        self.state.why, self._delivers = why, False
 
     def _works(self) -> None:
         """Note that it delivers; a CONNACK alone shows no more than that somebody listens."""
         known, self._known = self._known, True
-        self.state.why = None
+        self.state.why, self._delivers = None, True
         self._told.clear()
         if self._outages.end() or not known:
             log.info("uplink %s: connected", self.state.broker)
@@ -153,6 +155,8 @@ class Uplink:
                 try:
                     await session.run(status, self._settings.status_interval, self._about)
                 finally:
+                    if session.refused:  # the will would put itself in the place of what says why
+                        await _say_goodbye(session, status)
                     session.end()
         except* (OSError, UplinkError) as group:
             failure = group.exceptions[0]
@@ -172,7 +176,7 @@ class Uplink:
 
     def _got_on(self, session: Session) -> bool:
         lasted = asyncio.get_running_loop().time() - session.began
-        return not session.refused and (session.delivered > 0 or lasted >= self._steady)
+        return session.delivered > 0 or (lasted >= self._steady and not session.refused)
 
     def _suspect(self, name: Name | None, failure: str) -> None:
         if name is None or not self.state.suspects.lost_at(name):
@@ -198,6 +202,10 @@ class Uplink:
             with suppress(TimeoutError):
                 async with asyncio.timeout(within):
                     await session.drained()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(1):
-                    await session.say_goodbye(status)
+            await _say_goodbye(session, status)
+
+
+async def _say_goodbye(session: Session, status: Status) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(GOODBYE):
+            await session.say_goodbye(status)

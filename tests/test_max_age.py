@@ -145,6 +145,16 @@ def test_the_last_batch_of_a_segment_is_the_last_whatever_the_numbers_of_its_bat
     assert box.buffer.stats().dropped == 6
 
 
+def test_few_batches_go_as_soon_as_many_do(tmp_path: Path):
+    box = Box(tmp_path)
+    for day in range(40):
+        box.buffer.append(Reading("it", TEXT, box.clock.now(), f"{day}"))
+        box.tick_at += 86_400 - 2 * AGES_EVERY
+        box.pass_by(1)
+    assert (box.days[0], box.days[-1]) == ("30", "39")  # in segments of two
+    assert box.dropped == {"older than max_age": 30}
+
+
 def test_the_newest_segment_stays_however_old(tmp_path: Path):
     box = Box(tmp_path)
     box.buffer.append(Reading("it", TEXT, box.clock.now(), "one"))

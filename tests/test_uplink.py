@@ -619,6 +619,60 @@ def test_pauses_grow_where_the_broker_refuses_however_long_connections_last(tmp_
     run(scenario())
 
 
+def test_pauses_begin_anew_after_a_connection_that_delivered_something_and_was_refused(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+
+            def answer(_: Received) -> None:
+                third = len(both(broker.received)) % 3 == 0
+                broker.faults = Faults(ack_code=0x97 if third else None, ack_topics=BATCHES)
+
+            broker.on_publish.append(answer)
+            box = Box(tmp_path, address(broker), wait=(waits := Waits()))
+            await box.seal(10)
+            async with delivering(box):
+                await box.empty()
+            assert broker.connects > 2
+            assert waits.attempts == []
+
+    run(scenario())
+
+
+def test_the_status_says_why_while_the_broker_refuses_all_batches(tmp_path):
+    async def scenario() -> None:
+        async with Broker(faults=Faults(ack_code=0x87, ack_topics=BATCHES)) as broker:
+            box = Box(tmp_path, address(broker), settings={"status_interval": 60.0})
+            whys: list[str | None] = []
+            payload = box.status.payload
+            box.status.payload = lambda state: whys.append(box.state.why) or payload(state)
+            await box.seal()
+            async with delivering(box):
+                await until(lambda: broker.connects > 2)
+                await until(lambda: state_of(broker) == "offline")
+            assert "more" in json.loads(broker.retained["bygate/v1/trd-0042/status"])
+            assert "refuses batches: 0x87 not authorized" in str(whys[-1])
+
+    run(scenario())
+
+
+def test_an_uplink_that_never_delivered_has_ceased_to_at_no_time(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            await broker.down()
+            box = Box(tmp_path, address(broker))
+            async with delivering(box):
+                await until(lambda: box.state.why)
+                assert box.state.lost == 0
+                await broker.up()
+                await box.seal()
+                await box.empty()
+                await broker.down()
+                await until(lambda: box.state.why)
+                assert box.state.lost == 1
+
+    run(scenario())
+
+
 def test_an_end_after_more_than_a_minute_is_laid_to_no_other_client(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("gateway.connection.SOON", 0.0)
 

@@ -129,15 +129,36 @@ def test_refusals_in_a_row_take_the_place_of_no_batch_that_was_refused_before(tm
     async def scenario() -> None:
         async with Broker(faults=Faults(ack_code=0x99, ack_topics=BATCHES)) as broker:
             box = Box(tmp_path, address(broker))
-            await seal_large(box, 4)
+            await seal_large(box, 5)
             size = on_disk(next(box.buffer.waiting()).length)
             box.buffer._settings = BufferSettings(max_size=10 * size, keep_free=0)
             box.buffer.set_aside(next(box.buffer.waiting()), 0x99)
             async with delivering(box):
-                await until(lambda: "refuses one batch after the other" in str(box.state.why))
                 await until(lambda: "refuses every batch" in str(box.state.why))
             assert len(box.refused) == 2
             assert box.buffer.stats().dropped == 0
+
+    run(scenario())
+
+
+def test_two_refusals_in_a_row_where_there_is_no_room_hold_up_none_that_is_accepted(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            await seal_large(box, 20)
+            size = on_disk(next(box.buffer.waiting()).length)
+            box.buffer._settings = BufferSettings(max_size=10 * size, keep_free=0)
+
+            def answer(message: Received) -> None:
+                refused = any(sequence % 5 in (3, 4) for sequence in both([message]))
+                broker.faults = Faults(ack_code=0x99 if refused else None)
+
+            broker.on_publish.append(answer)
+            async with delivering(box):
+                await box.empty()
+            assert (broker.connects, sorted(box.buffer.stats().refused)) == (1, box.refused)
+            assert sorted(int(name.split("-")[0]) for name in box.refused) == [18, 19]
+            assert box.buffer.stats().dropped_by == {"refused by the broker": 6 * 20 + 6}
 
     run(scenario())
 
