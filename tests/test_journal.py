@@ -10,7 +10,7 @@ from crash_disk import CrashDisk
 
 from gateway.disk import Disk
 from gateway.flushed import MAGIC, SLOT, SLOTS, Flushed, unsealed
-from gateway.journal import Journal
+from gateway.journal import Journal, JournalFullError
 from gateway.reading import TEMPERATURE, ClockState, Instant, Reading
 
 SHORT, LONG = "x", "x" * SLOT
@@ -295,6 +295,15 @@ def test_what_stands_behind_the_slots_is_none_of_ours(journal: Journal):
     assert found(data + b"b" * SLOT, sealed=18) == ([19] * SLOTS, [])
 
 
+def test_a_journal_that_is_full_takes_no_frame_until_all_are_sealed(journal: Journal):
+    full = written(journal, *(frame(19, 1, before=n) for n in range(SLOTS)))
+    with pytest.raises(JournalFullError):
+        journal.write(frame(20, 1))
+    assert journal._disk.read("journal") == full
+    journal.all_sealed()
+    assert found(written(journal, frame(20, 1)), sealed=19) == ([20], [])
+
+
 def test_a_bad_frame_of_several_slots_is_told_as_one_and_whole(journal: Journal):
     data = written(journal, frame(19, 5, value=LONG))
     spoil(data, 0)
@@ -330,6 +339,16 @@ def test_a_journal_that_was_cut_off_keeps_what_is_left_and_has_its_room_again(
     again.write(frame(20, 1))
     frames, _ = again.recover(18)
     assert [each.sequence for each in frames] == [19] * (end >= SLOT) + [20]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_room_of_a_journal_outlasts_a_power_cut_though_the_disk_is_full_then(seed: int):
+    Journal(disk := CrashDisk()).recover(0)
+    disk.crash(Random(seed))
+    disk.limit = disk.used
+    journal = Journal(disk)
+    journal.recover(0)
+    assert found(written(journal, frame(1, 1))) == ([1], [])
 
 
 def test_bytes_that_are_too_few_for_a_frame_are_none_though_their_sum_is_right():
