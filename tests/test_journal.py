@@ -281,6 +281,14 @@ def test_several_newest_frames_whose_heads_are_wrong_are_told_each(journal: Jour
     assert found(data, sealed=18) == ([19, 19], [("19-1", 1)])
 
 
+def test_a_frame_whose_head_is_wrong_is_told_where_another_batch_stands_behind_it(
+    journal: Journal,
+):
+    data = written(journal, frame(19, 2), frame(19, 3, before=2), frame(20, 1))
+    data[SLOT + SEQUENCE] = 2
+    assert found(data, sealed=18) == ([19, 20], [("19-1", 3)])
+
+
 @pytest.mark.parametrize("first", [0, 2])
 def test_behind_zeros_nothing_that_names_a_sealed_batch_is_a_loss(journal: Journal, first: int):
     more = frame(19, 1), frame(2, 3, before=first), frame(18, 1)
