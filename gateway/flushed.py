@@ -110,7 +110,7 @@ def unsealed(data: bytes, sealed: int) -> tuple[list[Flushed], list[Damage]]:
             _add(bad, _head(at, data[at:end], there))
             continue
         if frame.sequence > sealed:
-            damaged += _between(bad, frame, frame.before - found.get(frame.name, 0), sealed)
+            damaged += _between(bad, last, frame, frame.before - found.get(frame.name, 0), sealed)
             damaged += [Damage(NAME, at, data[at:end], 0, of=frame.mark)] if mended else []
         else:
             damaged += _behind(bad, last, frame, sealed)
@@ -164,23 +164,20 @@ def _add(bad: list[_Bad], more: _Bad) -> None:
         bad.append(more)
 
 
-def _between(bad: list[_Bad], frame: Flushed, missing: int, sealed: int) -> list[Damage]:
+def _between(
+    bad: list[_Bad], last: Flushed | None, frame: Flushed, missing: int, sealed: int
+) -> list[Damage]:
     """Return what is bad before a frame, with the readings of its batch that are missing there."""
     here = [each for each in bad if each.sequence in (None, frame.sequence)]
     if missing > 0 and not here:  # what a head says is wrong
         here = [each for each in bad if (each.sequence or 0) <= sealed]
     widest = max(here, key=lambda each: len(each.data), default=None)
     told = []
-    for each in bad:
-        sequence = each.sequence or 0
-        if each in here:
-            lost = each.readings if missing <= 0 else missing if each is widest else 0
-            told.append(each.damage(lost, frame.mark))
-        elif sequence > sealed:
-            told.append(each.damage(each.readings))
-        elif each.newest and sequence + 1 < frame.sequence:  # batches follow one another
-            told.append(each.damage(each.readings, unsure=True))
-    return told
+    for each in here:
+        lost = each.readings if missing <= 0 else missing if each is widest else 0
+        told.append(each.damage(lost, frame.mark))
+    begun = last if last and last.sequence > sealed else None
+    return told + _behind([each for each in bad if each not in here], begun, frame, sealed)
 
 
 def _behind(

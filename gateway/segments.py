@@ -126,8 +126,7 @@ class Segments:
 
     def keep(self, name: str, at: int) -> None:
         """Have the file kept for good, since it cannot be read there."""
-        if name in self._all:
-            self._all[name].bad.append(at)
+        self._all[name].bad.append(at)
 
     def remove(self, done: list[Segment]) -> None:
         """Remove these, but for what cannot be read, which has another name from now on."""

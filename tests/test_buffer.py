@@ -528,6 +528,14 @@ def test_after_a_failed_sync_it_goes_on_in_a_new_segment():
     assert next(buffer.waiting()).segment == "00000002.seg"
 
 
+def test_what_could_not_be_synced_takes_no_room():
+    take(buffer := begun(disk := CrashDisk()), 1.0)
+    before, disk.failing = disk.size("00000001.seg"), 1
+    buffer.close()
+    assert buffer.fault
+    assert disk.size("00000001.seg") == before
+
+
 def test_after_a_failed_sync_a_loss_is_recorded_in_a_new_segment_as_well():
     buffer = begun(disk := CrashDisk())
     disk.bad.add("00000001.seg")

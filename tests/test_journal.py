@@ -10,7 +10,7 @@ from crash_disk import CrashDisk
 
 from gateway.disk import Disk
 from gateway.flushed import MAGIC, SLOT, SLOTS, Flushed, unsealed
-from gateway.journal import Journal
+from gateway.journal import Journal, JournalFullError
 from gateway.reading import TEMPERATURE, ClockState, Instant, Reading
 
 SHORT, LONG = "x", "x" * SLOT
@@ -295,6 +295,14 @@ def test_several_newest_frames_whose_heads_are_wrong_are_told_each(journal: Jour
     assert found(data, sealed=18) == ([19, 19], [("19-1", 1)])
 
 
+def test_a_frame_whose_head_is_wrong_is_told_where_another_batch_stands_behind_it(
+    journal: Journal,
+):
+    data = written(journal, frame(19, 2), frame(19, 3, before=2), frame(20, 1))
+    data[SLOT + SEQUENCE] = 2
+    assert found(data, sealed=18) == ([19, 20], [("19-1", 3)])
+
+
 @pytest.mark.parametrize("first", [0, 2])
 def test_behind_zeros_nothing_that_names_a_sealed_batch_is_a_loss(journal: Journal, first: int):
     more = frame(19, 1), frame(2, 3, before=first), frame(18, 1)
@@ -307,6 +315,15 @@ def test_behind_zeros_nothing_that_names_a_sealed_batch_is_a_loss(journal: Journ
 def test_what_stands_behind_the_slots_is_none_of_ours(journal: Journal):
     data = written(journal, *(frame(19, 1, before=n) for n in range(SLOTS)))
     assert found(data + b"b" * SLOT, sealed=18) == ([19] * SLOTS, [])
+
+
+def test_a_journal_that_is_full_takes_no_frame_until_all_are_sealed(journal: Journal):
+    full = written(journal, *(frame(19, 1, before=n) for n in range(SLOTS)))
+    with pytest.raises(JournalFullError):
+        journal.write(frame(20, 1))
+    assert journal._disk.read("journal") == full
+    journal.all_sealed()
+    assert found(written(journal, frame(20, 1)), sealed=19) == ([20], [])
 
 
 def test_a_bad_frame_of_several_slots_is_told_as_one_and_whole(journal: Journal):
@@ -344,6 +361,16 @@ def test_a_journal_that_was_cut_off_keeps_what_is_left_and_has_its_room_again(
     again.write(frame(20, 1))
     frames, _ = again.recover(18)
     assert [each.sequence for each in frames] == [19] * (end >= SLOT) + [20]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_room_of_a_journal_outlasts_a_power_cut_though_the_disk_is_full_then(seed: int):
+    Journal(disk := CrashDisk()).recover(0)
+    disk.crash(Random(seed))
+    disk.limit = disk.used
+    journal = Journal(disk)
+    journal.recover(0)
+    assert found(written(journal, frame(1, 1))) == ([1], [])
 
 
 def test_bytes_that_are_too_few_for_a_frame_are_none_though_their_sum_is_right():
