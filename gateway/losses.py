@@ -113,10 +113,10 @@ class Losses:
         """Tell of what stood in place of a file of ours."""
         self._tell(f"{self._disk.directory}: {name} is not one of this bygate's: kept as {aside}")
 
-    def gone(self, names: Iterable[str]) -> None:
-        """Tell of files of ours that are not there, though others are."""
+    def gone(self, names: Iterable[str], how: str = "gone") -> None:
+        """Tell of files of ours that are not there, or not as they were, though others are."""
         for name in names:
-            self._tell(f"{self._disk.directory}: {name} is gone: {_GONE[name]}: {_WHO}")
+            self._tell(f"{self._disk.directory}: {name} is {how}: {_GONE[name]}: {_WHO}")
 
     def found(self, damaged: Iterable[Damage]) -> None:
         """Take up what recovery could not read as it was written."""

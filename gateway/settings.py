@@ -231,7 +231,7 @@ class BufferSettings:
     )
     max_age: Duration | None = setting(
         None,
-        "What has waited longer is dropped and counted, 1 MiB at most at once; never by default.",
+        "What has waited longer, by an eighth at most, is dropped and counted; never by default.",
         example="90d",
         low=3600,
     )

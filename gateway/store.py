@@ -27,6 +27,9 @@ from gateway.refused import DIRECTORY, Refused
 from gateway.segments import LARGEST_FILE, is_segment
 from gateway.spool import Spool
 
+_BEGUN = {flushed.NAME: flushed.SLOT * flushed.SLOTS, acked.NAME: 2 * acked.PAGE, LIST: 0}
+"""What is there before the first segment, and how many bytes it has at least from then on."""
+
 
 class Store:
     """Journal and spool of the directory that is there now.
@@ -143,8 +146,9 @@ class Store:
         names = self._disk.names()
         spool.recover()
         if any(map(is_segment, names)):
-            begun = flushed.NAME, acked.NAME, LIST
-            self._losses.gone(name for name in begun if name not in names)
+            self._losses.gone(name for name in _BEGUN if name not in names)
+            there = (name for name in _BEGUN if name in names)
+            self._losses.gone((n for n in there if self._disk.size(n) < _BEGUN[n]), "cut off")
         for held in list(spool.waiting()):
             if held.epoch == intake.epoch and held.sequence in intake.renamed:
                 spool.acknowledge(held)

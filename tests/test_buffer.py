@@ -284,10 +284,12 @@ def test_acked_of_which_a_power_cut_tore_a_page_is_no_other_ones(
     assert (values(again), again.stats().faults) == ([1.0], [])
 
 
-def test_acked_that_a_power_cut_left_empty_is_no_other_ones(tmp_path: Path):
+def test_acked_that_is_empty_is_no_other_ones(tmp_path: Path):
     opened(tmp_path).close()
     (tmp_path / "acked").write_bytes(b"")
-    assert opened(tmp_path, epoch=2).stats().faults == []
+    (told,) = opened(tmp_path, epoch=2).stats().faults
+    assert "acked is cut off: " in told
+    assert not list(tmp_path.glob("*.foreign"))
 
 
 @pytest.mark.parametrize("ranges", [[[1, 1]], [[1, 1], [3, 3], [5, 5], [7, 7]]])

@@ -1059,6 +1059,23 @@ def test_a_file_that_is_gone_beside_segments_is_told_of(tmp_path: Path, name: st
     assert opened(tmp_path, 3).stats().faults == []
 
 
+@pytest.mark.parametrize(
+    ("name", "size"), [("journal", 0), ("journal", 2048), ("journal", 8192), ("acked", 4096)]
+)
+def test_a_file_that_is_cut_off_beside_segments_is_told_of(tmp_path: Path, name: str, size: int):
+    sealed(tmp_path, [3, 4])
+    os.truncate(tmp_path / name, size)
+    assert f"{name} is cut off: " in opened(tmp_path, 2).stats().faults[0]
+    assert opened(tmp_path, 3).stats().faults == []
+
+
+def test_what_is_emptied_altogether_is_told_of(tmp_path: Path):
+    sealed(tmp_path, [3, 4])
+    for path in [*tmp_path.glob("*.seg"), tmp_path / "acked"]:
+        os.truncate(path, 0)
+    assert "acked is cut off: " in opened(tmp_path, 2).stats().faults[0]
+
+
 def test_a_damaged_batch_that_the_journal_saves_is_not_counted_later_either(tmp_path: Path):
     buffer = opened(tmp_path, 1)
     take(buffer, 1.0, 2.0, durable=True)
