@@ -89,6 +89,9 @@ class Bounds:
         allowed = self._settings.max_age
         if allowed is None or self._clock is None or now < self._next_ages:
             return
+        if now >= self._leave_at:
+            spool.leave_segment()
+            self._leave_at = now + allowed / SEGMENTS
         old, at = "", self._clock.now()
         for held in spool.ends():
             age = self._age_ms(spool, held, at)
@@ -99,9 +102,6 @@ class Bounds:
         while old and (lost := spool.evict("older than max_age", until=old)):
             self._losses.evicted(lost, "older than max_age")
         self._next_ages = now + AGES_EVERY
-        if now >= self._leave_at:
-            spool.leave_segment()
-            self._leave_at = now + allowed / SEGMENTS
 
     def _age_ms(self, spool: Spool, held: Held, now: Instant) -> int | None:
         with suppress(WireError):

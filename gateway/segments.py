@@ -60,8 +60,6 @@ class Segments:
         """Bytes of one that is filled; few until it is known how many there may be."""
         self.usable = False
         """Whether the newest one can be written on: what a sync promised of it holds."""
-        self.left = False
-        """Whether the next record is to begin another one."""
         self.total = 0
         """Readings that were sealed so far, as the records tell."""
 
@@ -93,12 +91,11 @@ class Segments:
         if self._all:
             self._disk.close(self.newest.name)
         self.add(Segment(name, len(data), head.sequence, place))
-        self.usable, self.left = True, False
+        self.usable = True
 
     def has_room(self, payload: bytes) -> bool:
         """Whether a record of these bytes can still go into the newest one."""
-        fits = self.usable and self.newest.size + size_of(payload) <= self.bound
-        return fits and not self.left
+        return self.usable and self.newest.size + size_of(payload) <= self.bound
 
     def write(self, record: Record) -> Record:
         """Write a record to the newest one; return it with its place, once it is on the device."""

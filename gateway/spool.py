@@ -65,6 +65,7 @@ class Spool:
         self._acked_at = -math.inf
         self._saved = 0, 0  # so many sealed and dropped readings `acked` knows of, on the device
         self.recovered = False
+        self._epoch = 0
 
     # What there is at a start
 
@@ -200,6 +201,7 @@ class Spool:
         self._acked.begin()
         if told := self._acked.found:  # no name is given again, though the batch is gone
             self.last = max(self.last, told.last)
+        self._epoch = epoch
         self._begin(epoch, self.last + 1)
 
     def _begin(self, epoch: int, sequence: int) -> None:
@@ -294,8 +296,9 @@ class Spool:
         self._segments.bound = max(SMALLEST, min(size, SEGMENT_BYTES))
 
     def leave_segment(self) -> None:
-        """Have the next batch begin a segment: those before it can go as a whole, then."""
-        self._segments.left = True
+        """Begin another, where something waits in the newest: that can go as a whole, then."""
+        if self._shelf.any_of(self._segments.newest.name):
+            self._begin(self._epoch, self.last + 1)
 
     def tidy(self) -> bool:
         """Remove the segments that are done with, all but the newest; whether there were any."""

@@ -155,11 +155,17 @@ def test_few_batches_go_as_soon_as_many_do(tmp_path: Path):
     assert box.dropped == {"older than max_age": 30}
 
 
-def test_the_newest_segment_stays_however_old(tmp_path: Path):
+def test_what_came_last_of_all_goes_as_well(tmp_path: Path):
     box = Box(tmp_path)
     box.buffer.append(Reading("it", TEXT, box.clock.now(), "one"))
-    box.pass_by(400)
-    assert (box.days, box.dropped) == (["one"], {})
+    box.pass_by(5)
+    segments = len(list(tmp_path.glob("*.seg")))
+    box.tick_at += 5 * 86_400
+    box.pass_by(6)
+    assert (box.days, box.dropped) == ([], {"older than max_age": 1})
+    box.tick_at += 50 * 86_400
+    box.pass_by(50)
+    assert len(list(tmp_path.glob("*.seg"))) == segments == 1
 
 
 def test_a_wall_clock_that_jumps_drops_nothing_in_its_own_boot(tmp_path: Path):
