@@ -96,6 +96,7 @@ class Service:
             self._buffer,
             self._pollers,
             self._uplink.state,
+            drivers={sensor.name: sensor.driver_name for sensor in config.sensors.values()},
             adapters=self._radio.states if self._radio else dict,
             volatile=volatile(config.gateway.state_dir),
         )

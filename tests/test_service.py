@@ -13,6 +13,7 @@ import pytest
 from certificates import DAY, NOW, Authority
 from delivery import until
 from gateway_process import values
+from outside_drivers import install
 from test_buffer import opened, take
 
 from gateway.clock import Clock
@@ -105,6 +106,27 @@ def status(seen: list[Received]) -> list[Any]:
 
 def expiring(seen: list[Received]) -> object:
     return status(seen)[-1]["uplink"]["certificate"]["why"]
+
+
+def test_a_drivers_name_is_that_in_the_configuration(tmp_path: Path, monkeypatch):
+    install(tmp_path / "site")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+
+    async def scenario() -> None:
+        sensor = '[sensors.roof]\ndriver = "attic"\n'
+        async with Broker() as broker, serving(tmp_path, broker.url, sensor):
+            await broker.wait_for(lambda seen: len(described(seen)) == 2)
+            about, status = described(broker.received).values()
+            assert about["sensors"]["roof"]["driver"] == "attic"
+            assert status["sensors"]["roof"]["driver"] == "attic"
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def described(seen: list[Received]) -> dict[str, Any]:
+    """Return what a gateway says of itself, by topic."""
+    said = {each.topic: each.payload for each in seen if each.topic.endswith(("/about", "/status"))}
+    return {topic: json.loads(said[topic]) for topic in sorted(said)}
 
 
 def test_outcomes_are_told_while_it_runs(tmp_path: Path):
