@@ -1118,6 +1118,19 @@ def test_whether_a_gateway_works_on_a_directory_can_be_asked_beside_it(tmp_path:
     assert in_use(tmp_path / "state") is False
 
 
+def test_who_asks_that_is_not_taken_for_a_gateway_by_others_who_ask(tmp_path: Path, monkeypatch):
+    told: list[bool | None] = []
+
+    def asked_amid(fd: int, how: int, flock=fcntl.flock) -> None:
+        flock(fd, how)
+        monkeypatch.setattr(fcntl, "flock", flock)
+        told.append(in_use(tmp_path))
+
+    monkeypatch.setattr(fcntl, "flock", asked_amid)
+    told.append(in_use(tmp_path))
+    assert told == [False, False]
+
+
 def test_who_asks_that_keeps_no_gateway_from_starting(tmp_path: Path):
     asking = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(asking, fcntl.LOCK_EX)
