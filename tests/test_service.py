@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -63,6 +64,25 @@ def test_a_durable_sensor_is_on_disk_at_once(tmp_path: Path):
 
 def flushed(directory: Path) -> int:
     return sum(len(batch.readings) for batch in Glance(directory, "trd-0042").unsealed())
+
+
+def test_a_sync_that_fails_once_when_it_stops_costs_nothing(tmp_path: Path, monkeypatch):
+    rare = '[buffer]\nflush_interval = "1h"\nseal_interval = "1h"\n'
+    failures = [OSError(errno.EIO, "Input/output error")]
+
+    def fdatasync(fd: int, sync=os.fdatasync) -> None:
+        if failures:
+            raise failures.pop()
+        sync(fd)
+
+    async def scenario() -> None:
+        async with serving(tmp_path, NOWHERE, f"{rare}{SENSOR}") as service:
+            await until(lambda: service._buffer.unsaved >= 10)
+            monkeypatch.setattr(os, "fdatasync", fdatasync)
+        told = service._buffer.stats()
+        assert (told.disk_errors, told.dropped, told.waiting_readings) == (1, 0, told.taken)
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
 
 
 def test_what_is_older_than_max_age_goes_while_it_runs(tmp_path: Path):
