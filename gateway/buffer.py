@@ -148,6 +148,11 @@ class Buffer:
         self._disk.close_all()
         self._refused_disk.close_all()
 
+    def give_up(self) -> None:
+        """Count as dropped what `close` has left in RAM alone: there is no more time to wait."""
+        self._losses.give_up(self.unsaved)
+        self._intake.give_up(self._spool)
+
     def _work(self, now: float, due: Callable[[], None]) -> None:
         try:
             while not self._done(now, due):
@@ -357,7 +362,7 @@ class Buffer:
             batches + sealed,
             readings + in_ram,
             oldest.first_ms if oldest else self._intake.oldest_ms,
-            self._spool.dropped + self._losses.overflowing,
+            self._spool.dropped + self._losses.in_ram,
             dict(self._losses.by),
             self._refused.names,
             [*filter(None, [self._fault, self._refused.fault]), *told],

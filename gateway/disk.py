@@ -344,14 +344,15 @@ class Onlooker(Disk):
 def in_use(directory: Path) -> bool | None:
     """Return whether a gateway works on the directory; None where that cannot be told.
 
-    The lock is had for an instant, which `lock` waits for: there is no other way to ask for it.
+    A lock is had for an instant, which `lock` waits for: there is no other way to ask for one.
+    Others who ask may have theirs beside it.
     """
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         return False if isinstance(error, FileNotFoundError | NotADirectoryError) else None
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:  # as NFS

@@ -1,4 +1,4 @@
-"""What lies in a buffer, as another process sees it: nothing is written, locked or held up.
+"""What lies in a buffer, as another process sees it: nothing is written or held up.
 
 The journal is read first, then the segments, then what is acknowledged: what is sealed meanwhile is
 met twice and counted once, what is delivered meanwhile is missing, and that is the truth by then.
@@ -15,7 +15,7 @@ from pathlib import Path
 from gateway import acked, flushed, rates, record
 from gateway.aside import LIST, Aside, Listed, read_list
 from gateway.damage import DAMAGED, Damage
-from gateway.disk import FOREIGN, Onlooker, of_another_version
+from gateway.disk import FOREIGN, Onlooker, in_use, of_another_version
 from gateway.held import Held
 from gateway.reading import ClockState
 from gateway.record import Kind, Record, records
@@ -78,12 +78,15 @@ class Glance:
 
     def __init__(self, directory: Path, gateway: str) -> None:
         self.disk, self._gateway = _Files(directory), gateway
+        owned = in_use(directory)
         names = self._names()
         for name in names:
             self._check_version(name)
         journaled, _ = self.disk.salvage(flushed.NAME, flushed.SLOT * flushed.SLOTS)
         self.spool = Spool(self.disk)
         self.spool.recover()
+        # A daemon may have begun or ended meanwhile; where nobody can tell, there may be one
+        self._owned = owned is not False or in_use(directory) is not False
         self._flushed, _ = flushed.unsealed(journaled, self.spool.last)
         self.aside = [name for name in names if name.endswith(DAMAGED)]
         self.aside += [f"{DIRECTORY}/{n}" for n in self._aside_names() if n.endswith(DAMAGED)]
@@ -127,11 +130,12 @@ class Glance:
 
     @cached_property
     def damage(self) -> list[Damage]:
-        """What cannot be read; the end of the newest segment may be a record under way."""
+        """What cannot be read."""
         return [damage for damage in self.spool.damage() if not self._under_way(damage)]
 
     def _under_way(self, damage: Damage) -> bool:
-        return (damage.name, damage.at + len(damage.data)) == self.spool.end
+        """Whether it may be a record that the daemon is writing: nothing tells them apart."""
+        return self._owned and (damage.name, damage.at + len(damage.data)) == self.spool.end
 
     @property
     def oldest_ms(self) -> int | None:

@@ -30,13 +30,17 @@ class Health:
         pollers: Sequence[Poller],
         uplink: UplinkState,
         *,
+        drivers: Mapping[str, str] | None = None,
         adapters: Callable[[], Mapping[str, object]] = dict,
         volatile: str | None = None,
     ) -> None:
-        """`volatile` is the kind of the buffer's file system, if it does not outlast a reboot."""
+        """`drivers` are their names in the configuration, by sensor.
+
+        `volatile` is the kind of the buffer's file system, if it does not outlast a reboot.
+        """
         self._gateway, self._clock = gateway, clock
         self._buffer, self._pollers, self._uplink = buffer, pollers, uplink
-        self._adapters, self._volatile = adapters, volatile
+        self._drivers, self._adapters, self._volatile = drivers or {}, adapters, volatile
         self._since = clock.now()
         self._told_to_wait = False
 
@@ -144,7 +148,7 @@ class Health:
         state, now = poller.state, self._clock.now().boot_ms
         latest = max((r.instant.boot_ms for r in state.last.values()), default=None)
         return {
-            "driver": type(poller.driver).__module__.rpartition(".")[2],
+            "driver": self._drivers.get(poller.name),
             "link": poller.driver.link,
             "state": "ok" if state.why is None and state.last else "silent",
             "last": {q.name: {"value": r.value, "unit": q.unit} for q, r in state.last.items()},

@@ -165,6 +165,22 @@ class Intake:
         if self.filling is None or not self.filling.journaled:
             journal.all_sealed()
 
+    # To nowhere
+
+    def give_up(self, spool: Spool) -> None:
+        """Let go of what is in RAM alone; of a batch there stays what is in the journal."""
+        self._fresh.clear()
+        if self.filling:
+            del self.filling.readings[self.filling.journaled :]
+            self.filling = self.filling if self.filling.readings else None
+        batches, self.sealed = self.sealed, deque()
+        for batch in batches:
+            if left := batch.readings[: batch.journaled]:
+                was = decode(batch.payload)
+                self._previous = was.previous
+                named = (batch.epoch, batch.sequence, was.boot)
+                self.sealed.append(self.encode(spool, *named, left, journaled=len(left)))
+
     # Names
 
     @property

@@ -40,6 +40,8 @@ _REMEDIES = {
 }
 """What keeps what is still there, beside `bygate export`, by the reason for an eviction."""
 
+STOPPED = "stopped while the disk took nothing"
+
 log = logging.getLogger(__name__)
 
 
@@ -54,6 +56,7 @@ class Losses:
         self._disk = disk
         self._unrecorded: Counter[str] = Counter()
         self._overflowed = self._overflow_recorded = 0
+        self._given_up = 0
         self._damaged: deque[Damage] = deque()
         self._counted: deque[Damage] = deque()
         """What may be blanked by now."""
@@ -64,9 +67,19 @@ class Losses:
         """Readings for which there was no room in RAM, and of which the disk does not know yet."""
         return self._overflowed - self._overflow_recorded
 
+    @property
+    def in_ram(self) -> int:
+        """Readings that are lost, which the disk does not know yet since it takes nothing."""
+        return self.overflowing + self._given_up
+
     def overflow(self) -> None:
         """Count a reading for which there was no room in RAM."""
         self._overflowed += 1
+
+    def give_up(self, readings: int) -> None:
+        """Count what a stop takes along; it is recorded should the disk take something yet."""
+        self.by[STOPPED] += readings
+        self._given_up += readings
 
     def record(self, spool: Spool, readings: int, reason: str, *of: str, sequence: int = 0) -> None:
         """Count a loss, and have the spool remember it; raises OSError.
@@ -89,6 +102,9 @@ class Losses:
         if overflow := self.overflowing:
             self.record(spool, overflow, "no room in RAM")
             self._overflow_recorded += overflow
+        if self._given_up:
+            spool.record_loss(1, 0, self._given_up, STOPPED)  # by its reason it is counted already
+            self._given_up = 0
         for reason in list(self._unrecorded):
             self.record(spool, self._unrecorded[reason], reason)
             del self._unrecorded[reason]

@@ -96,6 +96,7 @@ class Service:
             self._buffer,
             self._pollers,
             self._uplink.state,
+            drivers={sensor.name: sensor.driver_name for sensor in config.sensors.values()},
             adapters=self._radio.states if self._radio else dict,
             volatile=volatile(config.gateway.state_dir),
         )
@@ -157,19 +158,29 @@ class Service:
             await asyncio.wait({taking})
             notify("STOPPING=1")
             self._tally.tell()
-            await self._on_writer(self._buffer.close)
+            lost, why = await self._save()
             self._uplink.wake()
             await self._uplink.farewell(self._health, FAREWELL)
             uplink.cancel()
             watch.cancel()
         await self._on_writer(self._buffer.close)  # what was acknowledged last is written down
         await self._on_writer(partial(self._uplink.state.traffic.write, self._disk))
-        if lost := self._buffer.unsaved:
-            log.error("stopped: %s lost: %s", counted(lost, "reading"), self._buffer.fault)
+        if lost := lost + self._buffer.unsaved:
+            log.error("stopped: %s lost: %s", counted(lost, "reading"), why or self._buffer.fault)
             return False
         waiting = counted(self._buffer.stats().waiting_batches, "batch")
         log.info("stopped: %s left for the next start", waiting)
         return True
+
+    async def _save(self) -> tuple[int, str | None]:
+        """Have everything on the disk; return how many readings that cost, and why."""
+        await self._on_writer(self._buffer.close)
+        if self._buffer.unsaved:  # a sync fails once, where a disk has lost what it should write
+            await self._on_writer(self._buffer.close)
+        lost, why = self._buffer.unsaved, self._buffer.fault
+        if lost:
+            await self._on_writer(self._buffer.give_up)
+        return lost, why
 
     async def _take_readings(self) -> None:
         """Poll every sensor and keep the buffer, for ever."""

@@ -18,6 +18,7 @@ from trials import mounted, times
 
 from gateway.buffer import Buffer
 from gateway.disk import Disk
+from gateway.glance import Glance
 from hil.backlog import fill
 from hil.broker import Broker, Faults, Received
 from hil.loopdisk import LoopDisk
@@ -155,6 +156,41 @@ def test_it_starts_on_a_read_only_disk_and_loses_nothing_when_that_ends(
             await counts_on(file)
             assert await it.stop() == 0
             all_arrived(numbers(broker.received), file)
+
+    run(scenario())
+
+
+def test_what_a_stop_gives_up_is_dropped_in_the_last_status(tmp_path: Path, counting: str):
+    async def scenario() -> None:
+        async with Broker() as broker, gateway(tmp_path, broker.url, counting, **INTERVALS) as it:
+            await broker.wait_for(readings)
+            (tmp_path / "fault").write_text(f"{errno.EROFS} {CHANGES}")
+            await said(broker, lambda buffer: buffer["faults"])
+            await counts_on(tmp_path / "numbers")
+            assert await it.stop() == 1
+            last = await said(broker, lambda buffer: buffer["dropped"])
+            assert await it.says(f"stopped: {last['dropped']} readings lost: ")
+            assert last["dropped_by"] == {"stopped while the disk took nothing": last["dropped"]}
+            arrived = len(readings(broker.received))
+            assert last["taken_readings"] - arrived == last["dropped"] + last["waiting_readings"]
+
+    run(scenario())
+
+
+def test_what_a_stop_gave_up_is_recorded_where_the_disk_takes_that(tmp_path: Path, counting: str):
+    async def scenario() -> None:
+        async with Broker() as broker, gateway(tmp_path, broker.url, counting, **INTERVALS) as it:
+            await broker.wait_for(readings)
+            (tmp_path / "fault").write_text(f"{errno.EROFS} {CHANGES}")
+            await said(broker, lambda buffer: buffer["faults"])
+            await counts_on(tmp_path / "numbers")
+            broker.faults = Faults(ack_withheld=True)  # so that the farewell lasts
+            it.process.terminate()
+            dropped = (await said(broker, lambda buffer: buffer["dropped"]))["dropped"]
+            (tmp_path / "fault").unlink()
+            assert await it.process.wait() == 1
+            assert "Read-only" in await it.says(f"stopped: {dropped} readings lost: ")
+        assert Glance(tmp_path / "state", "trd-0042").spool.dropped == dropped
 
     run(scenario())
 

@@ -1128,6 +1128,19 @@ def test_whether_a_gateway_works_on_a_directory_can_be_asked_beside_it(tmp_path:
     assert in_use(tmp_path / "state") is False
 
 
+def test_who_asks_that_is_not_taken_for_a_gateway_by_others_who_ask(tmp_path: Path, monkeypatch):
+    told: list[bool | None] = []
+
+    def asked_amid(fd: int, how: int, flock=fcntl.flock) -> None:
+        flock(fd, how)
+        monkeypatch.setattr(fcntl, "flock", flock)
+        told.append(in_use(tmp_path))
+
+    monkeypatch.setattr(fcntl, "flock", asked_amid)
+    told.append(in_use(tmp_path))
+    assert told == [False, False]
+
+
 def test_who_asks_that_keeps_no_gateway_from_starting(tmp_path: Path):
     asking = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(asking, fcntl.LOCK_EX)
@@ -1507,6 +1520,56 @@ def test_it_says_how_many_readings_are_in_ram_alone(tmp_path: Path):
     buffer.close()
     assert buffer.unsaved == 2
     assert values(opened(tmp_path, epoch=2)) == [1.0]
+
+
+def given_up(buffer: Buffer) -> tuple[int, int, dict[str, int]]:
+    told = buffer.stats()
+    assert buffer.unsaved == 0
+    return told.waiting_readings, told.dropped, told.dropped_by
+
+
+@pytest.mark.parametrize("flushed", [[], [1.0]])
+@pytest.mark.parametrize("way", [[], [lambda buffer: buffer.tick(31.0)], [Buffer.close]])
+def test_what_a_stop_gives_up_is_dropped_and_what_was_flushed_waits(
+    tmp_path: Path, flushed: list[float], way: list[Callable[[Buffer], None]]
+):
+    buffer = begun(disk := SmallDisk(tmp_path), 1, UNBOUND)
+    take(buffer, *flushed)
+    buffer.tick(20.0)
+    disk.dead = True
+    take(buffer, 2.0, 3.0)
+    for step in way:
+        step(buffer)
+    buffer.give_up()
+    expected = len(flushed), 2, {"stopped while the disk took nothing": 2}
+    assert given_up(buffer) == expected
+    buffer.close()
+    assert given_up(buffer) == expected
+    assert opened(tmp_path, epoch=2).stats().dropped == 0
+    disk.dead = False
+    for _ in range(2):
+        buffer.close()
+        assert given_up(buffer) == expected
+    again = opened(tmp_path, epoch=3)
+    assert (values(again), again.stats().dropped) == (flushed, 2)
+
+
+@pytest.mark.parametrize("fails", [1, 2])
+def test_a_batch_whose_rest_is_given_up_after_failed_syncs_is_there_once(fails: int):
+    take(before := begun(disk := CrashDisk()), 0.0)
+    before.close()
+    take(buffer := begun(disk, 2), 1.0)
+    buffer.tick(20.0)
+    take(buffer, 2.0)
+    disk.bad = {"00000002.seg", "00000003.seg"}
+    for _ in range(fails):
+        buffer.close()
+    buffer.give_up()
+    disk.bad.clear()
+    buffer.close()
+    again = begun(disk, 3)
+    assert (values(again), again.stats().dropped) == ([0.0, 1.0], 1)
+    assert batches(again)[-1].previous == (1, 1)
 
 
 def test_what_could_not_be_flushed_is_flushed_once_the_disk_works_again(tmp_path: Path):

@@ -17,7 +17,7 @@ from test_buffer import SETTINGS, opened, take, values
 
 from gateway.bounds import room
 from gateway.cli import main
-from gateway.disk import Disk, volatile
+from gateway.disk import LOCK, Disk, volatile
 from gateway.rates import NAME, RATE_AFTER
 from gateway.wire import Batch
 from hil.broker import Broker, Faults, Received
@@ -189,17 +189,22 @@ def test_rates_that_are_damaged_are_not_known(tmp_path: Path, capsys: Said, text
     assert look(tmp_path, capsys)["written_bytes_day"] is None
 
 
-def test_a_record_that_is_being_written_is_no_damage(tmp_path: Path, capsys: Said):
+def test_a_record_that_a_daemon_is_writing_is_no_damage(tmp_path: Path, capsys: Said):
     buffer = opened(tmp_path / "state")
     for value in (1.0, 2.0):
         take(buffer, value)
         buffer.close()
     newest = max((tmp_path / "state").glob("*.seg"))
     whole = newest.read_bytes()
+    daemon = Disk(tmp_path / "state")
+    assert daemon.lock()
     for length in range(len(whole) - 100, len(whole)):
         newest.write_bytes(whole[:length])
         told = look(tmp_path, capsys)
         assert (told["damage"], told["waiting_batches"]) == ([], 1)
+    daemon.close(LOCK)
+    assert main(["buffer", "-c", str(config(tmp_path))]) == 1
+    assert "1 readings in them" in capsys.readouterr().out
 
 
 def test_damage_is_named_and_is_a_fault(tmp_path: Path, capsys: Said):

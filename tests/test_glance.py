@@ -7,19 +7,25 @@ from pathlib import Path
 from threading import Event, Thread
 
 import pytest
-from test_buffer import opened, take
+from test_buffer import SETTINGS, begun, opened, take
 from test_unreadable import on_block, written
 
-from gateway.disk import BLOCK
+from gateway.disk import BLOCK, LOCK, Disk
 from gateway.glance import Glance
 from gateway.reading import Value
+from gateway.record import size_of
+
+HEAD = size_of(b"")
+"""Bytes of a record before its payload."""
 
 
 class Owner:
     """Fills a buffer and has it delivered, as fast as it goes, in a thread of its own."""
 
     def __init__(self, directory: Path) -> None:
-        self.buffer = opened(directory)
+        disk = Disk(directory)
+        assert disk.lock()
+        self.buffer = begun(disk, 1, SETTINGS)
         self.flushed = self.delivered = 0
         """The highest number that was flushed, and that is about to be delivered."""
         self._ends = Event()
@@ -84,6 +90,46 @@ def test_a_segment_that_goes_meanwhile_is_no_damage(tmp_path: Path):
         segment.unlink()
     assert seen(glance) == (set(), 1)
     assert glance.damage == []
+
+
+def torn(directory: Path, left: int) -> None:
+    """Leave a segment of two batches of one reading, and so many bytes of the second one."""
+    buffer = opened(directory)
+    for value in (1.0, 2.0):
+        take(buffer, value)
+        buffer.close()
+    held = list(buffer.waiting())[1]
+    os.truncate(directory / held.segment, held.offset - HEAD + left)
+
+
+@pytest.mark.parametrize("left", [0, HEAD - 1, HEAD, HEAD + 9])
+def test_what_ends_amid_a_record_is_damage_unless_a_daemon_may_be_writing_it(
+    tmp_path: Path, left: int
+):
+    torn(tmp_path, left)
+    (damage,) = Glance(tmp_path, "trd-0042").damage
+    assert (len(damage.data), damage.lost) == (left, 1)
+    daemon = Disk(tmp_path)
+    assert daemon.lock()
+    assert Glance(tmp_path, "trd-0042").damage == []
+    daemon.close(LOCK)
+    assert len(Glance(tmp_path, "trd-0042").damage) == 1
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_a_daemon_may_write_it_that_ends_or_begins_while_it_is_read(
+    tmp_path: Path, monkeypatch, begins: bool
+):
+    torn(tmp_path, HEAD)
+    daemon = Disk(tmp_path)
+    assert begins or daemon.lock()
+
+    def pread(fd: int, length: int, offset: int, read=os.pread) -> bytes:
+        assert daemon.lock() if begins else not daemon.close(LOCK)
+        return read(fd, length, offset)
+
+    monkeypatch.setattr(os, "pread", pread)
+    assert Glance(tmp_path, "trd-0042").damage == []
 
 
 def looked_at(directory: Path) -> list[Value]:

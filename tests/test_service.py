@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import pytest
 from certificates import DAY, NOW, Authority
 from delivery import until
 from gateway_process import values
+from outside_drivers import install
 from test_buffer import opened, take
 
 from gateway.clock import Clock
@@ -64,6 +66,25 @@ def flushed(directory: Path) -> int:
     return sum(len(batch.readings) for batch in Glance(directory, "trd-0042").unsealed())
 
 
+def test_a_sync_that_fails_once_when_it_stops_costs_nothing(tmp_path: Path, monkeypatch):
+    rare = '[buffer]\nflush_interval = "1h"\nseal_interval = "1h"\n'
+    failures = [OSError(errno.EIO, "Input/output error")]
+
+    def fdatasync(fd: int, sync=os.fdatasync) -> None:
+        if failures:
+            raise failures.pop()
+        sync(fd)
+
+    async def scenario() -> None:
+        async with serving(tmp_path, NOWHERE, f"{rare}{SENSOR}") as service:
+            await until(lambda: service._buffer.unsaved >= 10)
+            monkeypatch.setattr(os, "fdatasync", fdatasync)
+        told = service._buffer.stats()
+        assert (told.disk_errors, told.dropped, told.waiting_readings) == (1, 0, told.taken)
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
 def test_what_is_older_than_max_age_goes_while_it_runs(tmp_path: Path):
     for epoch in (1, 2):
         buffer = opened(tmp_path / "state", epoch)
@@ -105,6 +126,27 @@ def status(seen: list[Received]) -> list[Any]:
 
 def expiring(seen: list[Received]) -> object:
     return status(seen)[-1]["uplink"]["certificate"]["why"]
+
+
+def test_a_drivers_name_is_that_in_the_configuration(tmp_path: Path, monkeypatch):
+    install(tmp_path / "site")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+
+    async def scenario() -> None:
+        sensor = '[sensors.roof]\ndriver = "attic"\n'
+        async with Broker() as broker, serving(tmp_path, broker.url, sensor):
+            await broker.wait_for(lambda seen: len(described(seen)) == 2)
+            about, status = described(broker.received).values()
+            assert about["sensors"]["roof"]["driver"] == "attic"
+            assert status["sensors"]["roof"]["driver"] == "attic"
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def described(seen: list[Received]) -> dict[str, Any]:
+    """Return what a gateway says of itself, by topic."""
+    said = {each.topic: each.payload for each in seen if each.topic.endswith(("/about", "/status"))}
+    return {topic: json.loads(said[topic]) for topic in sorted(said)}
 
 
 def test_outcomes_are_told_while_it_runs(tmp_path: Path):

@@ -3,11 +3,16 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from test_health import Box
-from wire_batches import EXAMPLE, T, U, batches, examples
+from wire_batches import EXAMPLE, T, U, batches, examples, reading
 
 from gateway import wire
+from gateway.driver import LONGEST_NAME
+from gateway.encoding import ENCODINGS
+from gateway.filling import BATCH_READINGS, Filling
+from gateway.reading import Quantity
 
 DOCUMENT = (Path(wire.__file__).parent / "WIRE.md").read_text(encoding="utf-8")
 
@@ -59,6 +64,28 @@ def test_the_documents_worked_example_is_the_one_that_is_tested():
 def test_the_documents_decoder_has_ten_lines():
     body = DOCUMENT.split('of every value in a payload."""\n')[1].split("```")[0]
     assert len(body.splitlines()) == 10
+
+
+@pytest.mark.parametrize(("claim", "letter"), [("At worst it is", "x"), ("text;", "\U0001f600")])
+def test_no_batch_that_was_sealed_for_msgpack_has_longer_lines_than_the_document_says(
+    claim: str, letter: str
+):
+    most = float(re.search(rf"{claim} ([\d.]+) MB", DOCUMENT)[1]) * 10**6
+    name = letter * LONGEST_NAME
+    sizes = [as_json(Quantity(name, name), "\1" * length) for length in range(40, 60)]
+    assert most * 0.9 < max(sizes) <= most
+
+
+def as_json(quantity: Quantity, text: str) -> int:
+    """Return the bytes of the JSON lines of a batch that is full of such readings."""
+    sender, most = "g" * 64, 2**32 - 1
+    full = Filling(reading(0).instant, 0.0, wire.SizeBound(sender))
+    long = reading(text, 0, quantity, "s" * 64, 255)
+    while full.takes(long):
+        pass
+    assert len(full.readings) <= BATCH_READINGS
+    sent = wire.Batch(sender, most, most, most, 2, 1, full.readings)
+    return len(ENCODINGS["json"](wire.encode(sent))[0])
 
 
 def test_batches_from_before_the_clock_was_set_are_timed_by_the_next_synchronised_one():
