@@ -30,6 +30,7 @@ from gateway.held import Held
 from gateway.intake import Intake
 from gateway.journal import JournalFullError
 from gateway.losses import Losses
+from gateway.measure import counted
 from gateway.rates import Meter, Rates
 from gateway.reading import Reading
 from gateway.refused import DIRECTORY, REFUSED_BYTES, Refused
@@ -314,8 +315,14 @@ class Buffer:
     def _drop(self, aside: Aside) -> None:
         """Give up a refused batch."""
         self._settle_refused()
-        self._losses.record(self._spool, self._refused.readings(aside), REFUSED, aside.mark)
+        readings = self._refused.readings(aside)
+        self._losses.record(self._spool, readings, REFUSED, aside.mark)
         self._refused.remove(aside)
+        log.error(
+            "buffer: %s/%s: %s dropped: there is no room for more that the broker refuses: mend "
+            "what it refuses them for",
+            *(DIRECTORY, aside.name, counted(readings, "reading")),
+        )
 
     def _settle_refused(self) -> None:
         """Return when no power cut brings one back from the spool, to be refused anew."""

@@ -40,7 +40,7 @@ _REMEDIES = {
 }
 """What keeps what is still there, beside `bygate export`, by the reason for an eviction."""
 
-STOPPED = "stopped while the disk took nothing"
+OVERFLOW, STOPPED = "no room in RAM", "stopped while the disk took nothing"
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,14 @@ class Losses:
 
     def overflow(self) -> None:
         """Count a reading for which there was no room in RAM."""
+        if not self.overflowing:
+            log.error(
+                "buffer: %s: no room in RAM for more readings: the oldest go, and are counted, "
+                "until the disk takes what waits there",
+                self._disk.directory,
+            )
         self._overflowed += 1
+        self.by[OVERFLOW] += 1
 
     def give_up(self, readings: int) -> None:
         """Count what a stop takes along; it is recorded should the disk take something yet."""
@@ -100,10 +107,12 @@ class Losses:
     def record_all(self, spool: Spool) -> None:
         """Record what is not yet; raises OSError."""
         if overflow := self.overflowing:
-            self.record(spool, overflow, "no room in RAM")
+            spool.record_loss(1, 0, overflow, OVERFLOW)  # by its reason it is counted already
             self._overflow_recorded += overflow
+            dropped = counted(overflow, "reading")
+            log.error("buffer: %s: %s dropped: %s", self._disk.directory, dropped, OVERFLOW)
         if self._given_up:
-            spool.record_loss(1, 0, self._given_up, STOPPED)  # by its reason it is counted already
+            spool.record_loss(1, 0, self._given_up, STOPPED)  # likewise
             self._given_up = 0
         for reason in list(self._unrecorded):
             self.record(spool, self._unrecorded[reason], reason)

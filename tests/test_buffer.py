@@ -1044,7 +1044,9 @@ def test_the_counts_say_what_waits_where(tmp_path: Path):
     assert buffer.stats().taken == 2
 
 
-def test_refused_batches_are_bounded_and_the_oldest_goes_first(tmp_path: Path):
+def test_refused_batches_are_bounded_and_the_oldest_goes_first(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     buffer = opened(tmp_path / "other")
     take(buffer, 1.0, 2.0)
     buffer.close()
@@ -1061,6 +1063,7 @@ def test_refused_batches_are_bounded_and_the_oldest_goes_first(tmp_path: Path):
     assert buffer.stats().refused == ["10-1-0x99.batch", "11-1-0x95.batch"]
     assert not (tmp_path / "refused" / "1-1-0x99.batch").exists()
     assert buffer.stats().dropped_by == {"refused by the broker": 2}
+    assert "refused/1-1-0x99.batch: 2 readings dropped: " in caplog.text
 
 
 # A directory that somebody removes
@@ -1583,19 +1586,23 @@ def test_what_could_not_be_flushed_is_flushed_once_the_disk_works_again(tmp_path
     assert (buffer.unsaved, values(opened(tmp_path, epoch=2))) == (0, [1.0])
 
 
-def test_what_waits_in_ram_is_bounded_and_the_oldest_go_counted(tmp_path: Path):
+def test_what_waits_in_ram_is_bounded_and_the_oldest_go_counted_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     disk = SmallDisk(tmp_path)
     buffer = begun(disk, 1, UNBOUND)
     disk.dead = True
     take(buffer, *range(RAM_READINGS + 5))
     buffer.tick(1.0)
     assert buffer.stats().waiting_readings == RAM_READINGS
-    assert buffer.stats().dropped == 5
+    assert (buffer.stats().dropped, buffer.stats().dropped_by) == (5, {"no room in RAM": 5})
+    assert caplog.text.count("no room in RAM for more readings") == 1
     disk.dead = False
     buffer.tick(2.0)
     buffer.close()
     assert values(buffer) == list(range(5, RAM_READINGS + 5))
-    assert buffer.stats().dropped_by == {"no room in RAM": 5}
+    assert (buffer.stats().dropped, buffer.stats().dropped_by) == (5, {"no room in RAM": 5})
+    assert "5 readings dropped: no room in RAM" in caplog.text
 
 
 def test_it_starts_on_a_full_disk_and_recovers_once(tmp_path: Path):
