@@ -87,7 +87,7 @@ class Glance:
         self.spool.recover()
         # A daemon may have begun or ended meanwhile; where nobody can tell, there may be one
         self._owned = owned is not False or in_use(directory) is not False
-        self._flushed, _ = flushed.unsealed(journaled, self.spool.last)
+        self._flushed, self._in_journal = flushed.unsealed(journaled, self.spool.last)
         self.aside = [name for name in names if name.endswith(DAMAGED)]
         self.aside += [f"{DIRECTORY}/{n}" for n in self._aside_names() if n.endswith(DAMAGED)]
         """Files that earlier damage was moved to."""
@@ -130,8 +130,9 @@ class Glance:
 
     @cached_property
     def damage(self) -> list[Damage]:
-        """What cannot be read."""
-        return [damage for damage in self.spool.damage() if not self._under_way(damage)]
+        """What cannot be read, but for what the daemon may be writing."""
+        in_spool = [damage for damage in self.spool.damage() if not self._under_way(damage)]
+        return in_spool if self._owned else [*in_spool, *self._in_journal]
 
     def _under_way(self, damage: Damage) -> bool:
         """Whether it may be a record that the daemon is writing: nothing tells them apart."""

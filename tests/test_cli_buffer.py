@@ -222,6 +222,31 @@ def test_damage_is_named_and_is_a_fault(tmp_path: Path, capsys: Said):
     assert "dmesg" in look(tmp_path, capsys)["damage"][0]
 
 
+def test_damage_in_the_journal_is_named_and_is_a_fault(tmp_path: Path, capsys: Said):
+    buffer = opened(tmp_path / "state")
+    for value in (1.0, 2.0, 3.0):
+        take(buffer, value, durable=True)
+        buffer.tick(0.0)
+    with (tmp_path / "state/journal").open("r+b") as journal:
+        journal.seek(4096 + 60)
+        journal.write(b"wiped")
+    assert buffer._disk.lock()
+    assert look(tmp_path, capsys)["damage"] == []  # a daemon may be writing
+    buffer._disk.close(LOCK)
+    (told,) = look(tmp_path, capsys)["damage"]
+    assert "journal: 4096 bytes from 4096 on damaged, 1 readings in them" in told
+
+
+def test_a_segment_that_is_gone_is_named_and_is_a_fault(tmp_path: Path, capsys: Said):
+    take(buffer := opened(tmp_path / "state"), 1.0, 2.0)
+    buffer.close()
+    for segment in (tmp_path / "state").glob("*.seg"):
+        segment.unlink()
+    assert main(["buffer", "-c", str(config(tmp_path))]) == 1
+    told = capsys.readouterr().out
+    assert "the first segment: 2 readings missing at byte 0: cut off or removed" in told
+
+
 STANDS: dict[str, Callable[[Path], object]] = {
     "a pipe": os.mkfifo,
     "a directory": Path.mkdir,

@@ -124,6 +124,12 @@ def look(settings: BufferSettings, glance: Glance) -> dict[str, Any]:
 
 def _damage(glance: Glance) -> Iterator[str]:
     for damage in glance.damage:
+        if not damage.data:
+            yield (
+                f"{damage.name or 'the first segment'}: {damage.cost} readings missing at byte "
+                f"{damage.at}: cut off or removed, counted at the daemon's next start"
+            )
+            continue
         yield (
             f"{damage.name}: {counted(len(damage.data), 'byte')} from {damage.at} on damaged, "
             f"{damage.cost} readings in them: set aside at the daemon's next start"
