@@ -73,6 +73,25 @@ def test_what_was_flushed_is_there_after_a_kill(tmp_path: Path):
     )
 
 
+@pytest.mark.parametrize("clock", ClockState)
+def test_what_another_boot_finds_in_the_journal_keeps_boot_times_and_clock_state(
+    tmp_path: Path, clock: ClockState
+):
+    killed = Buffer(Disk(tmp_path), SETTINGS, "trd-0042", boot=7, epoch=1)
+    for boot_ms in (86_400_457, 86_401_456):
+        instant = Instant(boot_ms + 1_763_900_000_123, boot_ms, clock)
+        killed.append(Reading("river", TEMPERATURE, instant, 1.0), durable=True)
+    killed.tick(0.0)
+    found = Buffer(Disk(tmp_path), SETTINGS, "trd-0042", boot=8, epoch=2)
+    found.tick(0.0)
+    (batch,) = batches(found)
+    assert (batch.epoch, batch.boot) == (1, 7)
+    assert [(r.instant.boot_ms, r.instant.wall_ms, r.instant.clock) for r in batch.readings] == [
+        (86_400_457, 1_763_986_400_580, clock),
+        (86_401_456, 1_763_986_401_579, clock),
+    ]
+
+
 def test_what_is_younger_than_the_flush_interval_is_not(tmp_path: Path):
     killed = opened(tmp_path)
     take(killed, 1.0)
