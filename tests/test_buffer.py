@@ -24,7 +24,6 @@ from gateway.acked import LOSSES, PAGE, Acked, Told
 from gateway.bounds import kept_free, most
 from gateway.buffer import Buffer
 from gateway.disk import LOCK, Disk, in_use
-from gateway.filling import BATCH_READINGS
 from gateway.glance import Glance
 from gateway.held import Held
 from gateway.intake import RAM_READINGS
@@ -729,12 +728,25 @@ def test_segments_of_before_are_not_kept_open(tmp_path: Path):
 
 def test_a_batch_holds_at_most_a_thousand_readings_and_64_kib(tmp_path: Path):
     buffer = opened(tmp_path)
-    take(buffer, *range(2 * BATCH_READINGS))
-    take(buffer, *("x" * 256 for _ in range(BATCH_READINGS)))
+    take(buffer, *range(2000))
+    take(buffer, *("x" * 256 for _ in range(1000)))
     buffer.close()
-    assert all(len(batch.readings) <= BATCH_READINGS for batch in batches(buffer))
-    assert len(values(buffer)) == 3 * BATCH_READINGS
-    assert len(batches(buffer)) > 3
+    sizes = [len(batch.readings) for batch in batches(buffer)]
+    assert sizes[:2] == [1000, 1000]
+    assert 1000 > sizes[2] > 0
+    assert sum(sizes) == 3000
+
+
+@pytest.mark.parametrize(
+    ("drift", "sizes"), [(100, [2]), (-100, [2]), (101, [1, 1]), (-101, [1, 1])]
+)
+def test_an_offset_that_is_another_by_more_than_100_ms_begins_a_batch(
+    tmp_path: Path, drift: int, sizes: list[int]
+):
+    take(buffer := opened(tmp_path), 1.0)
+    take(buffer, 2.0, at=60_000, offset=10**12 + drift)
+    buffer.close()
+    assert [len(batch.readings) for batch in batches(buffer)] == sizes
 
 
 @pytest.mark.parametrize("stands", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/none/x")])
