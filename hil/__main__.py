@@ -58,14 +58,19 @@ def _parser() -> argparse.ArgumentParser:
     _bluez_arguments(commands.add_parser("bluez", help="run BlueZ on a private D-Bus till Ctrl-C"))
     _broker_arguments(commands.add_parser("broker", help="run the scriptable MQTT broker"))
     bench = commands.add_parser(
-        "bench", help="measure, and print the figures", epilog="Some have options of their own."
+        "bench",
+        add_help=False,  # of those that are named it is their own
+        help="measure, and print the figures",
+        epilog="Some take more: `bench NAME --help` tells what.",
     )
-    bench.add_argument("names", nargs="*", metavar="NAME", type=_one_of(benches(), "bench"))
+    named = _one_of(benches(), "bench")
+    bench.add_argument("names", nargs="*", metavar="NAME", type=named, help=", ".join(benches()))
     bench.add_argument(
         "--json", action="store_true", help="the figures as JSON, of several by name"
     )
     bench.add_argument("--quick", action="store_true", help="shorter, and less exact")
-    bench.set_defaults(run=_bench)
+    bench.add_argument("--help", "-h", action="store_true", help="tell this, or what NAME takes")
+    bench.set_defaults(run=_bench, print_help=bench.print_help)
     return parser
 
 
@@ -230,13 +235,20 @@ def _setting(text: str) -> tuple[str, object]:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    if not options.names:
+    found = {name: importlib.import_module(f"hil.bench_{name}") for name in options.names}
+    if options.help:
+        for tell in [bench.parser().print_help for bench in found.values()] or [options.print_help]:
+            tell()
+        return 0
+    if not found:
         raise argparse.ArgumentTypeError(f"bench needs a name: there are {', '.join(benches())}")
     arguments = [f"--{name}" for name in ("json", "quick") if getattr(options, name)]
     arguments += options.more
+    for bench in found.values():  # before the first of them has measured for minutes
+        bench.parser().parse_args(arguments)
     together: dict[str, object] = {}
     for name in options.names:
-        bench = importlib.import_module(f"hil.bench_{name}")
+        bench = found[name]
         if options.json and len(options.names) > 1:  # one document, not one a bench
             with redirect_stdout(StringIO()) as said:
                 bench.main(arguments)

@@ -206,14 +206,19 @@ def _lateness(payload: bytes) -> list[int]:
     ]
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return what its command line takes."""
+    takes = argparse.ArgumentParser(prog="bench ble", description=__doc__)
+    takes.add_argument("--json", action="store_true", help="figures as JSON")
+    takes.add_argument("--quick", action="store_true", help="5 s each, memory before it is level")
+    takes.add_argument("--seconds", type=seconds, default=30, help="how long to watch each")
+    takes.add_argument("--strangers", type=whole, default=1000, help="how many come beside")
+    return takes
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table, or with `--json` one JSON object."""
-    parser = argparse.ArgumentParser(prog="bench ble", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="figures as JSON")
-    parser.add_argument("--quick", action="store_true", help="5 s each, memory before it is level")
-    parser.add_argument("--seconds", type=seconds, default=30, help="how long to watch each")
-    parser.add_argument("--strangers", type=whole, default=1000, help="how many come beside")
-    args = parser.parse_args(arguments)
+    args = parser().parse_args(arguments)
     watched, after = (min(args.seconds, 5), 0) if args.quick else (args.seconds, LEVEL)
     found = asyncio.run(measure(watched, args.strangers, after))
     if args.json:

@@ -208,13 +208,18 @@ def recovery(count: int, place: Path) -> Iterator[Figure]:
     )
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return what its command line takes."""
+    takes = argparse.ArgumentParser(prog="bench buffer", description=__doc__)
+    takes.add_argument("--json", action="store_true", help="figures as JSON")
+    takes.add_argument("--quick", action="store_true", help="20 s and a tenth of the readings")
+    takes.add_argument("--seconds", type=int, help="how long the device is watched, 120 if not")
+    return takes
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print figures as they come, or with `--json` all of them as one JSON list at the end."""
-    parser = argparse.ArgumentParser(prog="bench buffer", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="figures as JSON")
-    parser.add_argument("--quick", action="store_true", help="20 s and a tenth of the readings")
-    parser.add_argument("--seconds", type=int, help="how long the device is watched, 120 if not")
-    args = parser.parse_args(arguments)
+    args = parser().parse_args(arguments)
     seconds = args.seconds or (20 if args.quick else 120)
     count = 1_000_000 if args.quick else 10_000_000
     figures = []

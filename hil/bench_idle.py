@@ -85,14 +85,19 @@ def _batches(received: list[Received]) -> list[Batch]:
     return [decode(message.payload) for message in received if "/batch/" in message.topic]
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return what its command line takes."""
+    takes = argparse.ArgumentParser(prog="bench idle", description=__doc__)
+    takes.add_argument("--json", action="store_true", help="figures as JSON")
+    takes.add_argument("--quick", action="store_true", help="10 s each")
+    takes.add_argument("--seconds", type=seconds, default=30, help="how long to watch each")
+    takes.add_argument("--interval", nargs="+", default=["60s", "10s", "1s"], help="of the polls")
+    return takes
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table, or with `--json` one JSON list of its lines."""
-    parser = argparse.ArgumentParser(prog="bench idle", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="figures as JSON")
-    parser.add_argument("--quick", action="store_true", help="10 s each")
-    parser.add_argument("--seconds", type=seconds, default=30, help="how long to watch each")
-    parser.add_argument("--interval", nargs="+", default=["60s", "10s", "1s"], help="of the polls")
-    args = parser.parse_args(arguments)
+    args = parser().parse_args(arguments)
     watched = min(args.seconds, 10) if args.quick else args.seconds
     costs = (asyncio.run(measure(interval, watched)) for interval in args.interval)
     if args.json:

@@ -220,12 +220,17 @@ def _seconds(work: Callable[[_T], object], job: _T) -> float:
     return time.perf_counter() - begin
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return what its command line takes."""
+    takes = argparse.ArgumentParser(prog="bench wire", description=__doc__)
+    takes.add_argument("--json", action="store_true", help="figures as JSON")
+    takes.add_argument("--quick", action="store_true", help="the two smallest batches alone")
+    return takes
+
+
 def main(arguments: Sequence[str] = ()) -> None:
     """Print the table, or with `--json` one JSON list of its lines."""
-    parser = argparse.ArgumentParser(prog="python -m hil.bench_wire", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="figures as JSON")
-    parser.add_argument("--quick", action="store_true", help="the two smallest batches alone")
-    args = parser.parse_args(arguments)
+    args = parser().parse_args(arguments)
     lines = [measure(size) for size in (SIZES[:2] if args.quick else SIZES)]
     if args.json:
         print(json.dumps([asdict(line) for line in lines], indent=1))

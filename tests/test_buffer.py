@@ -24,7 +24,6 @@ from gateway.acked import LOSSES, PAGE, Acked, Told
 from gateway.bounds import kept_free, most
 from gateway.buffer import Buffer
 from gateway.disk import LOCK, Disk, in_use
-from gateway.filling import BATCH_READINGS
 from gateway.glance import Glance
 from gateway.held import Held
 from gateway.intake import RAM_READINGS
@@ -71,6 +70,25 @@ def test_what_was_flushed_is_there_after_a_kill(tmp_path: Path):
     assert list(map(repr, values(opened(tmp_path, epoch=2)))) == list(
         map(repr, [0.0, -0.0, False, None, ""])
     )
+
+
+@pytest.mark.parametrize("clock", ClockState)
+def test_what_another_boot_finds_in_the_journal_keeps_boot_times_and_clock_state(
+    tmp_path: Path, clock: ClockState
+):
+    killed = Buffer(Disk(tmp_path), SETTINGS, "trd-0042", boot=7, epoch=1)
+    for boot_ms in (86_400_457, 86_401_456):
+        instant = Instant(boot_ms + 1_763_900_000_123, boot_ms, clock)
+        killed.append(Reading("river", TEMPERATURE, instant, 1.0), durable=True)
+    killed.tick(0.0)
+    found = Buffer(Disk(tmp_path), SETTINGS, "trd-0042", boot=8, epoch=2)
+    found.tick(0.0)
+    (batch,) = batches(found)
+    assert (batch.epoch, batch.boot) == (1, 7)
+    assert [(r.instant.boot_ms, r.instant.wall_ms, r.instant.clock) for r in batch.readings] == [
+        (86_400_457, 1_763_986_400_580, clock),
+        (86_401_456, 1_763_986_401_579, clock),
+    ]
 
 
 def test_what_is_younger_than_the_flush_interval_is_not(tmp_path: Path):
@@ -712,12 +730,25 @@ def test_segments_of_before_are_not_kept_open(tmp_path: Path):
 
 def test_a_batch_holds_at_most_a_thousand_readings_and_64_kib(tmp_path: Path):
     buffer = opened(tmp_path)
-    take(buffer, *range(2 * BATCH_READINGS))
-    take(buffer, *("x" * 256 for _ in range(BATCH_READINGS)))
+    take(buffer, *range(2000))
+    take(buffer, *("x" * 256 for _ in range(1000)))
     buffer.close()
-    assert all(len(batch.readings) <= BATCH_READINGS for batch in batches(buffer))
-    assert len(values(buffer)) == 3 * BATCH_READINGS
-    assert len(batches(buffer)) > 3
+    sizes = [len(batch.readings) for batch in batches(buffer)]
+    assert sizes[:2] == [1000, 1000]
+    assert 1000 > sizes[2] > 0
+    assert sum(sizes) == 3000
+
+
+@pytest.mark.parametrize(
+    ("drift", "sizes"), [(100, [2]), (-100, [2]), (101, [1, 1]), (-101, [1, 1])]
+)
+def test_an_offset_that_is_another_by_more_than_100_ms_begins_a_batch(
+    tmp_path: Path, drift: int, sizes: list[int]
+):
+    take(buffer := opened(tmp_path), 1.0)
+    take(buffer, 2.0, at=60_000, offset=10**12 + drift)
+    buffer.close()
+    assert [len(batch.readings) for batch in batches(buffer)] == sizes
 
 
 @pytest.mark.parametrize("stands", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/none/x")])

@@ -1,14 +1,17 @@
 """`bygate buffer` on a live daemon's buffer, on a stopped one's, and where there is none."""
 
 import asyncio
+import ctypes
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -425,6 +428,21 @@ def test_a_buffer_in_ram_is_said_loudly_at_the_start_and_here():
 
     with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
         asyncio.run(asyncio.wait_for(scenario(Path(directory)), 60))
+
+
+@pytest.mark.parametrize(
+    ("magic", "kind"),
+    [(0x01021994, "tmpfs"), (0x858458F6, "ramfs"), (0x794C7630, "overlay"), (0xEF53, None)],
+)
+def test_a_file_system_is_known_by_the_number_that_linux_has_for_it(
+    magic: int, kind: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def statfs(_: bytes, told: ctypes.Array[ctypes.c_long]) -> int:  # numbers of linux/magic.h
+        ctypes.memmove(told, struct.pack("@L", magic), ctypes.sizeof(ctypes.c_long))
+        return 0
+
+    monkeypatch.setattr("gateway.disk._libc", SimpleNamespace(statfs=statfs))
+    assert volatile(tmp_path) == kind
 
 
 def test_proc_is_no_kind_of_ram_that_it_warns_of():

@@ -1,11 +1,17 @@
 """A clock that is wrong, set and set back: nothing is skipped, doubled or held up."""
 
 import asyncio
+import ctypes
 import errno
 import os
 import re
+import shutil
 import signal
+import struct
+import subprocess
+import sys
 import time
+import uuid
 import zlib
 from collections import Counter
 from itertools import pairwise
@@ -179,6 +185,38 @@ def test_the_kernel_tells_its_error():
     error_us, pps = kernel_clock()
     assert 0 <= error_us <= SYNCHRONISED_BELOW_US
     assert isinstance(pps, bool)
+
+
+@pytest.mark.parametrize(("status", "pps"), [(0x0100, True), (~0x0100, False)])
+def test_gnss_is_where_the_kernel_sees_the_pulse_of_a_receiver(monkeypatch, status, pps):
+    def adjtimex(timex):  # as sys/timex.h has it, there STA_PPSSIGNAL is 0x0100
+        seen = struct.pack("@Illlli", 0, 0, 0, 4000, 0, status)
+        ctypes.memmove(timex, seen, len(seen))
+        return 0
+
+    monkeypatch.setattr("gateway.clock._libc", SimpleNamespace(adjtimex=adjtimex))
+    assert kernel_clock() == (4000, pps)
+    assert Clock(boot=1).state() == (3 if pps else 2)
+
+
+def suspended(seconds: int) -> list[str]:
+    """Return how to run a command on a box that has slept for so long; root may."""
+    return ["unshare", "--time", "--boottime", str(seconds)]
+
+
+@pytest.mark.skipif(
+    not shutil.which("unshare") or subprocess.run([*suspended(1), "true"], check=False).returncode,
+    reason="no time namespace here: that takes root, and a kernel that has them",
+)
+def test_time_since_boot_goes_on_while_the_box_sleeps():
+    asked = "from gateway.clock import Clock; print(Clock().now().boot_ms)"
+    told = subprocess.check_output([*suspended(10**6), sys.executable, "-c", asked], text=True)
+    assert int(told) >= 10**9
+
+
+def test_the_boot_is_named_by_the_first_four_bytes_of_the_kernels_id_of_it():
+    kernel = uuid.UUID(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    assert Clock().boot == int.from_bytes(kernel.bytes[:4], "big")
 
 
 def test_a_kernel_that_may_not_be_asked_is_taken_for_one_that_is_adrift(monkeypatch):

@@ -142,7 +142,7 @@ async def strike_with_all(link: Link, total: int) -> None:
 def test_batches_survive_whatever_link_and_broker_do(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    """8 faults amid some 1000 batches at 100 a second; in full 32 or more, at 50 to 400 a second.
+    """8 faults amid some 1000 batches at 100 a second; in full 16 or more, the second 8 at 400.
 
     A hole takes with it at most twice what was under way, the 2 of 8 beside a backlog a window.
     """

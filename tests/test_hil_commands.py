@@ -52,6 +52,33 @@ def test_wrong_usage_is_told_in_words(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["ble"], ["--strangers STRANGERS", "--seconds SECONDS"]),
+        (["buffer", "idle"], ["usage: bench buffer", "usage: bench idle", "--interval"]),
+        ([], ["usage: python -m hil bench", "`bench NAME --help` tells what"]),
+    ],
+)
+def test_the_help_of_a_bench_tells_its_options(
+    names: list[str], said: list[str], capsys: pytest.CaptureFixture[str]
+):
+    assert hil.__main__.main(["bench", *names, "--help"]) == 0
+    told = capsys.readouterr().out
+    assert [part for part in said if part not in told] == []
+
+
+def test_what_one_of_several_benches_does_not_take_is_refused_before_the_first_begins(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("hil.bench_buffer.recovery", pytest.fail)
+    with pytest.raises(SystemExit, match="2"):
+        hil.__main__.main(["bench", "buffer", "uplink", "--seconds", "5"])
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "bench uplink: error: unrecognized arguments: --seconds 5" in err
+
+
 @pytest.mark.parametrize("options", [[], ["--json", "--quick"]], ids=" ".join)
 def test_without_a_name_it_is_told_which_benches_there_are(
     options: list[str], capsys: pytest.CaptureFixture[str]

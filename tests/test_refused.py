@@ -3,6 +3,7 @@
 import errno
 import shutil
 import threading
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -119,6 +120,21 @@ def test_one_that_is_refused_again_takes_no_room_of_another(tmp_path: Path):
     buffer.tick(2.0)
     assert sorted(buffer.stats().refused) == ["1-1-0x95.batch", "2-1-0x99.again"]
     assert buffer.stats().dropped == 0
+
+
+def test_of_a_large_buffer_16_mib_at_most_are_for_the_refused():
+    buffer, random, now = begun(CrashDisk()), Random(1), 0.0
+    while not buffer.stats().dropped:
+        kept = buffer._refused.size
+        take(buffer, *(b64encode(random.randbytes(180)).decode() for _ in range(250)))
+        buffer.tick(now := now + 60)
+        buffer.tick(now := now + 60)
+        (held,) = buffer.waiting()
+        fits = buffer.fits_aside(held)
+        assert fits == (kept + on_disk(held.length) <= 16 << 20)
+        buffer.set_aside(held, 0x99)
+        assert fits == (not buffer.stats().dropped)
+    assert (16 << 20) - on_disk(held.length) < buffer._refused.size <= 16 << 20
 
 
 def test_a_kill_forgets_neither_the_asking_nor_how_far_it_has_come(tmp_path: Path):

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiomqtt
@@ -254,6 +255,26 @@ def test_withheld_acknowledgements_mean_a_dead_link_and_a_new_connection(tmp_pat
             assert set(both(broker.received)) == {1, 2, 3, 4, 5}
 
     run(scenario())
+
+
+def test_an_acknowledgement_is_waited_for_for_15_seconds(tmp_path, monkeypatch):
+    async def scenario() -> None:
+        loop, skipped = asyncio.get_running_loop(), 0.0
+        true = loop.time
+        monkeypatch.setattr(loop, "time", lambda: true() + skipped)
+        async with Broker(faults=Faults(ack_withheld=True, ack_topics=BATCHES)) as broker:
+            box = Box(tmp_path, address(broker))
+            await box.seal()
+            async with delivering(box):
+                await broker.wait_for(both)
+                began = loop.time()
+                while box.state.why is None and skipped < 60:
+                    skipped += 0.5
+                    await asyncio.sleep(0.01)
+                assert 14 < loop.time() - began < 30
+                assert "no acknowledgement within 15 s" in (box.state.why or "")
+
+    run(scenario(), 120)
 
 
 def test_a_batch_that_nobody_subscribes_to_is_delivered_and_counted(tmp_path):
@@ -555,6 +576,17 @@ def test_a_broker_that_drops_everyone_is_not_stormed(after, tmp_path):
             assert 1 <= broker.connects <= 14
 
     run(scenario())
+
+
+def test_pauses_grow_from_half_a_second_to_a_minute_at_most(tmp_path):
+    wait = Box(tmp_path, Address("127.0.0.1", 1, tls=False), wait=None).uplink._wait
+
+    def longest(attempt: int) -> float:
+        return max(wait(SimpleNamespace(attempt_number=attempt)) for _ in range(1000))
+
+    bounds = [0.5, 1, 2, 4, 8, 16, 32, 60, 60, 60]
+    for attempt, bound in [*enumerate(bounds, 1), (10_000, 60)]:
+        assert 0.9 * bound < longest(attempt) <= bound
 
 
 class Waits(wait_base):
