@@ -1,4 +1,4 @@
-"""What a gateway is: where it hangs, who answers for it, what it measures; published as `about`."""
+"""What a gateway is: where it hangs, why, who answers for it, what it measures: its `about`."""
 
 import json
 
@@ -13,7 +13,12 @@ def about(config: Config) -> bytes:
     document = {
         "gateway": config.gateway.id,
         "version": __version__,
-        "site": {"name": site.name, "location": site.location, "contact": site.contact},
+        "site": {
+            "name": site.name,
+            "location": site.location,
+            "purpose": site.purpose,
+            "contact": site.contact,
+        },
         "sensors": {name: _of_sensor(sensor) for name, sensor in config.sensors.items()},
     }
     return json.dumps(document, ensure_ascii=False).encode()

@@ -278,6 +278,9 @@ class SiteSettings:
         example=[63.4333, 10.4032],
         read=_location,
     )
+    purpose: str | None = setting(
+        None, "Why it measures there.", example="Warns of floods", read=_line
+    )
     contact: str | None = setting(
         None, "Who answers for it.", example="sensors@example.no", read=_line
     )

@@ -18,6 +18,7 @@ def test_it_says_where_the_box_hangs_who_answers_for_it_and_what_it_measures(tmp
     found = said(
         tmp_path,
         '[site]\nname = "Nidelva, Bakke bru"\nlocation = [63.4333, 10.4032]\n'
+        'purpose = "Warns of floods"\n'
         'contact = "sensors@example.no"\n'
         '[sensors.air]\ndriver = "sds011"\nport = "/dev/x"\ninterval = "10min"\n',
     )
@@ -27,6 +28,7 @@ def test_it_says_where_the_box_hangs_who_answers_for_it_and_what_it_measures(tmp
         "site": {
             "name": "Nidelva, Bakke bru",
             "location": [63.4333, 10.4032],
+            "purpose": "Warns of floods",
             "contact": "sensors@example.no",
         },
         "sensors": {
@@ -42,5 +44,5 @@ def test_it_says_where_the_box_hangs_who_answers_for_it_and_what_it_measures(tmp
 
 def test_what_is_not_said_is_null(tmp_path: Path):
     found = said(tmp_path)
-    assert found["site"] == {"name": None, "location": None, "contact": None}
+    assert found["site"] == {"name": None, "location": None, "purpose": None, "contact": None}
     assert found["sensors"] == {}
