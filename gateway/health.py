@@ -12,7 +12,7 @@ from gateway.clock import Clock
 from gateway.connection import WINDOW
 from gateway.driver import PortError
 from gateway.poller import Poller, SensorState
-from gateway.session import UplinkState
+from gateway.uplinkstate import UplinkState
 
 LISTED = 20
 """How many of the batches that are held back are listed."""

@@ -22,9 +22,10 @@ from gateway.lately import SAVED_WITHIN
 from gateway.publisher import Unacknowledged
 from gateway.ration import Outages, Ration
 from gateway.retained import Status
-from gateway.session import PATIENCE, Session, UplinkState
+from gateway.session import PATIENCE, Session
 from gateway.settings import Broker, UplinkSettings
 from gateway.suspects import LOSSES, Name
+from gateway.uplinkstate import UplinkState
 
 ACK_WITHIN = 15.0
 """Seconds after which a missing PUBACK means that the link is dead."""

@@ -18,8 +18,8 @@ from gateway.health import Health
 from gateway.listener import AdvertisementListener
 from gateway.ration import BURST
 from gateway.reports import Reports
-from gateway.session import UplinkState
 from gateway.settings import BufferSettings
+from gateway.uplinkstate import UplinkState
 from tests.radio_scene import NEEDS_DBUS, TAG, Ears, apart, on_air, resources, scene, until
 
 pytestmark = NEEDS_DBUS

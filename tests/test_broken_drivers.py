@@ -17,7 +17,7 @@ from gateway.health import Health
 from gateway.listener import SerialListener
 from gateway.poller import LocalPoller, Poller, SerialPoller
 from gateway.reading import COUNT, Values
-from gateway.uplink import UplinkState
+from gateway.uplinkstate import UplinkState
 from hil.device import Device
 from hil.scripted import ScriptedPort
 

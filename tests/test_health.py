@@ -24,9 +24,9 @@ from gateway.health import Health
 from gateway.poller import Poller
 from gateway.rates import RATE_AFTER
 from gateway.reading import PM2_5, TEMPERATURE, Reading
-from gateway.session import UplinkState
 from gateway.settings import BufferSettings
 from gateway.traffic import Traffic
+from gateway.uplinkstate import UplinkState
 
 DAY_MS = 86_400_000
 RATE_MS = int(RATE_AFTER * 1000)

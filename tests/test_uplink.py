@@ -25,11 +25,12 @@ from gateway.connection import WINDOW, Connection
 from gateway.health import Health
 from gateway.ration import BURST
 from gateway.reading import COUNT, Instant, Reading
-from gateway.session import PATIENCE, UplinkState
+from gateway.session import PATIENCE
 from gateway.settings import Broker as Address
 from gateway.settings import UplinkSettings
 from gateway.suspects import LOSSES, Suspects
 from gateway.traffic import carried
+from gateway.uplinkstate import UplinkState
 from gateway.wire import decode
 from hil.broker import Broker, Faults, Limits, Received
 
