@@ -366,7 +366,8 @@ class Session:
     async def _set_doubted_aside(self) -> None:
         """Have what found no room take that of the oldest: it is the batch, not the broker."""
         for name, (held, code, sent_at) in list(self._doubted.items()):
-            if sent_at < self._state.accepted_at:
+            # Another one that is accepted meanwhile does the same
+            if sent_at < self._state.accepted_at and name in self._doubted:
                 del self._doubted[name]
                 await self._set_aside(held, code, sent_at)
 
