@@ -381,5 +381,7 @@ class Session:
         """Publish that this gateway is offline, and disconnect so that the will does not fire."""
         if self._keeping:
             self._keeping.cancel()  # an "online" behind the "offline" would stay there
+        if self.refused:
+            self._places.release()  # of what was refused: the broker has answered that
         if await self._retained.tell(status, "offline"):  # else the will says it
             await self._client.say_goodbye()
