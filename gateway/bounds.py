@@ -3,6 +3,7 @@
 from contextlib import suppress
 
 from gateway.age import age_ms
+from gateway.cause import FULL
 from gateway.clock import Clock
 from gateway.disk import Disk
 from gateway.held import Held
@@ -89,8 +90,7 @@ class Bounds:
         allowed = self._settings.max_age
         if allowed is None or self._clock is None or now < self._next_ages:
             return
-        if now >= self._leave_at:
-            spool.leave_segment()
+        if now >= self._leave_at and _leave_segment(spool):
             self._leave_at = now + allowed / SEGMENTS
         old, at = "", self._clock.now()
         for held in spool.ends():
@@ -107,3 +107,14 @@ class Bounds:
         with suppress(WireError):
             return age_ms(decode(spool.payload(held) or b""), self._boot, now)
         return None
+
+
+def _leave_segment(spool: Spool) -> bool:
+    """Return whether it could be: on a full disk nothing has to go for it, as for a batch."""
+    try:
+        spool.leave_segment()
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        return False
+    return True

@@ -172,10 +172,12 @@ class Losses:
             self._keep_the_newest()
 
     def blank(self) -> None:
-        """Have a start meet no more what was counted; raises OSError."""
+        """Have a start meet no more what was counted; raises OSError.
+
+        What cannot be written to is let be then: nothing is to wait for it.
+        """
         while self._counted:
-            self._counted[0].blank(self._disk)
-            self._counted.popleft()
+            self._counted.popleft().blank(self._disk)
 
     def _count(self, spool: Spool, damage: Damage) -> None:
         if damage.lost:

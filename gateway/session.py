@@ -315,7 +315,8 @@ class Session:
     async def _set_doubted_aside(self) -> None:
         """Have what found no room take that of the oldest: it is the batch, not the broker."""
         for name, (held, code, sent_at) in list(self._doubted.items()):
-            if sent_at < self._state.accepted_at:
+            # Another one that is accepted meanwhile does the same
+            if sent_at < self._state.accepted_at and name in self._doubted:
                 del self._doubted[name]
                 await self._set_aside(held, code, sent_at)
 
@@ -329,5 +330,7 @@ class Session:
         """Publish that this gateway is offline, and disconnect so that the will does not fire."""
         if self._keeping:
             self._keeping.cancel()  # an "online" behind the "offline" would stay there
+        if self.refused:
+            self._places.release()  # of what was refused: the broker has answered that
         if await self._retained.tell(status, "offline"):  # else the will says it
             await self._client.say_goodbye()

@@ -672,6 +672,35 @@ def test_damage_whose_segment_went_to_make_room_is_kept_and_no_segment_made_of_i
     assert not (tmp_path / held.segment).exists()
 
 
+class Worn(Unsynced):
+    """One with a file that can be read, and not written to."""
+
+    worn = ""
+
+    def write(self, name: str, offset: int, data: bytes) -> None:
+        if name == self.worn:
+            raise OSError(errno.EIO, "Input/output error")
+        super().write(name, offset, data)
+
+
+@pytest.mark.parametrize("name", ["journal", "00000001.seg"])
+def test_damage_that_cannot_be_blanked_holds_up_no_reading(tmp_path: Path, name: str):
+    sealed(tmp_path, SIZES)
+    take(buffer := opened(tmp_path, 2), 1.0, durable=True)
+    buffer.tick(0.0)
+    buffer._disk.close_all()
+    spoil(tmp_path / name, len((tmp_path / name).read_bytes().rstrip(b"\0")) - 5)
+    disk = Worn(tmp_path)
+    disk.worn = name
+    buffer = begun(disk, 3)
+    for second in (60.0, 120.0, 180.0):
+        take(buffer, second)
+        buffer.tick(second)
+    buffer.tick(240.0)
+    assert (buffer.fault, values(buffer)[-3:]) == (None, [60.0, 120.0, 180.0])
+    assert buffer.stats().dropped == (1 if name == "journal" else SIZES[-1])
+
+
 def test_the_copy_is_on_the_device_before_the_bytes_are_blanked():
     for changes in range(12):
         disk = CrashDisk()

@@ -1,5 +1,6 @@
 """What is older than max_age goes, counted; a clock that jumps or is not set costs nothing."""
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -166,6 +167,28 @@ def test_what_came_last_of_all_goes_as_well(tmp_path: Path):
     box.tick_at += 50 * 86_400
     box.pass_by(50)
     assert len(list(tmp_path.glob("*.seg"))) == segments == 1
+
+
+def test_nothing_goes_where_there_is_no_room_for_another_segment_alone(tmp_path: Path, monkeypatch):
+    def write(name: str, offset: int, data: bytes) -> None:
+        if not disk.exists(name):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        Disk.write(disk, name, offset, data)
+
+    box = Box(tmp_path)
+    for name in ("one", "two"):
+        box.day(name)
+    box.buffer.append(Reading("it", TEXT, box.clock.now(), "three"))
+    box.pass_by(0)
+    disk = box.disk
+    monkeypatch.setattr(disk, "write", write)
+    box.tick_at += 2 * 86_400
+    box.pass_by(2)
+    assert (box.days, box.dropped) == (["one", "two", "three"], {})
+    assert not box.buffer.fault
+    monkeypatch.undo()
+    box.pass_by(9)
+    assert (box.days, box.dropped) == ([], {"older than max_age": 7})
 
 
 def test_a_wall_clock_that_jumps_drops_nothing_in_its_own_boot(tmp_path: Path):

@@ -674,9 +674,11 @@ def test_pauses_begin_anew_after_a_connection_that_delivered_something_and_was_r
     run(scenario())
 
 
-def test_the_status_says_why_while_the_broker_refuses_all_batches(tmp_path):
+@pytest.mark.parametrize("maximum", [1, 20])
+def test_the_status_says_why_while_the_broker_refuses_all_batches(maximum, tmp_path):
     async def scenario() -> None:
-        async with Broker(faults=Faults(ack_code=0x87, ack_topics=BATCHES)) as broker:
+        limits, faults = Limits(receive_maximum=maximum), Faults(ack_code=0x87, ack_topics=BATCHES)
+        async with Broker(limits=limits, faults=faults) as broker:
             box = Box(tmp_path, address(broker), settings={"status_interval": 60.0})
             whys: list[str | None] = []
             payload = box.status.payload

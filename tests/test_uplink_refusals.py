@@ -163,6 +163,26 @@ def test_two_refusals_in_a_row_where_there_is_no_room_hold_up_none_that_is_accep
     run(scenario())
 
 
+def test_what_found_no_room_is_set_aside_once_though_several_are_accepted_meanwhile(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker), disk=Slow)
+            await seal_large(box, 12)
+            size = on_disk(next(box.buffer.waiting()).length)
+            box.buffer._settings = BufferSettings(max_size=4 * size, keep_free=0)
+
+            def answer(message: Received) -> None:
+                refused = any(sequence in (6, 7, 8) for sequence in both([message]))
+                broker.faults = Faults(ack_code=0x99) if refused else Faults(ack_after=0.2)
+
+            broker.on_publish.append(answer)
+            async with delivering(box):
+                await box.empty()
+            assert (broker.connects, [name.split("-")[0] for name in box.refused]) == (1, ["8"])
+
+    run(scenario())
+
+
 def test_one_that_is_refused_where_there_is_no_room_takes_the_place_of_the_oldest(tmp_path):
     async def scenario() -> None:
         faults = Faults(ack_code=0x99, ack_next=1, ack_topics=BATCHES)
