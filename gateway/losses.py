@@ -25,7 +25,7 @@ SEGMENTS = "*.seg"
 _GONE = {
     SEGMENTS: "what was sealed and not delivered is lost with it, nobody knows how much",
     flushed.NAME: "what was flushed since the last batch is lost with it, nobody knows how much",
-    acked.NAME: "all that lies there is sent once more; whether more is missing nobody knows",
+    acked.NAME: "all that lies there may be sent once more; whether more is missing nobody knows",
     LIST: "whether somebody removed a refused batch nobody knows",
 }
 

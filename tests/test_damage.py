@@ -1098,6 +1098,19 @@ def test_a_file_that_is_cut_off_beside_segments_is_told_of(tmp_path: Path, name:
     assert opened(tmp_path, 3).stats().faults == []
 
 
+def test_acked_of_which_a_page_is_left_is_not_said_to_have_all_sent_again(tmp_path: Path):
+    sealed(tmp_path, [3] * 5)
+    buffer = opened(tmp_path, 2)
+    for held in list(buffer.waiting())[:4]:
+        buffer.acknowledge(held)
+        buffer.tick(held.sequence * 10.0)
+    buffer.close()
+    os.truncate(tmp_path / "acked", PAGE)
+    buffer = opened(tmp_path, 3)
+    assert len(list(buffer.waiting())) in (1, 2)
+    assert "all that lies there may be sent once more" in buffer.stats().faults[0]
+
+
 def test_what_is_emptied_altogether_is_told_of(tmp_path: Path):
     sealed(tmp_path, [3, 4])
     for path in [*tmp_path.glob("*.seg"), tmp_path / "acked"]:
