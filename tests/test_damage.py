@@ -25,9 +25,11 @@ from gateway.record import Kind, Record, claims, records, size_of
 from gateway.segments import LARGEST_FILE
 from gateway.wire import decode
 
-BATCHES, READINGS = times(4, 2000), times(2, 50)
+SPOOLS = [(100, 4), (2000, 50)] if LONG else [(4, 2)]
+"""Batches, and readings in each."""
 FRAMES = times(4, 40)
-CUTS = 2000
+EVERY, CUTS = 8000, 1000
+"""A segment of so many bytes is cut at each of them, a larger one at so many."""
 FRAME_HEAD = 45
 """Bytes of a frame before its rows."""
 
@@ -60,14 +62,14 @@ def values(buffer: Buffer) -> list[Value]:
     return [reading.value for batch in payloads(buffer) for reading in decode(batch).readings]
 
 
-@pytest.fixture
-def spool(tmp_path: Path) -> Path:
+@pytest.fixture(params=SPOOLS, ids=lambda param: f"{param[0]} batches")
+def spool(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A directory with batches in two segments, and nothing in the journal."""
-    number = count()
+    number, (batches, readings) = count(), request.param
     for epoch in (1, 2):
         buffer = opened(tmp_path / "sound", epoch)
-        for _ in range(BATCHES // 2):
-            take(buffer, *(next(number) + 0.5 for _ in range(READINGS)))
+        for _ in range(batches // 2):
+            take(buffer, *(next(number) + 0.5 for _ in range(readings)))
             buffer.tick(0.0)
             buffer.tick(60.0)
         buffer.close()
@@ -113,7 +115,8 @@ def test_a_segment_cut_at_any_byte_loses_what_is_behind_and_nothing_else(spool: 
     everything = payloads(opened(next(fresh), 3))
     for segment in sorted(spool.glob("*.seg")):
         held = list(records(segment.read_bytes()))
-        for at in places(range(segment.stat().st_size), CUTS // 2):
+        size = segment.stat().st_size
+        for at in places(range(size), size if size <= EVERY else CUTS):
             copy = next(fresh)
             with (copy / segment.name).open("r+b") as file:
                 file.truncate(at)

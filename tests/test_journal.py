@@ -278,6 +278,12 @@ def test_nor_are_those_between_frames_that_have_all_of_their_batch(journal: Jour
     assert found(data, sealed=18) == ([19, 19], [])
 
 
+def test_nor_are_those_behind_the_newest_frame_where_all_is_sealed(journal: Journal):
+    data = written(journal, frame(18, 1), frame(2, 3), frame(17, 1))
+    spoil(data, 1)
+    assert found(data, sealed=18) == ([], [])
+
+
 def test_zeros_behind_what_is_bad_are_no_part_of_it(journal: Journal):
     data = written(journal, frame(19, 1))
     data[SLOT : 2 * SLOT] = b"b" * SLOT

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gateway.disk import Disk
-from gateway.record import Place
+from gateway.record import NOWHERE, Place
 from gateway.recorded import Recorded
 from gateway.segments import Segment, Segments
 
@@ -33,6 +33,14 @@ def test_each_reading_counts_once_and_as_lost_only_where_that_is_certain(
     losses: list[str], span: range, counted: int, not_lost: int
 ):
     assert recorded(*losses).counted_in(span) == (counted, not_lost)
+
+
+def test_the_spool_begins_where_the_first_segment_does_that_holds_something(tmp_path: Path):
+    segments = Segments(Disk(tmp_path))
+    assert segments.begins == NOWHERE
+    segments.add(Segment("00000001.seg"))  # what a start left that was cut off
+    segments.add(Segment("00000002.seg", first=5, place=Place(20, 10, 5)))
+    assert segments.begins == Place(20, 10, 5).begin != NOWHERE
 
 
 def test_names_are_kept_while_what_they_are_of_may_lie_there(tmp_path: Path):
