@@ -284,7 +284,8 @@ class Session:
 
     def _note_that_it_works(self) -> None:
         self._delivers.set()
-        self._works()
+        if not self.refused:  # which ends this session, and says why
+            self._works()
 
     def _let_go(self, held: Held) -> None:
         self._buffer.acknowledge(held)

@@ -693,6 +693,33 @@ def test_the_status_says_why_while_the_broker_refuses_all_batches(maximum, tmp_p
     run(scenario())
 
 
+def test_a_batch_that_is_accepted_in_the_instant_of_a_refusal_takes_no_why_away(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            whys: list[str | None] = []
+            payload = box.status.payload
+
+            def note(state: str) -> bytes:
+                if state == "offline":
+                    whys.append(box.state.why)
+                return payload(state)
+
+            def answer(message: Received) -> None:
+                (sequence,) = both([message]) or [0]
+                code, at_once = 0x87 if sequence > 4 else None, 2 if sequence > 3 else 1
+                broker.faults = Faults(ack_code=code, ack_reversed=at_once, ack_topics=BATCHES)
+
+            box.status.payload = note
+            broker.on_publish.append(answer)
+            await box.seal(5)
+            async with delivering(box):
+                await until(lambda: whys)
+            assert "refuses batches: 0x87 not authorized" in str(whys[0])
+
+    run(scenario())
+
+
 def test_an_uplink_that_never_delivered_has_ceased_to_at_no_time(tmp_path):
     async def scenario() -> None:
         async with Broker() as broker:

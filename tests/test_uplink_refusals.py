@@ -4,7 +4,9 @@ import asyncio
 import errno
 import gc
 import random
+import threading
 import time
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,10 +16,10 @@ from mosquitto import Mosquitto
 
 from gateway.aside import on_disk
 from gateway.disk import Disk
+from gateway.held import Held
 from gateway.reading import COUNT, Instant, Reading
 from gateway.session import IN_A_ROW, Session
 from gateway.settings import Broker as Address
-from gateway.settings import BufferSettings
 from gateway.suspects import LOSSES, Suspects
 from hil.broker import Broker, Faults, Limits, Received
 
@@ -125,13 +127,17 @@ def test_refusals_of_every_second_batch_are_not_in_a_row_though_the_disk_is_slow
     run(scenario())
 
 
+def leave_room_aside(box: Box, batches: int) -> None:
+    size = on_disk(next(box.buffer.waiting()).length)
+    box.buffer._settings = replace(box.buffer._settings, max_size=4 * batches * size)
+
+
 def test_refusals_in_a_row_take_the_place_of_no_batch_that_was_refused_before(tmp_path):
     async def scenario() -> None:
         async with Broker(faults=Faults(ack_code=0x99, ack_topics=BATCHES)) as broker:
             box = Box(tmp_path, address(broker))
             await seal_large(box, 5)
-            size = on_disk(next(box.buffer.waiting()).length)
-            box.buffer._settings = BufferSettings(max_size=10 * size, keep_free=0)
+            leave_room_aside(box, 2)
             box.buffer.set_aside(next(box.buffer.waiting()), 0x99)
             async with delivering(box):
                 await until(lambda: "refuses every batch" in str(box.state.why))
@@ -146,8 +152,7 @@ def test_two_refusals_in_a_row_where_there_is_no_room_hold_up_none_that_is_accep
         async with Broker() as broker:
             box = Box(tmp_path, address(broker))
             await seal_large(box, 20)
-            size = on_disk(next(box.buffer.waiting()).length)
-            box.buffer._settings = BufferSettings(max_size=10 * size, keep_free=0)
+            leave_room_aside(box, 2)
 
             def answer(message: Received) -> None:
                 refused = any(sequence % 5 in (3, 4) for sequence in both([message]))
@@ -168,8 +173,7 @@ def test_what_found_no_room_is_set_aside_once_though_several_are_accepted_meanwh
         async with Broker() as broker:
             box = Box(tmp_path, address(broker), disk=Slow)
             await seal_large(box, 12)
-            size = on_disk(next(box.buffer.waiting()).length)
-            box.buffer._settings = BufferSettings(max_size=4 * size, keep_free=0)
+            leave_room_aside(box, 1)
 
             def answer(message: Received) -> None:
                 refused = any(sequence in (6, 7, 8) for sequence in both([message]))
@@ -183,6 +187,108 @@ def test_what_found_no_room_is_set_aside_once_though_several_are_accepted_meanwh
     run(scenario())
 
 
+def test_what_found_no_room_is_sent_again_only_when_it_is_offered_again_itself(tmp_path):
+    async def scenario() -> None:
+        async with Broker(faults=Faults(ack_code=0x99, ack_topics=BATCHES)) as broker:
+            box = Box(tmp_path, address(broker))
+            await seal_large(box, 2)
+            leave_room_aside(box, 1)
+            async with delivering(box):
+                await until(lambda: box.state.refused_in_a_row == 2)
+                await offer_again(box)
+                with pytest.raises(TimeoutError):
+                    await until(lambda: len(both(broker.received)) > 3, within=0.5)
+                broker.faults = Faults()
+                await box.seal()
+                await box.empty()
+                assert [name.split("-")[0] for name in box.refused] == ["2"]
+                await offer_again(box)
+                await until(lambda: len(both(broker.received)) == 5)
+            assert (broker.connects, both(broker.received)) == (1, [1, 2, 1, 3, 2])
+
+    run(scenario())
+
+
+def test_an_older_one_that_is_accepted_does_not_have_what_found_no_room_set_aside(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            await seal_large(box, 8)
+            leave_room_aside(box, 1)
+
+            def answer(message: Received) -> None:
+                (sequence,) = both([message]) or [0]
+                after = 1.0 if sequence == 6 else 0.0
+                broker.faults = Faults(ack_code=0x99 if sequence > 6 else None, ack_after=after)
+
+            broker.on_publish.append(answer)
+            async with delivering(box):
+                await until(lambda: box.state.refused_in_a_row == 2)
+                await until(lambda: [held.sequence for held in box.buffer.waiting()] == [8])
+                broker.on_publish.remove(answer)
+                assert [name.split("-")[0] for name in box.refused] == ["7"]
+                broker.faults = Faults()
+                await box.seal()
+                await box.empty()
+            assert (broker.connects, both(broker.received)) == (1, list(range(1, 10)))
+            assert [name.split("-")[0] for name in box.refused] == ["8"]
+
+    run(scenario())
+
+
+def test_one_that_is_accepted_while_the_disk_sets_one_aside_begins_the_row_anew(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            await box.seal(7)
+            set_aside, delivered = box.buffer.set_aside, box.buffer.delivered
+            accepted, go = list[int](), threading.Event()
+
+            def later(held: Held, reason: int) -> bool:
+                return go.wait(10) and set_aside(held, reason)
+
+            def note(held: Held) -> None:
+                delivered(held)
+                accepted.append(held.sequence)
+
+            def answer(message: Received) -> None:
+                (sequence,) = both([message]) or [0]
+                code = 0x99 if sequence == 6 or sequence > 7 else None
+                broker.faults = Faults(ack_code=code, ack_after={6: 0.3, 7: 0.6}.get(sequence, 0.0))
+
+            box.buffer.set_aside, box.buffer.delivered = later, note
+            broker.on_publish.append(answer)
+            async with delivering(box):
+                await until(lambda: 7 in accepted)
+                go.set()
+                await box.empty()
+                await box.seal(IN_A_ROW)
+                await box.empty()
+            assert (broker.connects, len(box.refused)) == (1, 1 + IN_A_ROW)
+
+    run(scenario())
+
+
+def test_what_is_refused_before_one_that_is_accepted_is_not_of_the_row_behind_that(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            await box.seal(10 + IN_A_ROW)
+
+            def answer(message: Received) -> None:
+                (sequence,) = both([message]) or [0]
+                after = {8: 0.4, 9: 1.0}.get(sequence, 0.7 if sequence > 10 else 0.0)
+                code = 0x99 if sequence == 9 or sequence > 10 else None
+                broker.faults = Faults(ack_code=code, ack_after=after)
+
+            broker.on_publish.append(answer)
+            async with delivering(box):
+                await box.empty()
+            assert (broker.connects, len(box.refused)) == (1, 1 + IN_A_ROW)
+
+    run(scenario())
+
+
 def test_one_that_is_refused_where_there_is_no_room_takes_the_place_of_the_oldest(tmp_path):
     async def scenario() -> None:
         faults = Faults(ack_code=0x99, ack_next=1, ack_topics=BATCHES)
@@ -190,8 +296,7 @@ def test_one_that_is_refused_where_there_is_no_room_takes_the_place_of_the_oldes
             box = Box(tmp_path, address(broker))
             await seal_large(box, 3)
             first, second, _ = box.buffer.waiting()
-            size = on_disk(first.length)
-            box.buffer._settings = BufferSettings(max_size=10 * size, keep_free=0)
+            leave_room_aside(box, 2)
             for held in (first, second):
                 box.buffer.set_aside(held, 0x99)
             async with delivering(box):
@@ -200,6 +305,13 @@ def test_one_that_is_refused_where_there_is_no_room_takes_the_place_of_the_oldes
             assert broker.connects == 1
 
     run(scenario())
+
+
+async def offer_again(box: Box) -> None:
+    (box.directory / "refused" / "retry").touch()
+    tick = partial(box.buffer.tick, 0.0)
+    await asyncio.get_running_loop().run_in_executor(box.writer, tick)
+    box.uplink.wake()
 
 
 def test_batches_that_are_offered_again_and_refused_again_are_not_kept_from_lying_aside(tmp_path):
@@ -229,10 +341,7 @@ def test_nor_where_so_many_were_refused_in_a_row_that_no_new_one_would_lie_there
             await box.seal(IN_A_ROW)
             async with delivering(box):
                 await box.empty()
-                (tmp_path / "refused" / "retry").touch()
-                tick = partial(box.buffer.tick, 0.0)
-                await asyncio.get_running_loop().run_in_executor(box.writer, tick)
-                box.uplink.wake()
+                await offer_again(box)
                 await until(lambda: len(both(broker.received)) == 2 * IN_A_ROW)
                 await box.empty()
             assert broker.connects == 1
