@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from gateway_process import ROOT, batches, gateway, readings, sensor
 from test_buffer import SETTINGS, opened, take, values
+from test_glance import torn
 
 from gateway.bounds import room
 from gateway.cli import main
@@ -255,6 +256,12 @@ STANDS: dict[str, Callable[[Path], object]] = {
     "a directory": Path.mkdir,
     "a dangling link": lambda path: path.symlink_to("none/such"),
 }
+
+
+def test_a_segment_that_is_cut_off_between_two_records_is_named(tmp_path: Path, capsys: Said):
+    torn(tmp_path / "state", 0)
+    (told,) = look(tmp_path, capsys)["damage"]
+    assert told.startswith("00000001.seg: 1 readings missing at byte ")
 
 
 @pytest.mark.parametrize("what", STANDS)

@@ -7,7 +7,7 @@ from pathlib import Path
 from threading import Event, Thread
 
 import pytest
-from test_buffer import SETTINGS, begun, opened, take
+from test_buffer import SETTINGS, begun, flip, opened, take
 from test_unreadable import on_block, written
 
 from gateway.disk import BLOCK, LOCK, Disk
@@ -114,6 +114,19 @@ def test_what_ends_amid_a_record_is_damage_unless_a_daemon_may_be_writing_it(
     assert Glance(tmp_path, "trd-0042").damage == []
     daemon.close(LOCK)
     assert len(Glance(tmp_path, "trd-0042").damage) == 1
+
+
+def test_damage_before_the_newest_record_is_seen_though_a_daemon_runs(tmp_path: Path):
+    buffer = opened(tmp_path)
+    for value in (1.0, 2.0):
+        take(buffer, value)
+        buffer.close()
+    first = next(buffer.waiting())
+    flip(tmp_path / first.segment, first.offset + 5)
+    daemon = Disk(tmp_path)
+    assert daemon.lock()
+    (damage,) = Glance(tmp_path, "trd-0042").damage
+    assert damage.lost == 1
 
 
 @pytest.mark.parametrize("begins", [False, True])

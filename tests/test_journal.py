@@ -309,6 +309,12 @@ def test_a_frame_whose_head_is_wrong_is_told_where_another_batch_stands_behind_i
     assert found(data, sealed=18) == ([19, 20], [("19-1", 3)])
 
 
+def test_a_batch_whose_head_is_wrong_is_told_between_a_sealed_one_and_the_next(journal: Journal):
+    data = written(journal, frame(18, 1), frame(19, 2), frame(20, 1))
+    data[SLOT + SEQUENCE] = 2
+    assert found(data, sealed=18) == ([20], [("2-1", 2)])
+
+
 @pytest.mark.parametrize("first", [0, 2])
 def test_behind_zeros_nothing_that_names_a_sealed_batch_is_a_loss(journal: Journal, first: int):
     more = frame(19, 1), frame(2, 3, before=first), frame(18, 1)
