@@ -533,6 +533,17 @@ def test_what_is_damaged_after_the_start_is_counted_once_and_not_handed_out(tmp_
     assert again.stats().faults == []
 
 
+def test_what_was_counted_a_moment_ago_is_told_at_no_start_again(tmp_path: Path):
+    held, _ = sealed(tmp_path, [2, 2])
+    buffer = opened(tmp_path, 2)
+    spoil(tmp_path / held.segment, held.offset + 5)
+    assert buffer.payload(held) is None
+    buffer.tick(1.0)
+    again = opened(tmp_path, 3)
+    assert (again.stats().dropped, again.stats().faults) == (2, [])
+    assert len(aside(tmp_path)) == 1
+
+
 def test_another_batch_in_the_place_of_ours_is_not_taken_for_it(tmp_path: Path):
     for epoch, name in ((1, "ours"), (2, "theirs")):
         take(buffer := opened(tmp_path / name, epoch), 1.0)
