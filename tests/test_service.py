@@ -85,6 +85,29 @@ def test_a_sync_that_fails_once_when_it_stops_costs_nothing(tmp_path: Path, monk
     asyncio.run(asyncio.wait_for(scenario(), 30))
 
 
+def test_what_a_stop_loses_is_told_with_its_cause_though_the_disk_works_again_just_then(
+    tmp_path: Path, monkeypatch, caplog
+):
+    rare = '[buffer]\nflush_interval = "1h"\nseal_interval = "1h"\n'
+
+    async def scenario() -> None:
+        async with serving(tmp_path, NOWHERE, f"{rare}{SENSOR}") as service:
+
+            def fdatasync(fd: int, sync=os.fdatasync) -> None:
+                if not service._buffer.stats().dropped:
+                    raise OSError(errno.EIO, "Input/output error")
+                sync(fd)
+
+            await until(lambda: service._buffer.unsaved >= 10)
+            monkeypatch.setattr(os, "fdatasync", fdatasync)
+        assert service._buffer.fault is None
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+    (told,) = [each.message for each in caplog.records if each.message.startswith("stopped: ")]
+    assert "readings lost: " in told
+    assert "Input/output error" in told
+
+
 def test_what_is_older_than_max_age_goes_while_it_runs(tmp_path: Path):
     for epoch in (1, 2):
         buffer = opened(tmp_path / "state", epoch)
