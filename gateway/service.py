@@ -165,8 +165,8 @@ class Service:
             watch.cancel()
         await self._on_writer(self._buffer.close)  # what was acknowledged last is written down
         await self._on_writer(partial(self._uplink.state.traffic.write, self._disk))
-        if lost := lost + self._buffer.unsaved:
-            log.error("stopped: %s lost: %s", counted(lost, "reading"), why or self._buffer.fault)
+        if lost:
+            log.error("stopped: %s lost: %s", counted(lost, "reading"), why)
             return False
         waiting = counted(self._buffer.stats().waiting_batches, "batch")
         log.info("stopped: %s left for the next start", waiting)

@@ -718,6 +718,23 @@ def test_a_list_that_cannot_be_read_for_now_is_not_begun_anew(
     assert (tmp_path / "refused.list").read_bytes() == listed
 
 
+def test_one_that_cannot_be_read_at_the_start_and_is_in_no_list_is_counted_when_it_goes(
+    tmp_path: Path, failing_disk: FailingDisk
+):
+    refused(tmp_path, 2).close()
+    (tmp_path / "refused.list").unlink()
+    FailingDisk.cannot.add("read 1-1-0x99.batch")
+    buffer = begun(failing_disk, 2)
+    FailingDisk.cannot.clear()
+    take(buffer, 2.0)
+    buffer.close()
+    (held,) = buffer.waiting()
+    buffer._settings = replace(SETTINGS, max_size=4 * 2 * on_disk(held.length))
+    buffer.set_aside(held, 0x99)
+    assert sorted(names(tmp_path)) == ["2-1-0x99.batch", "3-2-0x99.batch"]
+    assert buffer.stats().dropped_by == {"refused by the broker": 1}
+
+
 class UnsyncedOnce(CrashDisk):
     """One that fails to sync its directory once."""
 
