@@ -94,9 +94,10 @@ def test_batches_from_before_the_clock_was_set_are_timed_by_the_next_synchronise
         {"s": 1, "b": 9, "c": 0, "t": 5_000, "u": U - 60_000},
         {"s": 4, "b": 9, "c": 1, "t": T + 99, "u": U + 98},
         {"s": 2, "b": 8, "c": 0, "t": 7_000, "u": 7_000},
+        {"s": 77, "b": 9, "c": 0, "t": 6_000, "u": U - 59_000},  # the buffer was begun anew since
     ]
     RETIME(batches)
-    assert [each["t"] for each in batches] == [T, T - 60_000, T + 99, 7_000]
+    assert [each["t"] for each in batches] == [T, T - 60_000, T + 99, 7_000, T - 59_000]
 
 
 def documented():
