@@ -80,7 +80,7 @@ def test_a_sync_that_fails_once_when_it_stops_costs_nothing(tmp_path: Path, monk
             await until(lambda: service._buffer.unsaved >= 10)
             monkeypatch.setattr(os, "fdatasync", fdatasync)
         told = service._buffer.stats()
-        assert (told.disk_errors, told.dropped, told.waiting_readings) == (1, 0, told.taken)
+        assert (told.disk_errors, told.dropped_by, told.waiting_readings) == (1, {}, told.taken)
 
     asyncio.run(asyncio.wait_for(scenario(), 30))
 

@@ -674,6 +674,21 @@ def test_pauses_begin_anew_after_a_connection_that_delivered_something_and_was_r
     run(scenario())
 
 
+def test_last_words_are_not_one_more_than_the_broker_takes_at_once(tmp_path):
+    async def scenario() -> None:
+        faults = Faults(ack_withheld=True, ack_topics=BATCHES)
+        async with Broker(limits=Limits(receive_maximum=1), faults=faults) as broker:
+            box = Box(tmp_path, address(broker))
+            async with delivering(box):
+                await until(lambda: state_of(broker) == "online")
+                await box.seal()
+                await until(lambda: both(broker.received) == [1])
+                await box.uplink.farewell(box.status, 0.1)
+                assert box.state.connected  # else 0x93: receive maximum exceeded
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("maximum", [1, 20])
 def test_the_status_says_why_while_the_broker_refuses_all_batches(maximum, tmp_path):
     async def scenario() -> None:

@@ -289,6 +289,28 @@ def test_what_is_refused_before_one_that_is_accepted_is_not_of_the_row_behind_th
     run(scenario())
 
 
+def test_and_is_set_aside_at_once_though_that_row_finds_no_room(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker))
+            await seal_large(box, 12)
+            leave_room_aside(box, 1)
+
+            def answer(message: Received) -> None:
+                (sequence,) = both([message]) or [0]
+                code = 0x99 if sequence == 9 or sequence > 10 else None
+                broker.faults = Faults(ack_code=code, ack_after=1.0 if sequence == 9 else 0.0)
+
+            broker.on_publish.append(answer)
+            async with delivering(box):
+                await until(lambda: box.state.refused_in_a_row == 2)
+                await until(lambda: [name.split("-")[0] for name in box.refused] == ["9"])
+                assert box.state.refused_in_a_row == 2
+            assert broker.connects == 1
+
+    run(scenario())
+
+
 def test_one_that_is_refused_where_there_is_no_room_takes_the_place_of_the_oldest(tmp_path):
     async def scenario() -> None:
         faults = Faults(ack_code=0x99, ack_next=1, ack_topics=BATCHES)
