@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from gateway_process import ROOT, batches, gateway, readings, sensor
 from test_buffer import SETTINGS, opened, take, values
-from test_glance import torn
+from test_glance import torn, worn
 
 from gateway.bounds import room
 from gateway.cli import main
@@ -239,6 +239,20 @@ def test_damage_in_the_journal_is_named_and_is_a_fault(tmp_path: Path, capsys: S
     buffer._disk.close(LOCK)
     (told,) = look(tmp_path, capsys)["damage"]
     assert "journal: 4096 bytes from 4096 on damaged, 1 readings in them" in told
+
+
+def test_what_cannot_be_read_is_named_though_a_daemon_runs(
+    tmp_path: Path, capsys: Said, monkeypatch
+):
+    take(buffer := opened(tmp_path / "state"), 1.0, durable=True)
+    buffer.tick(0.0)
+    assert buffer._disk.lock()
+    worn(monkeypatch, "journal")
+    assert main(["buffer", "-c", str(config(tmp_path))]) == 1
+    assert (
+        "\ndamage    journal: 4096 bytes from 0 on cannot be read, unknown readings in them: set "
+        "aside at the daemon's next start; look for errors of the disk in dmesg\n"
+    ) in capsys.readouterr().out
 
 
 def test_a_segment_that_is_gone_is_named_and_is_a_fault(tmp_path: Path, capsys: Said):
