@@ -148,7 +148,7 @@ class Glance:
         return self._flushed[0].readings[0].instant.wall_ms if self._flushed else None
 
     def batches(self) -> Iterator[tuple[bytes, Batch] | Held]:
-        """Yield what is sealed and waits, oldest first; a Held alone is there no more."""
+        """Yield what is sealed and waits, oldest first; a Held alone cannot be read, or is gone."""
         for held in self.spool.waiting():
             payload = self.spool.payload(held) or b""
             batch = _decoded(payload, held)

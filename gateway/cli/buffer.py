@@ -27,7 +27,7 @@ RETRY_HINT = (
     f"from {DIRECTORY}/: its readings count as dropped"
 )
 
-_DMESG = "look for errors of the disk in dmesg"
+DMESG = "look for errors of the disk in dmesg"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +70,7 @@ def reading(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        mend = _DMESG
+        mend = DMESG
         if isinstance(error, PermissionError):
             mend = "only root and the user that bygate runs as may look: give the command by sudo"
         where = error.filename or directory
@@ -132,7 +132,7 @@ def _damage(glance: Glance) -> Iterator[str]:
                 f"{damage.at}: cut off or removed, counted at the daemon's next start"
             )
             continue
-        how, mend = ("cannot be read", f"; {_DMESG}") if damage.unreadable else ("damaged", "")
+        how, mend = ("cannot be read", f"; {DMESG}") if damage.unreadable else ("damaged", "")
         yield (
             f"{damage.name}: {counted(len(damage.data), 'byte')} from {damage.at} on {how}, "
             f"{damage.cost} readings in them: set aside at the daemon's next start{mend}"

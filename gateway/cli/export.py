@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gateway.cli import DEFAULT_CONFIG
-from gateway.cli.buffer import reading
+from gateway.cli.buffer import DMESG, reading
 from gateway.cli.lines import csv_head, csv_lines, influx_lines
 from gateway.config import load_buffer
 from gateway.encoding import json_lines
@@ -91,7 +91,8 @@ def run(args: argparse.Namespace) -> int:
     print(json.dumps(told, indent=2) if args.json else f"{args.path}: {_said(count)}")
     if damaged := len(glance.damage) + len(glance.foreign) + count.unreadable:
         are = "place is" if damaged == 1 else "places are"
-        print(f"{damaged} {are} damaged: `bygate buffer` names each", file=sys.stderr)
+        seen = f"{damaged} {are} damaged or cannot be read"
+        print(f"{seen}: `bygate buffer` names each; {DMESG}", file=sys.stderr)
     return int(damaged > 0)
 
 
@@ -164,6 +165,8 @@ def _sealed(glance: Glance, count: _Count) -> Iterator[tuple[bytes, Batch]]:
     for found in glance.batches():
         if isinstance(found, tuple):
             yield found
+        elif glance.disk.exists(found.segment):
+            count.unreadable += 1
         else:
             count.gone += 1
 
