@@ -8,6 +8,7 @@ import io
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -244,6 +245,43 @@ def test_a_full_stick_is_told_and_nothing_half_is_left(
         assert [file.name for file in stick.iterdir()] == ["film"]
     finally:
         subprocess.run(["umount", stick], check=True)
+
+
+@pytest.mark.parametrize("ends", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_ends_it_leaves_nothing_half(
+    tmp_path: Path, held: list[Value], ends: signal.Signals
+):
+    assert ended_by(ends, tmp_path) == 128 + ends
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_under_nohup_it_goes_on_when_the_terminal_goes(tmp_path: Path, held: list[Value]):
+    assert ended_by(signal.SIGHUP, tmp_path, "SIG_IGN") == 0
+    assert len(rows((tmp_path / "out").read_text())) == len(held)
+
+
+def ended_by(ends: signal.Signals, directory: Path, before: str = "SIG_DFL") -> int:
+    """Export, with that signal as a file is synced, and as one is removed; return the exit code."""
+    (directory / "sitecustomize.py").write_text(
+        "import os, signal\n"
+        f"signal.signal({int(ends)}, signal.{before})\n"
+        "def fsync(fd, sync=os.fsync):\n"
+        f"    os.kill(os.getpid(), {int(ends)})\n"
+        "    sync(fd)\n"
+        "def unlink(path, remove=os.unlink):\n"
+        f"    os.kill(os.getpid(), {int(ends)})\n"
+        "    remove(path)\n"
+        "os.fsync, os.unlink = fsync, unlink\n"
+    )
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "gateway", "export", "-c", config(directory)),
+            directory / "out",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(directory)},
+        check=False,
+    ).returncode
 
 
 def test_a_damaged_batch_is_told_and_the_others_are_exported(tmp_path: Path, capsys: Said):
