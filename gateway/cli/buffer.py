@@ -1,6 +1,7 @@
 """`bygate buffer`: what waits on disk, while the daemon runs and without it."""
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 from gateway.aside import on_disk
 from gateway.bounds import room
+from gateway.cause import FULL, cause
 from gateway.cli import DEFAULT_CONFIG
 from gateway.cli.columns import columns
 from gateway.config import BufferSettings, load_buffer
@@ -73,6 +75,8 @@ def reading(directory: Path) -> Iterator[None]:
         mend = DMESG
         if isinstance(error, PermissionError):
             mend = "only root and the user that bygate runs as may look: give the command by sudo"
+        elif error.errno in (errno.EROFS, *FULL):  # to have refused batches offered again
+            _, mend = cause(error, directory)
         where = error.filename or directory
         raise NoBuffer(f"{where}: {error.strerror}: {mend}") from error
 
