@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from gateway import acked, flushed, rates, record
+from gateway import acked, flushed, journal, rates, record
 from gateway.aside import LIST, Aside, Listed, read_list
 from gateway.damage import DAMAGED, Damage
 from gateway.disk import FOREIGN, Onlooker, in_use, of_another_version
@@ -82,12 +82,12 @@ class Glance:
         names = self._names()
         for name in names:
             self._check_version(name)
-        journaled, _ = self.disk.salvage(flushed.NAME, flushed.SLOT * flushed.SLOTS)
+        journaled = self.disk.salvage(flushed.NAME, flushed.SLOT * flushed.SLOTS)
         self.spool = Spool(self.disk)
         self.spool.recover()
         # A daemon may have begun or ended meanwhile; where nobody can tell, there may be one
         self._owned = owned is not False or in_use(directory) is not False
-        self._flushed, self._in_journal = flushed.unsealed(journaled, self.spool.last)
+        self._flushed, self._in_journal = journal.found(*journaled, self.spool.last)
         self.aside = [name for name in names if name.endswith(DAMAGED)]
         self.aside += [f"{DIRECTORY}/{n}" for n in self._aside_names() if n.endswith(DAMAGED)]
         """Files that earlier damage was moved to."""
@@ -131,12 +131,14 @@ class Glance:
     @cached_property
     def damage(self) -> list[Damage]:
         """What cannot be read, but for what the daemon may be writing."""
-        in_spool = [damage for damage in self.spool.damage() if not self._under_way(damage)]
-        return in_spool if self._owned else [*in_spool, *self._in_journal]
+        found = [*self.spool.damage(), *self._in_journal]
+        return [damage for damage in found if not self._under_way(damage)]
 
     def _under_way(self, damage: Damage) -> bool:
-        """Whether it may be a record that the daemon is writing: nothing tells them apart."""
-        return self._owned and (damage.name, damage.at + len(damage.data)) == self.spool.end
+        """Whether it may be what the daemon is writing: nothing tells them apart."""
+        end = damage.name, damage.at + len(damage.data)
+        written = damage.name == flushed.NAME or end == self.spool.end
+        return self._owned and written and not damage.unreadable
 
     @property
     def oldest_ms(self) -> int | None:
@@ -146,7 +148,7 @@ class Glance:
         return self._flushed[0].readings[0].instant.wall_ms if self._flushed else None
 
     def batches(self) -> Iterator[tuple[bytes, Batch] | Held]:
-        """Yield what is sealed and waits, oldest first; a Held alone is there no more."""
+        """Yield what is sealed and waits, oldest first; a Held alone cannot be read, or is gone."""
         for held in self.spool.waiting():
             payload = self.spool.payload(held) or b""
             batch = _decoded(payload, held)

@@ -39,11 +39,7 @@ class Journal:
         self._next = -(-len(data.rstrip(b"\0")) // SLOT)  # until all of it is sealed
         slots = [data[at : at + SLOT] for at in range(0, len(data), SLOT)]
         self._amid = {n for n, slot in enumerate(slots) if any(slot) and slot[:4] != MAGIC}
-        frames, damaged = unsealed(data, sealed)
-        known = {at for each in damaged for at in range(each.at, each.at + len(each.data), BLOCK)}
-        blocks = [Damage(NAME, at, data[at : at + BLOCK], None) for at in bad if at not in known]
-        told = _joined(sorted([*damaged, *blocks], key=lambda each: each.at))
-        return frames, [replace(each, unreadable=bool(bad)) for each in told]
+        return found(data, bad, sealed)
 
     def _extend(self, size: int) -> None:
         self._disk.write(NAME, size, bytes(SLOT * SLOTS - size))
@@ -77,6 +73,18 @@ class Journal:
     def all_sealed(self) -> None:
         """Every frame in the journal is sealed: its slots may be overwritten."""
         self._next = 0
+
+
+def found(data: bytes, bad: list[int], sealed: int) -> tuple[list[Flushed], list[Damage]]:
+    """Return the frames that are not in a batch up to `sealed`, and what is left of others.
+
+    `bad` is where the blocks begin that cannot be read.
+    """
+    frames, damaged = unsealed(data, sealed)
+    known = {at for each in damaged for at in range(each.at, each.at + len(each.data), BLOCK)}
+    blocks = [Damage(NAME, at, data[at : at + BLOCK], None) for at in bad if at not in known]
+    told = _joined(sorted([*damaged, *blocks], key=lambda each: each.at))
+    return frames, [replace(each, unreadable=bool(bad)) for each in told]
 
 
 def _joined(damaged: list[Damage]) -> list[Damage]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 from gateway_process import ROOT, batches, gateway, readings, sensor
 from test_buffer import SETTINGS, opened, take, values
-from test_glance import torn
+from test_glance import torn, worn
 
 from gateway.bounds import room
 from gateway.cli import main
@@ -239,6 +240,20 @@ def test_damage_in_the_journal_is_named_and_is_a_fault(tmp_path: Path, capsys: S
     buffer._disk.close(LOCK)
     (told,) = look(tmp_path, capsys)["damage"]
     assert "journal: 4096 bytes from 4096 on damaged, 1 readings in them" in told
+
+
+def test_what_cannot_be_read_is_named_though_a_daemon_runs(
+    tmp_path: Path, capsys: Said, monkeypatch
+):
+    take(buffer := opened(tmp_path / "state"), 1.0, durable=True)
+    buffer.tick(0.0)
+    assert buffer._disk.lock()
+    worn(monkeypatch, "journal")
+    assert main(["buffer", "-c", str(config(tmp_path))]) == 1
+    assert (
+        "\ndamage    journal: 4096 bytes from 0 on cannot be read, unknown readings in them: set "
+        "aside at the daemon's next start; look for errors of the disk in dmesg\n"
+    ) in capsys.readouterr().out
 
 
 def test_a_segment_that_is_gone_is_named_and_is_a_fault(tmp_path: Path, capsys: Said):
@@ -522,6 +537,45 @@ def test_what_stands_where_the_asking_belongs_is_no_success(
     out, err = capsys.readouterr()
     assert (out, "refused/retry: not a file" in err) == ("", True)
     assert not (tmp_path / "state/refused/none").exists()
+
+
+def read_only(mounted: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", mounted], check=True)
+
+
+def out_of_inodes(mounted: Path) -> None:
+    with suppress(OSError):
+        for number in range(99):
+            (mounted / f"{number}.txt").touch()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (read_only, "Read-only file system: look for the cause in dmesg, then mount -o remount,rw"),
+        (out_of_inodes, "No space left on device: out of inodes: remove small files there"),
+    ],
+)
+def test_a_disk_that_takes_no_asking_is_told_with_what_mends_it(
+    tmp_path: Path, capsys: Said, spoil: Callable[[Path], None], told: str
+):
+    state = tmp_path / "state"
+    state.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m,nr_inodes=40", "none", state]
+    if subprocess.run(mount, check=False).returncode:
+        pytest.skip("no right to mount")
+    try:
+        take(buffer := opened(state), 1.0)
+        buffer.close()
+        buffer.set_aside(next(buffer.waiting()), 0x99)
+        buffer._disk.close_all()
+        spoil(state)
+        assert main(["buffer", "--retry-refused", "-c", str(config(tmp_path))]) == 1
+        out, err = capsys.readouterr()
+        assert (out, err.startswith(f"{state}/refused/retry: {told}")) == ("", True)
+    finally:
+        subprocess.run(["umount", "-l", state], check=True)
 
 
 def taken_by(broker: Broker) -> dict[tuple[int, int], Batch]:

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -246,6 +247,43 @@ def test_a_full_stick_is_told_and_nothing_half_is_left(
         subprocess.run(["umount", stick], check=True)
 
 
+@pytest.mark.parametrize("ends", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_ends_it_leaves_nothing_half(
+    tmp_path: Path, held: list[Value], ends: signal.Signals
+):
+    assert ended_by(ends, tmp_path) == 128 + ends
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_under_nohup_it_goes_on_when_the_terminal_goes(tmp_path: Path, held: list[Value]):
+    assert ended_by(signal.SIGHUP, tmp_path, "SIG_IGN") == 0
+    assert len(rows((tmp_path / "out").read_text())) == len(held)
+
+
+def ended_by(ends: signal.Signals, directory: Path, before: str = "SIG_DFL") -> int:
+    """Export, with that signal as a file is synced, and as one is removed; return the exit code."""
+    (directory / "sitecustomize.py").write_text(
+        "import os, signal\n"
+        f"signal.signal({int(ends)}, signal.{before})\n"
+        "def fsync(fd, sync=os.fsync):\n"
+        f"    os.kill(os.getpid(), {int(ends)})\n"
+        "    sync(fd)\n"
+        "def unlink(path, remove=os.unlink):\n"
+        f"    os.kill(os.getpid(), {int(ends)})\n"
+        "    remove(path)\n"
+        "os.fsync, os.unlink = fsync, unlink\n"
+    )
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "gateway", "export", "-c", config(directory)),
+            directory / "out",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(directory)},
+        check=False,
+    ).returncode
+
+
 def test_a_damaged_batch_is_told_and_the_others_are_exported(tmp_path: Path, capsys: Said):
     buffer = opened(tmp_path / "state")
     for value in (1.0, 2.0, 3.0):
@@ -256,7 +294,7 @@ def test_a_damaged_batch_is_told_and_the_others_are_exported(tmp_path: Path, cap
     data[data.index(b"bgS3", 100) + 70] ^= 1
     file.write_bytes(data)
     assert export(tmp_path, "out") == 1
-    assert "1 place is damaged: `bygate buffer` names each" in capsys.readouterr().err
+    assert "1 place is damaged or cannot be read: `bygate buffer` names" in capsys.readouterr().err
     assert [row["value"] for row in rows((tmp_path / "out").read_text())] == [1.0, 3.0]
 
 
@@ -270,6 +308,24 @@ def test_what_is_delivered_meanwhile_is_told_and_no_fault(
     monkeypatch.setattr(os, "getpid", getpid)
     assert export(tmp_path, "out") == 0
     assert "(1 of them refused by the broker, 2 delivered or" in capsys.readouterr().out
+
+
+def test_a_batch_that_cannot_be_read_any_more_is_told_and_the_others_are_exported(
+    tmp_path: Path, held: list[Value], capsys: Said, monkeypatch
+):
+    def getpid(asked=os.getpid) -> int:  # once it is known what waits
+        worn(monkeypatch, "00000001.seg")
+        return asked()
+
+    monkeypatch.setattr(os, "getpid", getpid)
+    assert export(tmp_path, "out") == 1
+    out, err = capsys.readouterr()
+    assert "meanwhile" not in out
+    assert err == (
+        "2 places are damaged or cannot be read: `bygate buffer` names each; look for errors of "
+        "the disk in dmesg\n"
+    )
+    assert [row["value"] for row in rows((tmp_path / "out").read_text())] == ["refused", "young"]
 
 
 @pytest.mark.parametrize(("why", "code"), [(errno.EINVAL, 0), (errno.EIO, 1)])
@@ -301,7 +357,7 @@ def test_a_damaged_batch_that_was_refused_is_told_and_the_others_are_exported(
 ):
     (tmp_path / "state/refused/1-1-0x99.batch").write_bytes(b"damaged")
     assert export(tmp_path, "out") == 1
-    assert "1 place is damaged: `bygate buffer` names each" in capsys.readouterr().err
+    assert "1 place is damaged or cannot be read: `bygate buffer` names" in capsys.readouterr().err
     assert len(rows((tmp_path / "out").read_text())) == len(held) - 1
 
 
@@ -311,7 +367,7 @@ def test_what_stands_in_place_of_the_journal_is_told_and_the_batches_are_exporte
     (tmp_path / "state/journal").unlink()
     os.mkfifo(tmp_path / "state/journal")
     assert export(tmp_path, "out") == 1
-    assert "1 place is damaged: `bygate buffer` names each" in capsys.readouterr().err
+    assert "1 place is damaged or cannot be read: `bygate buffer` names" in capsys.readouterr().err
     assert len(rows((tmp_path / "out").read_text())) == len(held) - 1
 
 

@@ -211,6 +211,33 @@ def test_a_block_of_the_journal_that_cannot_be_read_hides_no_other(tmp_path: Pat
     assert looked_at(tmp_path) == [0, 2]
 
 
+@pytest.mark.parametrize("runs", [False, True])
+@pytest.mark.parametrize(("slot", "lost"), [(0, 1), (1, 1), (2, None), (9, None)])
+def test_a_block_of_the_journal_that_cannot_be_read_is_damage_though_a_daemon_runs(
+    tmp_path: Path, monkeypatch, slot: int, lost: int | None, runs: bool
+):
+    written(tmp_path)
+    daemon = Disk(tmp_path)
+    assert not runs or daemon.lock()
+    worn(monkeypatch, "journal", slot * BLOCK)
+    (damage,) = Glance(tmp_path, "trd-0042").damage
+    assert (damage.name, damage.at, damage.lost) == ("journal", slot * BLOCK, lost)
+
+
+@pytest.mark.parametrize("first", [0, 16_384])
+def test_the_end_of_the_newest_segment_that_cannot_be_read_is_damage_though_a_daemon_runs(
+    tmp_path: Path, monkeypatch, first: int
+):
+    lost = sum(each.readings for each in written(tmp_path) if each.offset + each.length > first)
+    size = (tmp_path / "00000001.seg").stat().st_size
+    daemon = Disk(tmp_path)
+    assert daemon.lock()
+    for at in range(first, size, BLOCK):
+        worn(monkeypatch, "00000001.seg", at)
+    (damage,) = Glance(tmp_path, "trd-0042").damage
+    assert (damage.name, damage.at + len(damage.data), damage.lost) == ("00000001.seg", size, lost)
+
+
 @pytest.mark.parametrize("away", [False, True])
 def test_a_list_of_the_refused_that_cannot_be_read_hides_none_of_them(
     tmp_path: Path, monkeypatch, away: bool

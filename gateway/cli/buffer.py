@@ -1,6 +1,7 @@
 """`bygate buffer`: what waits on disk, while the daemon runs and without it."""
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 from gateway.aside import on_disk
 from gateway.bounds import room
+from gateway.cause import FULL, cause
 from gateway.cli import DEFAULT_CONFIG
 from gateway.cli.columns import columns
 from gateway.config import BufferSettings, load_buffer
@@ -26,6 +28,8 @@ RETRY_HINT = (
     "mend the broker, then sudo bygate buffer --retry-refused; to give one up, remove its file "
     f"from {DIRECTORY}/: its readings count as dropped"
 )
+
+DMESG = "look for errors of the disk in dmesg"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,9 +72,11 @@ def reading(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        mend = "look for errors of the disk in dmesg"
+        mend = DMESG
         if isinstance(error, PermissionError):
             mend = "only root and the user that bygate runs as may look: give the command by sudo"
+        elif error.errno in (errno.EROFS, *FULL):  # to have refused batches offered again
+            _, mend = cause(error, directory)
         where = error.filename or directory
         raise NoBuffer(f"{where}: {error.strerror}: {mend}") from error
 
@@ -130,9 +136,10 @@ def _damage(glance: Glance) -> Iterator[str]:
                 f"{damage.at}: cut off or removed, counted at the daemon's next start"
             )
             continue
+        how, mend = ("cannot be read", f"; {DMESG}") if damage.unreadable else ("damaged", "")
         yield (
-            f"{damage.name}: {counted(len(damage.data), 'byte')} from {damage.at} on damaged, "
-            f"{damage.cost} readings in them: set aside at the daemon's next start"
+            f"{damage.name}: {counted(len(damage.data), 'byte')} from {damage.at} on {how}, "
+            f"{damage.cost} readings in them: set aside at the daemon's next start{mend}"
         )
     for name in glance.foreign:
         yield f"{name}: none of bygate's, so that what was in it is not shown: move it away"

@@ -9,14 +9,15 @@ import errno
 import hashlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gateway.cli import DEFAULT_CONFIG
-from gateway.cli.buffer import reading
+from gateway.cli.buffer import DMESG, reading
 from gateway.cli.lines import csv_head, csv_lines, influx_lines
 from gateway.config import load_buffer
 from gateway.encoding import json_lines
@@ -80,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
         _check_place(args.path, directory, overwrite=args.overwrite)
         with reading(directory):
             glance = Glance(directory, gateway.id)
-        digest, count.bytes = _write(args.path, _read(directory, _pieces(glance, form, count)))
+        with _ending():
+            digest, count.bytes = _write(args.path, _read(directory, _pieces(glance, form, count)))
     except _WrongPath as error:
         print(f"{args.path}: {error}", file=sys.stderr)
         return 2
@@ -91,7 +93,8 @@ def run(args: argparse.Namespace) -> int:
     print(json.dumps(told, indent=2) if args.json else f"{args.path}: {_said(count)}")
     if damaged := len(glance.damage) + len(glance.foreign) + count.unreadable:
         are = "place is" if damaged == 1 else "places are"
-        print(f"{damaged} {are} damaged: `bygate buffer` names each", file=sys.stderr)
+        seen = f"{damaged} {are} damaged or cannot be read"
+        print(f"{seen}: `bygate buffer` names each; {DMESG}", file=sys.stderr)
     return int(damaged > 0)
 
 
@@ -164,6 +167,8 @@ def _sealed(glance: Glance, count: _Count) -> Iterator[tuple[bytes, Batch]]:
     for found in glance.batches():
         if isinstance(found, tuple):
             yield found
+        elif glance.disk.exists(found.segment):
+            count.unreadable += 1
         else:
             count.gone += 1
 
@@ -191,6 +196,29 @@ _REMEDIES = {
     errno.ENOENT: "make the directory first, or mount the disk",
     errno.ENOTDIR: "name a file in a directory",
 }
+
+
+@contextmanager
+def _ending() -> Iterator[None]:
+    """Have the first signal that ends us, as of an ssh that breaks off, unwind; no other is heard.
+
+    What is half written is removed then.
+    """
+    before = {of: signal.getsignal(of) for of in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+
+    def end(number: int, _: object) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    for each, handler in before.items():
+        if handler != signal.SIG_IGN:  # nohup
+            signal.signal(each, end)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _write(path: Path, pieces: Iterator[bytes]) -> tuple[str, int]:
