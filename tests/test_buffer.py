@@ -1651,6 +1651,26 @@ def test_it_starts_on_a_full_disk_and_recovers_once(tmp_path: Path):
     assert again.stats().faults == []
 
 
+def test_what_the_journal_has_is_counted_where_a_full_disk_keeps_it_from_being_sealed(
+    tmp_path: Path,
+):
+    killed = begun(disk := SmallDisk(tmp_path))
+    take(killed, 1.0, 2.0, at=5)
+    killed.tick(20.0)
+    disk.most = 0
+    again = Buffer(disk, UNBOUND, "trd-0042", boot=7, epoch=2)
+    again.tick(0.0)
+    assert again.stats().stuck
+    take(again, 3.0, at=8)
+    told = again.stats()
+    assert (told.waiting_batches, told.waiting_readings, told.oldest_ms) == (0, 3, 10**12 + 5)
+    disk.most = 4 << 20
+    again.tick(61.0)
+    again.close()
+    assert (again.stats().waiting_batches, again.stats().waiting_readings) == (2, 3)
+    assert values(again) == [1.0, 2.0, 3.0]
+
+
 def test_a_batch_names_the_oldest_that_waits_though_that_is_in_ram_alone():
     buffer = begun(disk := CrashDisk())
     take(buffer, 1.0)
