@@ -153,7 +153,7 @@ class Buffer:
 
     def give_up(self) -> None:
         """Count as dropped what `close` has left in RAM alone: there is no more time to wait."""
-        self._losses.give_up(self.unsaved)
+        self._losses.give_up(self._spool, self.unsaved)
         self._intake.give_up(self._spool)
 
     def _work(self, now: float, due: Callable[[], None]) -> None:
