@@ -57,6 +57,8 @@ class Stats:
     """Readings that are not acknowledged, the ones not yet sealed included."""
     oldest_ms: int | None
     """Unix ms of the earliest of them."""
+    stuck: bool
+    """Whether some of them are in no batch on disk, and the disk takes none at present."""
     dropped: int
     """Readings dropped since the buffer was created."""
     dropped_by: dict[str, int]
@@ -151,7 +153,7 @@ class Buffer:
 
     def give_up(self) -> None:
         """Count as dropped what `close` has left in RAM alone: there is no more time to wait."""
-        self._losses.give_up(self.unsaved)
+        self._losses.give_up(self._spool, self.unsaved)
         self._intake.give_up(self._spool)
 
     def _work(self, now: float, due: Callable[[], None]) -> None:
@@ -362,13 +364,16 @@ class Buffer:
         """Return the state of the buffer as it is now."""
         batches, readings = self._spool.held()
         sealed, in_ram = self._intake.waiting()
-        oldest = next(self._spool.waiting(), None)
+        oldest, journaled = next(self._spool.waiting(), None), self._store.unsealed
+        unsealed = len(journaled) + in_ram
+        young = min((r.instant.wall_ms for r in journaled), default=self._intake.oldest_ms)
         told = [*self._losses.told, *self._refused.damage]
         return Stats(
             self._intake.taken,
             batches + sealed,
-            readings + in_ram,
-            oldest.first_ms if oldest else self._intake.oldest_ms,
+            readings + unsealed,
+            oldest.first_ms if oldest else young,
+            self._fault is not None and unsealed > 0,
             self._spool.dropped + self._losses.in_ram,
             dict(self._losses.by),
             self._refused.names,

@@ -24,7 +24,6 @@ _OPEN = "too many files are open: restart bygate; lsof shows what has them"
 _OF_ALL = {
     errno.EDQUOT: "free space or remove files there, or raise the quota",
     errno.EIO: "the disk fails: replace the SD card or drive; was it unplugged? See dmesg",
-    **dict.fromkeys((errno.EUCLEAN, errno.EBADMSG), _DAMAGED),
     **dict.fromkeys((errno.ENOTCONN, errno.ESTALE, errno.ENODEV, errno.ETIMEDOUT), _GONE),
     **dict.fromkeys((errno.EHOSTDOWN, errno.EHOSTUNREACH), _GONE),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), _OPEN),
@@ -32,6 +31,7 @@ _OF_ALL = {
     errno.EWOULDBLOCK: "stop that one, or give this one a [gateway] state_dir of its own",
 }
 _OF_ONE = {
+    **dict.fromkeys((errno.EUCLEAN, errno.EBADMSG), _DAMAGED),
     errno.EBUSY: "something is mounted there: umount it",
     errno.EFBIG: "larger than a file may be there: see ulimit -f",
     errno.ENOENT: "it is gone: did somebody remove it, or umount what it is on?",

@@ -23,7 +23,8 @@ FOREIGN = ".foreign"
 BLOCK = 4096
 PROBED = 0.5
 """Seconds within which who only looks whether a directory is locked has let go of it, by far."""
-UNREADABLE = (errno.EIO, errno.EUCLEAN, errno.EBADMSG)
+_DAMAGED = (errno.EUCLEAN, errno.EBADMSG)
+UNREADABLE = (errno.EIO, *_DAMAGED)
 """How Linux says that bytes cannot be read: by the device, by the checks of a file system."""
 _PROBE = "probe"
 _READ_ONLY = (errno.EROFS, errno.EACCES)
@@ -116,8 +117,8 @@ class Disk:
         self._take()
 
     def exists(self, name: str) -> bool:
-        """Whether there is such a file."""
-        return (self.directory / name).is_file()
+        """Whether there is such a file, be it one that cannot be looked at."""
+        return _unless_damaged((self.directory / name).is_file)
 
     def size(self, name: str) -> int:
         """Return how many bytes the file has."""
@@ -256,7 +257,7 @@ class Disk:
         Such as a directory, or a link that leads nowhere.
         """
         path = self.directory / name
-        if fits(path) or not os.path.lexists(path):
+        if _unless_damaged(lambda: fits(path)) or not os.path.lexists(path):
             return None
         names = (f"{name}-{number}{FOREIGN}" for number in count())
         aside = next(new for new in names if not os.path.lexists(self.directory / new))
@@ -305,6 +306,16 @@ def _datasync(fd: int) -> None:
     except OSError as error:
         if error.errno not in _READ_ONLY:
             raise
+
+
+def _unless_damaged(holds: Callable[[], bool]) -> bool:
+    """Whether that holds, or cannot be told: what has a damaged inode nobody can rename either."""
+    try:
+        return holds()
+    except OSError as error:
+        if error.errno not in _DAMAGED:
+            raise
+    return True
 
 
 def _is_file(entry: "os.DirEntry[str]") -> bool:

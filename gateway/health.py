@@ -63,12 +63,13 @@ class Health:
         buffer = stats.dropped, tuple(stats.refused), tuple(stats.faults), known
         uplink = self._uplink
         told = tuple(uplink.suspects), uplink.outlook, uplink.unheard > 0, uplink.why
-        lag = self._lag(stats.waiting_batches)
+        lag = self._lag(stats)
         return self._clock.state(), reasons, self._adapters(), buffer, told, lag
 
-    def _lag(self, waiting: int) -> object:
+    def _lag(self, stats: Stats) -> object:
         """Return what changes when the end of a backlog is foretold, and when it has come."""
-        foretold = waiting > WINDOW and self._uplink.catch_up(waiting) is not None
+        waiting = stats.waiting_batches
+        foretold = waiting > WINDOW and self._caught_up_in_s(stats) is not None
         return foretold, self._told_to_wait and not waiting
 
     def snapshot(self, state: str) -> dict[str, object]:
@@ -124,7 +125,7 @@ class Health:
             "broker": state.broker,
             "lost": state.lost,
             "last_ack": None if state.last_ack_ms is None else utc(state.last_ack_ms),
-            "caught_up_in_s": self._caught_up_in_s(),
+            "caught_up_in_s": self._caught_up_in_s(self._buffer.stats()),
             "unheard": state.unheard,
             "held_back": list(islice(state.suspects, LISTED)),
             "bytes_month": state.traffic.month,
@@ -139,9 +140,9 @@ class Health:
             "why": seen.fault or seen.notice,
         }
 
-    def _caught_up_in_s(self) -> int | None:
+    def _caught_up_in_s(self, stats: Stats) -> int | None:
         """Return how long what waits takes at the present pace, or at backlog_rate."""
-        seconds = self._uplink.catch_up(self._buffer.stats().waiting_batches)
+        seconds = None if stats.stuck else self._uplink.catch_up(stats.waiting_batches)
         return None if seconds is None else math.ceil(seconds)
 
     def _of_sensor(self, poller: Poller) -> dict[str, object]:

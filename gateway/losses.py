@@ -3,6 +3,7 @@
 import logging
 from collections import Counter, deque
 from collections.abc import Iterable
+from contextlib import suppress
 
 from gateway import acked, flushed
 from gateway.aside import LIST
@@ -83,10 +84,19 @@ class Losses:
         self._overflowed += 1
         self.by[OVERFLOW] += 1
 
-    def give_up(self, readings: int) -> None:
-        """Count what a stop takes along; it is recorded should the disk take something yet."""
+    def give_up(self, spool: Spool, readings: int) -> None:
+        """Count what a stop takes along, for ever where the disk still takes what is overwritten.
+
+        Else it is recorded should the disk take something yet.
+        """
         self.by[STOPPED] += readings
         self._given_up += readings
+        overflow = self.overflowing
+        if spool.recovered:
+            with suppress(OSError):
+                spool.drop_unrecorded(overflow + self._given_up)
+                self._overflow_recorded += overflow
+                self._given_up = 0
 
     def record(self, spool: Spool, readings: int, reason: str, *of: str, sequence: int = 0) -> None:
         """Count a loss, and have the spool remember it; raises OSError.

@@ -381,6 +381,13 @@ class Spool:
         self.tidy()
         return readings
 
+    def drop_unrecorded(self, readings: int) -> None:
+        """Count what never was in a segment by `acked` and the next head, as there is no room."""
+        self._write_acked(readings)
+        self._acked.sync()
+        self.dropped += readings
+        self._segments.usable = False
+
     def _oldest(self) -> tuple[str, list[Held]]:
         """Return the oldest segment that is to be emptied, and what is held in it."""
         held = ((s.name, self._shelf.of(s.name)) for s in self._segments.older)

@@ -23,6 +23,7 @@ from gateway.held import Held
 from gateway.intake import Intake
 from gateway.journal import Journal
 from gateway.losses import SEGMENTS, Losses
+from gateway.reading import Reading
 from gateway.refused import DIRECTORY, Refused
 from gateway.segments import LARGEST_FILE, is_segment
 from gateway.spool import Spool
@@ -34,8 +35,8 @@ _BEGUN = {flushed.NAME: flushed.SLOT * flushed.SLOTS, acked.NAME: 2 * acked.PAGE
 class Store:
     """Journal and spool of the directory that is there now.
 
-    `acknowledge` and `delivered` only touch memory; all else works on the disk, is the writer's,
-    and may raise OSError: it goes on where it failed when it is called again.
+    `acknowledge`, `delivered` and `unsealed` only touch memory; all else works on the disk, is the
+    writer's, and may raise OSError: it goes on where it failed when it is called again.
     """
 
     def __init__(self, disk: Disk, refused: Refused, losses: Losses, intake: Intake) -> None:
@@ -58,6 +59,11 @@ class Store:
         self._unsealed: deque[list[Flushed]] | None = None
         """What the journal holds of batches still to be sealed; None while it is unread."""
 
+    @property
+    def unsealed(self) -> list[Reading]:
+        """What the journal holds for batches still to be sealed, as far as it is known."""
+        return [r for parts in list(self._unsealed or ()) for part in parts for r in part.readings]
+
     def recover(self) -> None:
         """Know what the directory holds, whichever it is by now."""
         if self._disk.replaced():
@@ -73,7 +79,7 @@ class Store:
         for batch in self._intake.sealed:
             batch.journaled = 0
         if self._unsealed:
-            self._losses.removed(sum(len(f.readings) for parts in self._unsealed for f in parts))
+            self._losses.removed(len(self.unsealed))
         if self.spool.recovered:
             self._follow()  # that one was gone before it was known
             left = self._losses.left
@@ -148,7 +154,7 @@ class Store:
         if any(map(is_segment, names)):
             self._losses.gone(name for name in _BEGUN if name not in names)
             there = (name for name in _BEGUN if name in names)
-            self._losses.gone((n for n in there if self._disk.size(n) < _BEGUN[n]), "cut off")
+            self._losses.gone(filter(self._is_cut_off, there), "cut off")
         for held in list(spool.waiting()):
             if held.epoch == intake.epoch and held.sequence in intake.renamed:
                 spool.acknowledge(held)
@@ -161,6 +167,11 @@ class Store:
         self._let_go_of_refused()
         if self._gone:
             self.offered_again += 1
+
+    def _is_cut_off(self, name: str) -> bool:
+        with suppress(OSError):  # nothing waits for one whose inode is damaged
+            return self._disk.size(name) < _BEGUN[name]
+        return False
 
     def _let_go_of_refused(self) -> None:
         """Note what a kill left unnoted: evicted, too, such a batch would be counted twice."""

@@ -66,6 +66,12 @@ class LoopDisk:
         """Mount it `ro` or `rw`."""
         run("mount", "-o", f"remount,{how}", str(self.path))
 
+    def damage(self, name: str) -> None:
+        """Give a file's inode a wrong checksum; none may be open meanwhile."""
+        run("umount", str(self.path))
+        run("debugfs", "-wR", f"set_inode_field /{name} checksum 0x1234", str(self._image))
+        run("mount", "-o", "loop", str(self._image), str(self.path))
+
     def written(self) -> int:
         """Return how many bytes were written to the device so far, all that is dirty included."""
         fd = os.open(self.path, os.O_RDONLY)

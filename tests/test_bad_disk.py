@@ -231,6 +231,14 @@ def test_what_waits_is_read_from_a_disk_that_went_read_only(disk: LoopDisk):
     assert [bool(buffer.payload(held)) for held in buffer.waiting()] == [True] * 2
 
 
+def test_a_damaged_inode_of_the_journal_keeps_nothing_that_is_sealed(disk: LoopDisk):
+    fill(disk.path, 1200)
+    disk.damage("journal")
+    buffer = buffered(disk, 2)
+    assert [bool(buffer.payload(held)) for held in buffer.waiting()] == [True] * 2
+    assert f"{disk.path}/journal: Bad message: its file system is damaged" in str(buffer.fault)
+
+
 @pytest.mark.parametrize("trial", TRIALS)
 def test_on_a_full_disk_the_oldest_go_counted_and_what_comes_waits_for_room(
     tmp_path: Path, counting: str, disk: LoopDisk, trial: int

@@ -1588,6 +1588,53 @@ def test_what_a_stop_gives_up_is_dropped_and_what_was_flushed_waits(
     assert (values(again), again.stats().dropped) == (flushed, 2)
 
 
+@pytest.mark.parametrize("room", [False, True])
+def test_what_a_stop_on_a_full_disk_gives_up_is_known_at_the_next_starts(
+    tmp_path: Path, *, room: bool
+):
+    take(killed := begun(disk := SmallDisk(tmp_path)), 1.0)
+    killed.tick(20.0)
+    disk.most = 0
+    buffer = Buffer(disk, UNBOUND, "trd-0042", boot=7, epoch=2)
+    take(buffer, *range(RAM_READINGS + 5))
+    buffer.close()
+    buffer.give_up()
+    disk.most = room << 22
+    buffer.close()
+    for epoch in (3, 4):
+        again = Buffer(disk, UNBOUND, "trd-0042", boot=7, epoch=epoch)
+        again.tick(0.0)
+        assert (again.stats().waiting_readings, again.stats().dropped) == (1, RAM_READINGS + 5)
+    disk.most = 1 << 22
+    take(again, 2.0)
+    again.close()
+    assert (values(again), batches(again)[-1].dropped) == ([1.0, 2.0], RAM_READINGS + 5)
+
+
+def test_what_a_stop_on_a_full_disk_gives_up_is_in_the_next_head_as_well(tmp_path: Path):
+    take(buffer := begun(disk := SmallDisk(tmp_path)), 1.0)
+    buffer.tick(20.0)
+    disk.most, disk.worn = 0, "journal"
+    take(buffer, 2.0, 3.0)
+    buffer.close()
+    buffer.give_up()
+    disk.most, disk.worn = 4 << 20, ""
+    buffer.close()
+    (tmp_path / "acked").unlink()
+    again = opened(tmp_path, epoch=2)
+    assert (values(again), again.stats().dropped) == ([1.0], 2)
+
+
+def test_what_is_given_up_before_the_disk_was_read_takes_no_acknowledgement_along(tmp_path: Path):
+    take(buffer := opened(tmp_path), 1.0)
+    buffer.tick(60.0)
+    buffer.acknowledge(next(buffer.waiting()))
+    buffer.close()
+    take(unread := Buffer(Disk(tmp_path), SETTINGS, "trd-0042", boot=7, epoch=2), 2.0)
+    unread.give_up()
+    assert values(opened(tmp_path, epoch=3)) == []
+
+
 @pytest.mark.parametrize("fails", [1, 2])
 def test_a_batch_whose_rest_is_given_up_after_failed_syncs_is_there_once(fails: int):
     take(before := begun(disk := CrashDisk()), 0.0)
@@ -1649,6 +1696,26 @@ def test_it_starts_on_a_full_disk_and_recovers_once(tmp_path: Path):
     disk.most = 4 << 20
     again.tick(3000.0)
     assert again.stats().faults == []
+
+
+def test_what_the_journal_has_is_counted_where_a_full_disk_keeps_it_from_being_sealed(
+    tmp_path: Path,
+):
+    killed = begun(disk := SmallDisk(tmp_path))
+    take(killed, 1.0, 2.0, at=5)
+    killed.tick(20.0)
+    disk.most = 0
+    again = Buffer(disk, UNBOUND, "trd-0042", boot=7, epoch=2)
+    again.tick(0.0)
+    assert again.stats().stuck
+    take(again, 3.0, at=8)
+    told = again.stats()
+    assert (told.waiting_batches, told.waiting_readings, told.oldest_ms) == (0, 3, 10**12 + 5)
+    disk.most = 4 << 20
+    again.tick(61.0)
+    again.close()
+    assert (again.stats().waiting_batches, again.stats().waiting_readings) == (2, 3)
+    assert values(again) == [1.0, 2.0, 3.0]
 
 
 def test_a_batch_names_the_oldest_that_waits_though_that_is_in_ram_alone():

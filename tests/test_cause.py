@@ -247,10 +247,18 @@ def test_what_is_protected_is_found_by_lsattr(disk: LoopDisk, which: str):
         (errno.ESTALE, "the drive behind it is gone"),
         (errno.ENOTCONN, "the drive behind it is gone"),
         (errno.EDQUOT, "free space or remove files there, or raise the quota"),
-        (errno.EUCLEAN, "its file system is damaged: umount it and run fsck"),
         (errno.EMFILE, "too many files are open"),
     ],
 )
 def test_what_ails_all_of_a_disk_is_told_of_the_directory(tmp_path: Path, number: int, mends: str):
     error = OSError(number, os.strerror(number), str(tmp_path / "00000007.seg"))
     assert remedy(error, tmp_path).startswith(f"{tmp_path}: {os.strerror(number)}: {mends}")
+
+
+@pytest.mark.parametrize("number", [errno.EUCLEAN, errno.EBADMSG])
+def test_what_is_damaged_of_a_file_system_is_named(tmp_path: Path, number: int):
+    error = OSError(number, os.strerror(number), str(tmp_path / "refused.list"))
+    assert remedy(error, tmp_path) == (
+        f"{tmp_path}/refused.list: {os.strerror(number)}: its file system is damaged: umount it "
+        "and run fsck"
+    )

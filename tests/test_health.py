@@ -11,6 +11,7 @@ from typing import Any
 import jumping
 import pytest
 from delivery import suspect
+from test_buffer import SmallDisk
 from test_unreadable import WornDisk
 
 from drivers import sds011
@@ -35,7 +36,7 @@ RATE_MS = int(RATE_AFTER * 1000)
 class Box:
     """A buffer and its status, on a clock that the test turns."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, disk: Disk | None = None) -> None:
         self.ms, self.error_us = 0, 4000
         self.clock = Clock(
             wall_ns=lambda: (jumping.START_MS + self.ms) * 10**6,
@@ -44,7 +45,7 @@ class Box:
             boot=1,
         )
         settings = BufferSettings(seal_interval=60, max_size=1 << 30, keep_free=0)
-        self.buffer = Buffer(Disk(directory), settings, "trd-0042", 1)
+        self.buffer = Buffer(disk or Disk(directory), settings, "trd-0042", 1)
         self.uplink = UplinkState()
         self.it = Poller(
             name="it", driver=sds011.Driver(), interval=1, clock=self.clock, sink=self.buffer.append
@@ -167,6 +168,18 @@ def test_catching_up_takes_no_time_where_nothing_waits_and_is_unknown_without_a_
     assert box.said("uplink")["caught_up_in_s"] == 15
     box.uplink.pace = 0.01
     assert box.said("uplink")["caught_up_in_s"] == 1
+
+
+def test_when_all_is_delivered_is_not_known_while_the_disk_takes_nothing(tmp_path: Path):
+    box = Box(tmp_path, disk := SmallDisk(tmp_path))
+    box.uplink.pace = 0.5
+    box.seal(30)
+    disk.most = 0
+    box.seal()
+    assert box.said("uplink")["caught_up_in_s"] is None
+    disk.most = 4 << 20
+    box.pass_by(60_000)
+    assert box.said("uplink")["caught_up_in_s"] == 16
 
 
 def test_a_capped_backlog_is_forecast_by_its_cap_where_that_is_slower(tmp_path: Path):

@@ -5,7 +5,7 @@ import shutil
 import threading
 from base64 import b64encode
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -14,10 +14,12 @@ from typing import ClassVar
 import pytest
 from crash_disk import CrashDisk
 from test_buffer import SETTINGS, batches, begun, opened, take, values
+from trials import mounted
 
 from gateway.aside import on_disk
 from gateway.buffer import Buffer
 from gateway.disk import Disk
+from hil.loopdisk import LoopDisk
 
 
 def refused(directory: Path, count: int = 2) -> Buffer:
@@ -289,6 +291,12 @@ class FailingDisk(Disk):
 def failing_disk(tmp_path: Path) -> Iterator[FailingDisk]:
     yield FailingDisk(tmp_path)
     FailingDisk.cannot.clear()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[LoopDisk]:
+    with ExitStack() as stack:
+        yield mounted(stack, LoopDisk(16 << 20, tmp_path, "state"))
 
 
 @pytest.fixture
@@ -706,6 +714,23 @@ def test_a_list_that_a_kill_left_half_written_is_not_in_the_way_of_the_next(
     (tmp_path / "refused.new").write_bytes(bytes(4096))
     refused(tmp_path, count).close()
     assert opened(tmp_path, epoch=2).stats().faults == []
+
+
+@pytest.mark.parametrize("name", ["refused.list", "refused"])
+def test_a_damaged_inode_of_theirs_holds_up_nothing_that_waits(disk: LoopDisk, name: str):
+    take(buffer := refused(disk.path, 1), 1.0)
+    buffer.close()
+    take(buffer, 2.0)
+    buffer.tick(120.0)
+    buffer._disk.close_all()
+    disk.damage(name)
+    again = opened(disk.path, epoch=2)
+    take(again, 3.0)
+    again.tick(60.0)
+    assert values(again) == [1.0, 2.0, 3.0]
+    assert again.fault is None
+    (told,) = again.stats().faults
+    assert told.startswith(f"{disk.path / name}: Bad message: its file system is damaged")
 
 
 def test_a_list_that_cannot_be_read_for_now_is_not_begun_anew(
