@@ -59,6 +59,7 @@ class Acked:
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
+        self._broken = False
         self._writes = 0
         self._written: Told | None = None
         self.ranges: list[Range] = []
@@ -70,8 +71,12 @@ class Acked:
     def recover(self, is_ours: Callable[[int], bool]) -> None:
         """Read the newer page that is whole; nothing of a history that is not ours.
 
-        Another history's ranges would let go of batches that were never delivered.
+        Another history's ranges would let go of batches that were never delivered. Where the file
+        is broken it is gone without: nothing is written.
         """
+        self._broken = self._disk.broken_for_good(NAME) is not None
+        if self._broken:
+            return
         self._disk.settle(NAME)
         data, _ = self._disk.salvage(NAME, 2 * PAGE)
         pages = [page for page in (_page(data[:PAGE]), _page(data[PAGE : 2 * PAGE])) if page]
@@ -84,6 +89,8 @@ class Acked:
 
     def begin(self) -> None:
         """Take the room that it needs, once and for all."""
+        if self._broken:
+            return
         if not self._disk.exists(NAME) or self._disk.size(NAME) < 2 * PAGE:
             self._disk.write(NAME, 0, bytes(2 * PAGE))
             self._disk.sync(NAME)
@@ -109,7 +116,7 @@ class Acked:
         """Write what differs from what was written last; unsynced."""
         ranges = told.ranges[-ACKED_RANGES:]  # what no disk could count yet keeps all of them
         told = told._replace(ranges=ranges, writes=self._writes, since=self.since)
-        if told == self._written:
+        if told == self._written or self._broken:
             return
         told = told._replace(writes=self._writes + 1)
         body = msgpack.packb(told)
@@ -119,6 +126,8 @@ class Acked:
 
     def sync(self) -> None:
         """Return when it is on the device; if that fails, it is to be written anew."""
+        if self._broken:
+            return
         told, self._written = self._written, None
         self._disk.sync(NAME)
         self._written = told

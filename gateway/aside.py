@@ -83,11 +83,18 @@ class Inventory:
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
+        self._broken = False
         self._listed: dict[str, Listed] = {}
 
     def recover(self) -> bool:
-        """Read it; whether all that was in it is known."""
+        """Read it; whether all that was in it is known.
+
+        Where the file is broken it is kept in RAM alone.
+        """
         self._listed = {}
+        self._broken = self._disk.broken_for_good(LIST) is not None
+        if self._broken:
+            return True
         listed = read_list(self._disk)
         damaged = listed is None and self._disk.exists(LIST)
         if damaged:
@@ -97,7 +104,7 @@ class Inventory:
 
     def begin(self) -> None:
         """Return when it is on the device, be it empty: from then on it is missed."""
-        if not self._disk.exists(LIST):
+        if not self._broken and not self._disk.exists(LIST):
             self._put(self._listed)
 
     def get(self, aside: Aside) -> Listed | None:
@@ -123,6 +130,11 @@ class Inventory:
             self._put(listed)
 
     def _put(self, listed: dict[str, Listed]) -> None:
+        if not self._broken:
+            self._save(listed)
+        self._listed = listed
+
+    def _save(self, listed: dict[str, Listed]) -> None:
         body = msgpack.packb(list(listed.values()))
         data = zlib.crc32(body).to_bytes(_CRC) + body
         self._disk.write(NEW, 0, data)
@@ -130,7 +142,6 @@ class Inventory:
         self._disk.sync(NEW)
         self._disk.rename(NEW, LIST)
         self._disk.sync_directory()
-        self._listed = listed
 
 
 def read_list(disk: Disk) -> dict[str, Listed] | None:

@@ -20,7 +20,6 @@ from heapq import merge
 from itertools import groupby
 from operator import attrgetter
 
-from gateway import acked
 from gateway.aside import Aside, Inventory, on_disk
 from gateway.bounds import Bounds, most
 from gateway.cause import FULL
@@ -329,7 +328,7 @@ class Buffer:
     def _settle_refused(self) -> None:
         """Return when no power cut brings one back from the spool, to be refused anew."""
         self._spool.write_acked(-math.inf)
-        self._disk.sync(acked.NAME)
+        self._spool.sync_acked()
 
     def _count_lost_aside(self) -> None:
         """Count refused batches that are lost, but for what a power cut has left in the spool."""

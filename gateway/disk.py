@@ -23,8 +23,7 @@ FOREIGN = ".foreign"
 BLOCK = 4096
 PROBED = 0.5
 """Seconds within which who only looks whether a directory is locked has let go of it, by far."""
-_DAMAGED = (errno.EUCLEAN, errno.EBADMSG)
-UNREADABLE = (errno.EIO, *_DAMAGED)
+UNREADABLE = (errno.EIO, errno.EUCLEAN, errno.EBADMSG)
 """How Linux says that bytes cannot be read: by the device, by the checks of a file system."""
 _PROBE = "probe"
 _READ_ONLY = (errno.EROFS, errno.EACCES)
@@ -117,8 +116,23 @@ class Disk:
         self._take()
 
     def exists(self, name: str) -> bool:
-        """Whether there is such a file, be it one that cannot be looked at."""
-        return _unless_damaged((self.directory / name).is_file)
+        """Whether there is such a file."""
+        return (self.directory / name).is_file()
+
+    def broken(self, name: str) -> OSError | None:
+        """Return why not even its inode can be read: it can neither be moved nor written over."""
+        try:
+            self.size(name)
+        except OSError as error:
+            return error if error.errno in UNREADABLE else None
+        return None
+
+    def broken_for_good(self, name: str) -> OSError | None:
+        """Return the same; it raises as long as that may pass."""
+        error = self.broken(name)
+        if error and self._may_pass(name, [0]):
+            raise error
+        return error
 
     def size(self, name: str) -> int:
         """Return how many bytes the file has."""
@@ -254,10 +268,10 @@ class Disk:
     def make_way(self, name: str, fits: Callable[[Path], bool] = Path.is_file) -> str | None:
         """Rename what stands where one of ours belongs and is none; return its new name.
 
-        Such as a directory, or a link that leads nowhere.
+        Such as a directory, or a link that leads nowhere. What is broken stays.
         """
         path = self.directory / name
-        if _unless_damaged(lambda: fits(path)) or not os.path.lexists(path):
+        if self.broken_for_good(name) or fits(path) or not os.path.lexists(path):
             return None
         names = (f"{name}-{number}{FOREIGN}" for number in count())
         aside = next(new for new in names if not os.path.lexists(self.directory / new))
@@ -306,16 +320,6 @@ def _datasync(fd: int) -> None:
     except OSError as error:
         if error.errno not in _READ_ONLY:
             raise
-
-
-def _unless_damaged(holds: Callable[[], bool]) -> bool:
-    """Whether that holds, or cannot be told: what has a damaged inode nobody can rename either."""
-    try:
-        return holds()
-    except OSError as error:
-        if error.errno not in _DAMAGED:
-            raise
-    return True
 
 
 def _is_file(entry: "os.DirEntry[str]") -> bool:

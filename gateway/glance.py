@@ -72,6 +72,10 @@ class _Files(Onlooker):
         """Return what is there, nothing where that is no file."""
         return super().read(name, offset, length) if self.exists(name) else b""
 
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file, and its inode can be read."""
+        return not self.broken(name) and super().exists(name)
+
 
 class Glance:
     """A buffer's directory at one moment. Raises NoBuffer, and OSError where it cannot be read."""
@@ -91,6 +95,10 @@ class Glance:
         self.aside = [name for name in names if name.endswith(DAMAGED)]
         self.aside += [f"{DIRECTORY}/{n}" for n in self._aside_names() if n.endswith(DAMAGED)]
         """Files that earlier damage was moved to."""
+        aside = (f"{DIRECTORY}/{name}" for name in self._aside_names())
+        named = {name: self.disk.broken(name) for name in (*self.disk.entries(), *aside)}
+        self.broken = {name: error for name, error in named.items() if error}
+        """Files of which not even the inode can be read, and why."""
         self.foreign = list(self._foreign())
         """Names at which something stands that cannot be bygate's."""
 
@@ -110,8 +118,8 @@ class Glance:
     def _foreign(self) -> Iterator[str]:
         for name in (*_FILES, DIRECTORY, *filter(is_segment, self.disk.entries())):
             path = self.disk.directory / name
-            fits = path.is_dir() if name == DIRECTORY else path.is_file()
-            if os.path.lexists(path) and not fits:
+            fits = Path.is_dir if name == DIRECTORY else Path.is_file
+            if os.path.lexists(path) and not fits(path):  # False for what is broken
                 yield name
 
     @cached_property
@@ -184,13 +192,15 @@ class Glance:
 
     def _aside_names(self) -> list[str]:
         disk = self.disk.below(DIRECTORY)
-        return disk.names() if disk.directory.is_dir() else []
+        return disk.names() if not self.disk.broken(DIRECTORY) and disk.directory.is_dir() else []
 
     def refused(self) -> Iterator[Refused]:
         """Yield the batches that lie aside, oldest first."""
         disk, listed = self.disk.below(DIRECTORY), self._listed()
         found = [aside for name in self._aside_names() if (aside := Aside.of(name))]
         for aside in sorted(found, key=lambda aside: aside.sequence):
+            if disk.broken(aside.name):
+                continue
             try:
                 since = (disk.directory / aside.name).stat().st_mtime
             except FileNotFoundError:  # delivered, or refused again, meanwhile

@@ -28,10 +28,16 @@ class Journal:
         self._next = 0
         self._amid: set[int] = set()
         """Slots in which a frame goes on that began before them, or is half written."""
-        self._unreadable = False
+        self._unreadable = self._broken = False
 
     def recover(self, sealed: int) -> tuple[list[Flushed], list[Damage]]:
-        """Return the frames that are not in a batch up to `sealed`, and what is left of others."""
+        """Return the frames that are not in a batch up to `sealed`, and what is left of others.
+
+        One that is broken is full from then on: what would be flushed is sealed.
+        """
+        self._broken = self._disk.broken_for_good(NAME) is not None
+        if self._broken:
+            return [], []
         data, bad = self._disk.salvage(NAME)
         self._unreadable = bool(bad)
         if len(data) < SLOT * SLOTS:
@@ -60,7 +66,7 @@ class Journal:
         """
         frame = pack(flushed)
         begin, end = self._next, self._next - (-len(frame) // SLOT)
-        if end > SLOTS:
+        if self._broken or end > SLOTS:
             raise JournalFullError
         self._amid.update(range(begin, end))
         # Else what is left of an older frame would stand where the next one is looked for

@@ -2,13 +2,13 @@
 
 import logging
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 from gateway import acked, flushed
 from gateway.aside import LIST
 from gateway.damage import DAMAGED, Damage
-from gateway.disk import Disk
+from gateway.disk import Disk, remedy
 from gateway.held import Held
 from gateway.measure import counted
 from gateway.refused import GONE
@@ -29,6 +29,8 @@ _GONE = {
     acked.NAME: "all that lies there may be sent once more; whether more is missing nobody knows",
     LIST: "whether somebody removed a refused batch nobody knows",
 }
+
+_OF_ONE = "what was sealed in it and not delivered counts as lost"
 
 _WHO = "was it somebody, or a failing disk? Look for errors in dmesg"
 
@@ -152,6 +154,12 @@ class Losses:
         """Tell of files of ours that are not there, or not as they were, though others are."""
         for name in names:
             self._tell(f"{self._disk.directory}: {name} is {how}: {_GONE[name]}: {_WHO}")
+
+    def broken(self, names: Mapping[str, OSError]) -> None:
+        """Tell of files of ours whose inode cannot be read, and why."""
+        for name, error in names.items():
+            why = remedy(error, self._disk.directory / name)
+            self._tell(f"{why}; until then it is let be: {_GONE.get(name, _OF_ONE)}")
 
     def found(self, damaged: Iterable[Damage]) -> None:
         """Take up what recovery could not read as it was written."""

@@ -20,6 +20,8 @@ class Missing:
 
     def __init__(self, survey: Survey, shelf: Shelf, acked: Acked, recorded: Recorded) -> None:
         self._survey, self._shelf, self._acked, self._recorded = survey, shelf, acked, recorded
+        self.may_return = False
+        """Whether a segment is missing that fsck may bring back: what is in it goes out then."""
 
     @property
     def uncounted(self) -> bool:
@@ -123,7 +125,7 @@ class Missing:
     def counted(self, last: int) -> None:
         """Take what is lost for acknowledged, or each start that meets the gap counts it."""
         with self._shelf.lock:
-            for gap in self._survey.gaps:
+            for gap in () if self.may_return else self._survey.gaps:
                 self._settle(gap, last)
         self._survey.gaps.clear()
 

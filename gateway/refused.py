@@ -58,6 +58,7 @@ class Refused:
         self.times = 0
         """How often batches were put up to be offered again."""
         self._recovered = False
+        self._broken: set[Aside] = set()  # those of which not even the inode can be read for now
         self._had: dict[Aside, Listed | None] = {}  # on the disk that was known last
         self._unchecked: set[str] = set()  # those that lay here at the start, by their marks
         self._unlisted: dict[str, Listed] = {}  # what is not in the list yet, by mark
@@ -104,7 +105,13 @@ class Refused:
         if not known:
             why = "damaged, kept as .damaged: whether somebody removed a batch nobody knows"
             self._tell(LIST, why)
-        before, self._sizes = self._sizes, {a: self._disk.size(a.name) for a in found}
+        broken = {aside: error for aside in found if (error := self._disk.broken(aside.name))}
+        if new := [aside for aside in broken if aside not in self._broken]:
+            why = remedy(broken[new[0]], self._disk.directory / new[0].name)
+            self._tell(_named([aside.name for aside in new]), why)
+        self._broken = set(broken)
+        sound = [aside for aside in found if aside not in broken]
+        before, self._sizes = self._sizes, {a: self._disk.size(a.name) for a in sound}
         for aside in [one for one, size in self._sizes.items() if size > REFUSED_BYTES]:
             self._give_up(aside)  # counted as what waits, it would take the place of all that does
         self._offer()
@@ -372,7 +379,8 @@ class Refused:
         Once after a start, give up what is damaged. `waits` is as `recover` has it.
         """
         with self._kept_in_mind():
-            if not self._recovered:
+            mended = not all(self._disk.broken(aside.name) for aside in self._broken)
+            if mended or not self._recovered:
                 self._read_names()
                 self._leave(waits)
             if self._sizes:

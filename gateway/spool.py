@@ -72,7 +72,10 @@ class Spool:
     def recover(self) -> None:
         """Read everything there is; whatever that is, a usable spool comes of it."""
         for name in self._segments.find(self._disk.names()):
-            self._recover_segment(name)
+            if self._disk.broken_for_good(name):
+                self._missing.may_return = True
+            else:
+                self._recover_segment(name)
         self._recover_acked()
         self._let_go_of_evicted()
         self._segments.total = self._missing.end()
@@ -276,6 +279,10 @@ class Spool:
             sealed, last = max(told.sealed, found.sealed), max(told.last, found.last)
             told = told._replace(sealed=sealed, last=last)
         self._acked.write(told)
+
+    def sync_acked(self) -> None:
+        """Return when what was written down is on the device."""
+        self._acked.sync()
 
     @property
     def _begins(self) -> Place:

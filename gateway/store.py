@@ -151,10 +151,13 @@ class Store:
         spool, intake = Spool(self._disk), self._intake
         names = self._disk.names()
         spool.recover()
+        ours = [name for name in names if name in _BEGUN or is_segment(name)]
+        broken = {name: why for name in ours if (why := self._disk.broken_for_good(name))}
+        self._losses.broken(broken)
         if any(map(is_segment, names)):
             self._losses.gone(name for name in _BEGUN if name not in names)
-            there = (name for name in _BEGUN if name in names)
-            self._losses.gone(filter(self._is_cut_off, there), "cut off")
+            there = (name for name in _BEGUN if name in names and name not in broken)
+            self._losses.gone((n for n in there if self._disk.size(n) < _BEGUN[n]), "cut off")
         for held in list(spool.waiting()):
             if held.epoch == intake.epoch and held.sequence in intake.renamed:
                 spool.acknowledge(held)
@@ -167,11 +170,6 @@ class Store:
         self._let_go_of_refused()
         if self._gone:
             self.offered_again += 1
-
-    def _is_cut_off(self, name: str) -> bool:
-        with suppress(OSError):  # nothing waits for one whose inode is damaged
-            return self._disk.size(name) < _BEGUN[name]
-        return False
 
     def _let_go_of_refused(self) -> None:
         """Note what a kill left unnoted: evicted, too, such a batch would be counted twice."""

@@ -82,6 +82,11 @@ class CrashDisk:
     def make_way(self, name: str, fits: object) -> None:
         pass
 
+    def broken(self, name: str) -> None:
+        pass
+
+    broken_for_good = broken
+
     def exists(self, name: str) -> bool:
         return name in self._live
 

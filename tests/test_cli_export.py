@@ -19,9 +19,10 @@ import pytest
 from gateway_process import ROOT, batches, gateway, sensor
 from hypothesis import given
 from test_buffer import opened, take
-from test_cli_buffer import bygate, config, contents
+from test_cli_buffer import bygate, config, contents, look
 from test_cli_decode import rows
 from test_glance import worn
+from test_unreadable import broken
 from wire_batches import batch, examples, reading
 from wire_batches import batches as any_batches
 
@@ -359,6 +360,26 @@ def test_a_damaged_batch_that_was_refused_is_told_and_the_others_are_exported(
     assert export(tmp_path, "out") == 1
     assert "1 place is damaged or cannot be read: `bygate buffer` names" in capsys.readouterr().err
     assert len(rows((tmp_path / "out").read_text())) == len(held) - 1
+
+
+@pytest.mark.usefixtures("held")
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        *(("00000001.seg", 2), ("journal", 13), ("acked", 15), ("refused.list", 14)),
+        *(("refused/1-1-0x99.batch", 13), ("refused", 13), ("rates", 14)),
+    ],
+)
+def test_what_is_broken_is_named_and_all_else_is_exported(
+    tmp_path: Path, capsys: Said, monkeypatch, name: str, left: int
+):
+    (tmp_path / "state/rates").touch()
+    broken(monkeypatch, Path(name).name)
+    assert export(tmp_path, "out") == 1
+    assert "`bygate buffer` names each" in capsys.readouterr().err
+    assert len(rows((tmp_path / "out").read_text())) == left
+    named = f"{tmp_path}/state/{name}: Bad message: its file system is damaged: umount it and run"
+    assert any(told.startswith(named) for told in look(tmp_path, capsys)["damage"])
 
 
 def test_what_stands_in_place_of_the_journal_is_told_and_the_batches_are_exported(

@@ -14,6 +14,7 @@ from typing import ClassVar
 import pytest
 from crash_disk import CrashDisk
 from test_buffer import SETTINGS, batches, begun, opened, take, values
+from test_unreadable import broken, started
 from trials import mounted
 
 from gateway.aside import on_disk
@@ -724,9 +725,9 @@ def test_a_damaged_inode_of_theirs_holds_up_nothing_that_waits(disk: LoopDisk, n
     buffer.tick(120.0)
     buffer._disk.close_all()
     disk.damage(name)
-    again = opened(disk.path, epoch=2)
+    again = started(Disk(disk.path))
     take(again, 3.0)
-    again.tick(60.0)
+    again.close()
     assert values(again) == [1.0, 2.0, 3.0]
     assert again.fault is None
     (told,) = again.stats().faults
@@ -1053,6 +1054,27 @@ def test_one_that_cannot_be_read_does_not_hold_up_the_others(tmp_path: Path, fai
     (told,) = failing.stats().faults
     assert f"{tmp_path}/refused/1-1-0x99.again: Permission denied: " in told
     assert values(opened(tmp_path, epoch=3)) == [0.0, 1.0]
+
+
+def test_one_that_is_broken_hides_no_other_and_is_offered_once_it_is_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    refused(tmp_path, 3).close()
+    with monkeypatch.context() as patch:
+        broken(patch, "2-1-0x99.batch")
+        with monkeypatch.context() as more:
+            broken(more, "1-1-0x99.batch")
+            again = started(Disk(tmp_path))
+            assert again.stats().refused == ["3-1-0x99.batch"]
+        ask(tmp_path)
+        again.tick(70.0)
+        assert values(again) == [0.0, 2.0]
+    ask(tmp_path)
+    again.tick(71.0)
+    assert (values(again), again.stats().dropped) == ([0.0, 1.0, 2.0], 0)
+    (told,) = again.stats().faults
+    where = f"{tmp_path}/refused/1-1-0x99.batch: Bad message: its file system is damaged: "
+    assert told.startswith(f"refused/1-1-0x99.batch, 2-1-0x99.batch: {where}")
 
 
 @pytest.mark.parametrize("listed", [True, False])

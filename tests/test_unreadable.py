@@ -2,6 +2,8 @@
 
 import asyncio
 import errno
+import os
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -271,6 +273,87 @@ def test_a_journal_that_cannot_be_read_is_told_of_once_though_the_first_try_to_s
     (told,) = again.stats().faults
     assert told.startswith("unknown readings lost: journal-0-")
     assert values(again) == [99.0]
+
+
+# Files whose inode cannot be read: Linux moves, removes and opens none of them
+
+
+def broken(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Have no call that is given one of these names succeed, as ext4 does before fsck."""
+
+    def refusing(call: Callable[..., object]) -> Callable[..., object]:
+        def called(*given: object, **more: object) -> object:
+            for path in given:
+                if isinstance(path, str | Path) and Path(path).name in names:
+                    raise OSError(errno.EBADMSG, os.strerror(errno.EBADMSG), str(path))
+            return call(*given, **more)
+
+        return called
+
+    for call in ("stat", "lstat", "open", "rename", "unlink"):
+        monkeypatch.setattr(os, call, refusing(getattr(os, call)))
+
+
+def two_segments(directory: Path) -> None:
+    """Leave batches of 30 readings in a segment, and a batch of three in the next one."""
+    written(directory)
+    started(Disk(directory)).close()
+
+
+@pytest.mark.parametrize(("name", "lost"), [("00000001.seg", 120), ("00000002.seg", 3)])
+def test_a_segment_that_is_broken_holds_up_no_other_and_goes_out_when_it_is_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, lost: int
+):
+    two_segments(tmp_path)
+    whole = values(opened(tmp_path, epoch=3))
+    with monkeypatch.context() as patch:
+        broken(patch, name)
+        for epoch, here in ((4, {"damaged on disk": lost}), (5, {})):
+            take(buffer := started(Disk(tmp_path), epoch), 99.0)
+            assert (len(values(buffer)), buffer.fault) == (123 - lost + epoch - 4, None)
+            buffer.close()
+            assert (values(buffer)[-1], buffer.stats().dropped) == (99.0, lost)
+            assert buffer.stats().dropped_by == here
+            why = "Bad message: its file system is damaged: umount it and run fsck; until then"
+            assert f"{tmp_path}/{name}: {why}" in buffer.stats().faults[0]
+            assert all(map(buffer.payload, buffer.waiting()))
+    again = started(Disk(tmp_path), 6)
+    assert sorted(values(again), key=str) == sorted([*whole, 99.0, 99.0], key=str)
+    assert (again.stats().dropped, again.stats().faults) == (lost, [])
+
+
+def test_a_segment_that_is_broken_for_a_moment_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    two_segments(tmp_path)
+    buffer = Buffer(Disk(tmp_path), SETTINGS, "trd-0042", boot=7, epoch=3)
+    with monkeypatch.context() as patch:
+        broken(patch, "00000001.seg")
+        buffer.tick(0.0)
+        assert f"{tmp_path}/00000001.seg: Bad message: " in str(buffer.fault)
+    buffer.tick(1.0)
+    assert (len(values(buffer)), buffer.stats().faults) == (123, [])
+
+
+@pytest.mark.parametrize("name", ["acked", "journal", "refused.list"])
+def test_any_other_file_that_is_broken_is_named_and_gone_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    two_segments(tmp_path)
+    broken(monkeypatch, name)
+    buffer = started(Disk(tmp_path), 3)
+    (told,) = buffer.stats().faults
+    assert told.startswith(f"{tmp_path}/{name}: Bad message: ")
+    take(buffer, 99.0, durable=True)
+    buffer.tick(4.0)
+    for held in list(buffer.waiting())[:2]:
+        buffer.set_aside(held, 0x99)
+    (tmp_path / "refused/1-1-0x99.batch").unlink()
+    buffer.tick(5.0)
+    assert (buffer.fault, buffer.stats().dropped_by) == (None, {"refused and removed": 30})
+    assert (buffer.unsaved, buffer.stats().refused) == (0, ["2-1-0x99.batch"])
+    again = started(Disk(tmp_path), 4)
+    assert (values(again)[-1], again.fault) == (99.0, None)
 
 
 # While it runs

@@ -16,7 +16,7 @@ from gateway.cause import FULL, cause
 from gateway.cli import DEFAULT_CONFIG
 from gateway.cli.columns import columns
 from gateway.config import BufferSettings, load_buffer
-from gateway.disk import VOLATILE, volatile
+from gateway.disk import VOLATILE, remedy, volatile
 from gateway.glance import Glance, MadeWay, NoBuffer, Refused
 from gateway.health import utc
 from gateway.measure import counted
@@ -141,6 +141,8 @@ def _damage(glance: Glance) -> Iterator[str]:
             f"{damage.name}: {counted(len(damage.data), 'byte')} from {damage.at} on {how}, "
             f"{damage.cost} readings in them: set aside at the daemon's next start{mend}"
         )
+    for name, error in glance.broken.items():
+        yield f"{remedy(error, glance.disk.directory / name)}: what is in it is not shown"
     for name in glance.foreign:
         yield f"{name}: none of bygate's, so that what was in it is not shown: move it away"
     for name in glance.aside:

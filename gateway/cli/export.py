@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
         return 1
     told = {"path": str(args.path), "format": form, "sha256": digest, **asdict(count)}
     print(json.dumps(told, indent=2) if args.json else f"{args.path}: {_said(count)}")
-    if damaged := len(glance.damage) + len(glance.foreign) + count.unreadable:
+    if damaged := len(glance.damage) + len(glance.broken) + len(glance.foreign) + count.unreadable:
         are = "place is" if damaged == 1 else "places are"
         seen = f"{damaged} {are} damaged or cannot be read"
         print(f"{seen}: `bygate buffer` names each; {DMESG}", file=sys.stderr)
