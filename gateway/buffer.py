@@ -130,6 +130,7 @@ class Buffer:
 
     def tick(self, now: float) -> None:
         """Flush, seal and tidy up as far as it is time; `now` is in seconds of any steady clock."""
+        self._disk.now = now
         if self._urgent:
             self._urgent, self._next_flush = False, min(now, self._next_flush)
         self._work(now, lambda: self._due(now))
