@@ -195,12 +195,16 @@ class Disk:
     def dead(self) -> bool:
         """Whether nothing can be written, for the same reason that something cannot be read."""
         try:
-            self.write(_PROBE, 0, b"\0")
-            self.sync(_PROBE)
-            self.remove(_PROBE)
+            self.probe()
         except OSError as error:
             return error.errno in UNREADABLE
         return False
+
+    def probe(self) -> None:
+        """Raise what a new file raises."""
+        self.write(_PROBE, 0, b"\0")
+        self.sync(_PROBE)
+        self.remove(_PROBE)
 
     def write(self, name: str, offset: int, data: bytes) -> None:
         """Write all of `data` at `offset`, creating the file where it is missing."""

@@ -315,8 +315,8 @@ class Worn(Box):
         held = list(self.buffer.waiting())[number]
         self.disk.bad, self.disk.block = {(held.segment, held.offset)}, 1
 
-    async def tick(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(self.writer, self.buffer.tick, 1.0)
+    async def tick(self, now: float) -> None:
+        await asyncio.get_running_loop().run_in_executor(self.writer, self.buffer.tick, now)
         self.uplink.wake()
 
 
@@ -328,13 +328,44 @@ def test_a_batch_that_cannot_be_read_is_counted_and_holds_up_no_other(tmp_path: 
             box.spoil(3)
             async with delivering(box):
                 await until(lambda: box.buffer.stats().waiting_batches == 1)
-                await box.tick()
+                await box.tick(PATIENCE)
                 assert box.delivered
                 assert box.buffer.stats().dropped_by == {"damaged on disk": 1}
                 assert "1 readings lost: 00000001.seg" in box.buffer.stats().faults[0]
                 assert (broker.connects, list(box.state.suspects)) == (1, [])
 
     run(scenario())
+
+
+def test_a_batch_that_can_be_read_within_half_a_minute_is_not_lost_and_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    written(tmp_path)
+    buffer = started(disk := WornDisk(tmp_path))
+    hit, other, *_ = buffer.waiting()
+    disk.bad = {(hit.segment, hit.offset), (hit.segment, other.offset)}
+    assert [buffer.payload(held) for held in (hit, other)] == [None, None]
+    before = buffer.offered_again
+    for second in range(33, 62):
+        buffer.tick(float(second))
+        (fault,) = buffer.stats().faults
+        assert fault.startswith(f"{tmp_path}: Input/output error: the disk fails")
+    disk.bad.clear()
+    buffer.tick(62.0)
+    assert (buffer.stats().dropped, len(values(buffer))) == (0, 123)
+    assert (buffer.stats().faults, buffer.offered_again) == ([], before + 1)
+    assert caplog.messages == [f"buffer: {fault}", f"buffer: no longer: {fault}"]
+
+
+def test_a_batch_that_was_delivered_though_it_could_not_be_read_again_is_not_lost(tmp_path: Path):
+    written(tmp_path)
+    buffer = started(disk := WornDisk(tmp_path))
+    hit = next(buffer.waiting())
+    disk.bad = {(hit.segment, hit.offset)}
+    assert buffer.payload(hit) is None
+    buffer.acknowledge(hit)
+    buffer.tick(70.0)
+    assert (buffer.stats().dropped, buffer.stats().faults) == (0, [])
 
 
 def test_a_batch_that_cannot_be_read_is_counted_once_though_a_power_cut_comes(tmp_path: Path):
@@ -344,7 +375,7 @@ def test_a_batch_that_cannot_be_read_is_counted_once_though_a_power_cut_comes(tm
     hit, before = next(buffer.waiting()), (tmp_path / "acked").read_bytes()
     disk.bad = {(hit.segment, 0)}
     assert buffer.payload(hit) is None
-    buffer.tick(40.0)
+    buffer.tick(70.0)
     buffer._disk.close_all()
     (tmp_path / "acked").write_bytes(before)  # what was acknowledged since was not synced
     again = started(WornDisk(tmp_path, *disk.bad), 3)
@@ -369,9 +400,11 @@ def test_a_batch_that_nobody_may_read_is_not_given_up(tmp_path: Path):
     disk.closed = True
     with pytest.raises(PermissionError):
         buffer.payload(hit)
-    buffer.tick(40.0)
+    for second in range(40, 80):
+        buffer.tick(float(second))
+        assert "Permission denied" in str(buffer.stats().faults)
     disk.closed = False
-    assert (buffer.stats().dropped, len(values(buffer))) == (0, 123)
+    assert (buffer.stats().dropped, len(values(buffer)), buffer.stats().faults) == (0, 123, [])
 
 
 def test_the_file_of_a_batch_that_cannot_be_read_is_kept(tmp_path: Path):
@@ -383,7 +416,7 @@ def test_the_file_of_a_batch_that_cannot_be_read_is_kept(tmp_path: Path):
     assert buffer.payload(hit) is None
     for held in others:
         buffer.acknowledge(held)
-    buffer.tick(40.0)
+    buffer.tick(70.0)
     assert (tmp_path / f"{hit.segment}.damaged").read_bytes() == sound
 
 
@@ -400,9 +433,9 @@ def test_a_batch_that_can_be_read_a_moment_later_is_delivered_by_the_same_connec
                 await until(lambda: len(both(broker.received)) == 7)
                 box.disk.failures = 3
                 for _ in range(2):
-                    await box.tick()
+                    await box.tick(1.0)
                     assert "Input/output error" in box.buffer.stats().faults[0]
-                await box.tick()
+                await box.tick(1.0)
                 await box.empty()
                 assert box.buffer.stats().dropped == 0
                 assert (broker.connects, len(both(broker.received))) == (1, 8)
