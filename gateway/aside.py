@@ -120,6 +120,10 @@ class Inventory:
         gone = set(marks)
         self._write({mark: one for mark, one in self._listed.items() if mark not in gone})
 
+    def rewrite(self) -> None:
+        """Return when it is on the device once more, as it is."""
+        self._put(self._listed)
+
     def without(self, there: Iterable[str]) -> list[Listed]:
         """Return what is in the list and not there."""
         gone = self._listed.keys() - set(there)

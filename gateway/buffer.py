@@ -21,6 +21,7 @@ from itertools import groupby
 from operator import attrgetter
 
 from gateway.aside import Aside, Inventory, on_disk
+from gateway.beside import Beside
 from gateway.bounds import Bounds, most
 from gateway.cause import FULL
 from gateway.clock import Clock
@@ -39,6 +40,8 @@ from gateway.store import Store
 from gateway.wire import SizeBound
 
 REFUSED = "refused by the broker"
+ASIDE, READ, UNREAD = "set aside", "read", "unread"
+"""What is tried with a batch; the last one by the spool itself, which gives up in the end."""
 
 _sequence = attrgetter("sequence")
 
@@ -111,6 +114,8 @@ class Buffer:
         self._next_flush = 0.0
         self._last_tick = math.inf
         self._fault: str | None = None
+        self._unflushed = False  # since the journal took nothing
+        self._beside = Beside(disk.directory)
         self._disk_errors = 0
 
     @property
@@ -131,6 +136,7 @@ class Buffer:
 
     def tick(self, now: float) -> None:
         """Flush, seal and tidy up as far as it is time; `now` is in seconds of any steady clock."""
+        self._disk.now = now
         if self._urgent:
             self._urgent, self._next_flush = False, min(now, self._next_flush)
         self._work(now, lambda: self._due(now))
@@ -181,12 +187,14 @@ class Buffer:
             self._hand_over()
             self._losses.record_all(self._spool)
             self._store.read_again()
+            self._look_beside()
             self._bounds.keep(self._spool, self._refused.size)
             self._bounds.drop_old(self._spool, now)
             self._spool.write_acked(now)
             self._refused.tidy(self._spool.waits)
             self._count_lost_aside()
             self._meter.note(now, self._written, self._spool.appended)
+            self._try_journal()
         except OSError as error:
             if error.errno not in FULL:
                 raise
@@ -196,9 +204,11 @@ class Buffer:
             return False
         return True
 
-    def failed(self, error: OSError) -> None:
-        """Note a fault that was met beside the ticks; on the writer's thread."""
-        self._fails(remedy(error, self._disk.directory))
+    def _try_journal(self) -> None:
+        """Have a journal that took nothing be a fault still, though all in it was sealed since."""
+        if self._unflushed:
+            self._store.journal.try_out()
+            self._unflushed = False
 
     def _hold_out(self, now: float) -> None:
         """Flush what the spool has no room for, as far as the journal has slots: it never grows."""
@@ -218,6 +228,24 @@ class Buffer:
         if self._fault:
             log.warning("buffer: %s: written to again, nothing waits in RAM", self._disk.directory)
         self._fault = None
+
+    def _look_beside(self) -> None:
+        """Tell of what cannot be read for now, and forget the faults of what waits no more."""
+        unread = self._spool.readback.unread
+        for held, why in unread.items():
+            if why:
+                self._beside.meet(UNREAD, held, why)
+        waits = {UNREAD: unread.__contains__}
+        gone = [one for one in self._beside if not waits.get(one[0], self._waits)(one[1])]
+        if aside := [one for one in gone if one[0] == ASIDE]:
+            try:
+                self._refused.try_out()
+            except OSError:  # else each batch that is refused for a moment would begin it anew
+                gone.remove(aside[0])
+        self._beside.end(gone)
+
+    def _waits(self, held: Held) -> bool:
+        return self._spool.waits(held.epoch, held.sequence) or self._refused.lies_here(held)
 
     def _due(self, now: float) -> None:
         filling = self._intake.filling
@@ -243,6 +271,9 @@ class Buffer:
             self._intake.flush(self._store.journal)
         except JournalFullError:
             self._seal()
+        except OSError:
+            self._unflushed = True
+            raise
 
     def _seal(self) -> None:
         self._intake.seal(self._spool)
@@ -277,7 +308,8 @@ class Buffer:
 
         None as well when they cannot be read: the next tick tries again. Raises OSError.
         """
-        return self._spool.payload(held) or self._refused.payload(held)
+        with self._beside.trying(READ, held):
+            return self._spool.payload(held) or self._refused.payload(held)
 
     def acknowledge(self, held: Held) -> None:
         """Let go of a batch that was delivered, and of no other one of its sequence."""
@@ -300,8 +332,12 @@ class Buffer:
     def set_aside(self, held: Held, reason: int) -> bool:
         """Keep a batch that the broker refused, out of the way; on the writer's thread.
 
-        False: it is not there any more.
+        False: it is not there any more. Raises OSError.
         """
+        with self._beside.trying(ASIDE, held):
+            return self._set_aside(held, reason)
+
+    def _set_aside(self, held: Held, reason: int) -> bool:
         payload = self.payload(held)
         if payload is None:
             return False
@@ -376,8 +412,8 @@ class Buffer:
             self._spool.dropped + self._losses.in_ram,
             dict(self._losses.by),
             self._refused.names,
-            [*filter(None, [self._fault, self._refused.fault]), *told],
-            self._disk_errors,
+            [*filter(None, [self._fault, self._refused.fault]), *self._beside.told, *told],
+            self._disk_errors + self._beside.count,
             self._spool.appended,
             None if self._bounds.room is None else max(self._bounds.room, 0),
             self._written,

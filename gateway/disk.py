@@ -25,6 +25,11 @@ PROBED = 0.5
 """Seconds within which who only looks whether a directory is locked has let go of it, by far."""
 UNREADABLE = (errno.EIO, errno.EUCLEAN, errno.EBADMSG)
 """How Linux says that bytes cannot be read: by the device, by the checks of a file system."""
+PATIENCE = 30.0
+"""Seconds from the first failure on in which nothing is given up that cannot be read: a loose
+plug, a bus that is reset or a server that starts anew is back by then. A bad block holds up a start
+for so long, once for all of them: RAM has room for the readings that come meanwhile, and for more.
+"""
 _PROBE = "probe"
 _READ_ONLY = (errno.EROFS, errno.EACCES)
 
@@ -36,10 +41,13 @@ class Disk:
         self.directory = directory
         self.written = 0
         """Bytes written since the start, in blocks: of less a device writes the whole."""
+        self.now = 0.0
+        """The time of whoever uses it, in seconds of any steady clock: `PATIENCE` runs by it."""
         self._open: dict[str, int] = {}
         self._identity: tuple[int, int] | None = None
         self._alone = False
         self._failed: dict[str, list[int]] = {}
+        self._failed_first: float | None = None
 
     def __del__(self) -> None:
         """Close what is open: descriptors are no objects that would do so themselves."""
@@ -113,6 +121,7 @@ class Disk:
         for name in list(self._open):
             self.close(name)
         self._identity, self._alone = (0, 0), True  # until it is ours, it counts as replaced
+        self._failed, self._failed_first = {}, None
         self._take()
 
     def exists(self, name: str) -> bool:
@@ -192,19 +201,25 @@ class Disk:
         return bytes(data), bad
 
     def _may_pass(self, name: str, bad: list[int]) -> bool:
-        """Whether they could be read before, or not even a write tells the disk from a dead one."""
+        """Whether they could be read lately, or not even a write tells the disk from a dead one."""
         before, self._failed[name] = self._failed.get(name), bad
-        return before != bad or self.dead()
+        if self._failed_first is None:
+            self._failed_first = self.now
+        return before != bad or self.now < self._failed_first + PATIENCE or self.dead()
 
     def dead(self) -> bool:
         """Whether nothing can be written, for the same reason that something cannot be read."""
         try:
-            self.write(_PROBE, 0, b"\0")
-            self.sync(_PROBE)
-            self.remove(_PROBE)
+            self.probe()
         except OSError as error:
             return error.errno in UNREADABLE
         return False
+
+    def probe(self) -> None:
+        """Raise what a new file raises."""
+        self.write(_PROBE, 0, b"\0")
+        self.sync(_PROBE)
+        self.remove(_PROBE)
 
     def write(self, name: str, offset: int, data: bytes) -> None:
         """Write all of `data` at `offset`, creating the file where it is missing."""

@@ -369,6 +369,13 @@ class Refused:
                 self._withdraw(aside)
             raise
 
+    def try_out(self) -> None:
+        """Raise what `add` raises, whichever batch it is."""
+        self._disk.names()
+        self._disk.probe()
+        if self._recovered:  # else it is not known what is in the list
+            self._inventory.rewrite()
+
     def _rename(self, before: Aside, after: Aside) -> None:
         self._disk.rename(before.name, after.name)
         self._sizes[after] = self._sizes.pop(before)

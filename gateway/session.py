@@ -152,13 +152,12 @@ class Session:
     async def _on_writer(self, work: Callable[..., _T], *arguments: object) -> _T | None:
         """Return what the work on the disk returns; None: the disk failed, which is not the link's.
 
-        It is tried again after a while.
+        The buffer tells of that; it is tried again after a while.
         """
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._writer, work, *arguments)
-        except OSError as error:
-            await loop.run_in_executor(self._writer, self._buffer.failed, error)
+        except OSError:
             self._again = self._again or loop.call_later(AGAIN, self._look_again)
             return None
 

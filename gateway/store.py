@@ -218,8 +218,8 @@ class Store:
         self.spool.acknowledge(held)
 
     def read_again(self) -> None:
-        """Offer what can be read by now; give up what cannot, though the disk is there."""
-        if not self.spool.readback.any_unread:
+        """Offer what can be read by now; give up what cannot for long, though the disk is there."""
+        if not self.spool.readback.unread:
             return
         if self._disk.dead():
             raise OSError(errno.EIO, os.strerror(errno.EIO))

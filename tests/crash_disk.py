@@ -135,6 +135,11 @@ class CrashDisk:
             raise OSError(errno.EIO, "Input/output error")
         self._apply(lambda write: write[0] == name)
 
+    def probe(self) -> None:
+        self.write("probe", 0, b"\0")
+        self.sync("probe")
+        self.remove("probe")
+
     def settle(self, name: str) -> None:
         if name in self._live:
             self._apply(lambda write: write[0] == name)

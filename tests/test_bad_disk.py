@@ -53,6 +53,7 @@ SYNCS = "fdatasync fsync"
 CHANGES = f"pwrite ftruncate unlink {SYNCS}"
 WORN = """
 import errno, os
+import gateway.cli, gateway.disk
 
 def pread(fd, length, offset, *, read=os.pread):
     if not os.readlink(f"/proc/self/fd/{fd}").endswith("00000001.seg"):
@@ -62,6 +63,8 @@ def pread(fd, length, offset, *, read=os.pread):
     return read(fd, min(length, BAD - offset) if offset < BAD else length, offset)
 
 os.pread = pread
+gateway.disk.PATIENCE = 1.0
+gateway.cli.main()
 """
 """As Linux reads a file with a bad block: at first up to it, as if it ended there."""
 
@@ -195,12 +198,11 @@ def test_what_a_stop_gave_up_is_recorded_where_the_disk_takes_that(tmp_path: Pat
     run(scenario())
 
 
-def test_a_bad_block_costs_the_batches_on_it_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_bad_block_costs_the_batches_on_it_alone(tmp_path: Path):
     async def scenario() -> None:
         fill(tmp_path / "state", 60_000)
-        (tmp_path / "sitecustomize.py").write_text(WORN.replace("BAD", str(20 * 4096)))
-        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-        async with Broker() as broker, gateway(tmp_path, broker.url) as it:
+        worn = "-c", WORN.replace("BAD", str(20 * 4096))
+        async with Broker() as broker, gateway(tmp_path, broker.url, program=worn) as it:
             await broker.wait_for(lambda seen: len(batches(seen)) >= 95, timeout=20)
             await said(broker, lambda buffer: "lost: 00000001.seg" in str(buffer["faults"]))
             assert await it.stop() == 0

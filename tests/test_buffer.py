@@ -534,6 +534,38 @@ def test_a_disk_that_fails_and_recovers_is_logged_once_each_and_counted(
     ]
 
 
+def test_a_journal_that_takes_nothing_is_a_fault_until_it_does_though_all_of_it_is_sealed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    buffer = begun(disk := SmallDisk(tmp_path))
+    disk.worn = "journal"
+    for now in range(10, 190, 10):
+        if now % 60 == 10:
+            take(buffer, float(now))
+        buffer.tick(float(now))
+        assert "Input/output error" in str(buffer.fault)
+    assert values(buffer) == [10.0, 70.0, 130.0]
+    fault, disk.worn = buffer.fault, ""
+    buffer.tick(190.0)
+    assert (buffer.fault, buffer.stats().disk_errors) == (None, 1)
+    assert caplog.messages == [
+        f"buffer: {fault}",
+        f"buffer: {tmp_path}: written to again, nothing waits in RAM",
+    ]
+
+
+def test_trying_whether_a_journal_takes_something_costs_nothing_of_what_is_in_it(tmp_path: Path):
+    buffer = begun(disk := SmallDisk(tmp_path))
+    take(buffer, 1.0)
+    buffer.tick(10.0)
+    disk.worn = "journal"
+    take(buffer, 2.0)
+    buffer.tick(20.0)
+    disk.worn = ""
+    buffer.tick(21.0)
+    assert values(opened(tmp_path, epoch=2)) == [1.0, 2.0]
+
+
 def test_after_a_failed_sync_it_goes_on_in_a_new_segment():
     disk = CrashDisk()
     buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=1)

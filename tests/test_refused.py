@@ -265,7 +265,7 @@ class FailingDisk(Disk):
         return super().names()
 
     def rename(self, name: str, to: str) -> None:
-        self._fail("rename")
+        self._fail("rename", str(self.directory / name))
         super().rename(name, to)
 
     def remove(self, name: str) -> None:
@@ -283,9 +283,9 @@ class FailingDisk(Disk):
     def below(self, name: str) -> "FailingDisk":
         return FailingDisk(self.directory / name)
 
-    def _fail(self, what: str) -> None:
+    def _fail(self, what: str, name: str | None = None) -> None:
         if what in self.cannot:
-            raise PermissionError(errno.EACCES, "Permission denied")
+            raise PermissionError(errno.EACCES, "Permission denied", name)
 
 
 @pytest.fixture
@@ -1020,6 +1020,52 @@ def test_one_that_cannot_be_renamed_is_still_under_the_name_that_it_has(
     failing.tick(1.0)
     assert failing.stats().faults == []
     assert sorted(names(tmp_path)) == ["1-1-0x95.again", "2-1-0x99.again"]
+
+
+def test_that_batches_cannot_be_set_aside_is_a_fault_told_once_until_each_of_them_is(
+    tmp_path: Path, failing: Buffer, caplog: pytest.LogCaptureFixture
+):
+    caplog.clear()
+    FailingDisk.cannot.add("rename")
+    both = list(failing.waiting())
+    for now in (1.0, 31.0):
+        for held in both:
+            with pytest.raises(PermissionError):
+                failing.set_aside(held, 0x95)
+            assert failing.payload(held)  # that it can be read tells nothing of that
+            failing.tick(now)
+            (fault,) = failing.stats().faults
+    FailingDisk.cannot.clear()
+    failing.set_aside(both[0], 0x95)
+    failing.tick(61.0)
+    assert failing.stats().faults == [fault]
+    failing.set_aside(both[1], 0x95)
+    assert (failing.stats().faults, failing.stats().disk_errors) == ([], 1)
+    assert caplog.messages == [f"buffer: {fault}", f"buffer: no longer: {fault}"]
+
+
+@pytest.mark.parametrize("cannot", ["list refused", "remove", "rename"])
+def test_it_is_one_until_a_batch_could_be_set_aside_though_those_that_were_refused_wait_no_more(
+    tmp_path: Path, failing: Buffer, caplog: pytest.LogCaptureFixture, cannot: str
+):
+    both = list(failing.waiting())
+    FailingDisk.cannot.add("rename")
+    for held in both:
+        with pytest.raises(PermissionError):
+            failing.set_aside(held, 0x95)
+    fault = failing.stats().faults[0]
+    FailingDisk.cannot.clear()
+    for held, now in zip(both, (1.0, 2.0), strict=True):
+        failing.acknowledge(held)
+        failing.tick(now)
+        FailingDisk.cannot.add(cannot)
+        failing.tick(now)
+        assert failing.stats().faults[-1] == fault
+        FailingDisk.cannot.clear()
+    failing.tick(3.0)
+    assert failing.stats().faults == []
+    told = [message for message in caplog.messages if fault in message]
+    assert told == [f"buffer: {fault}", f"buffer: no longer: {fault}"]
 
 
 def test_one_that_somebody_removed_is_told_of_once_though_the_list_cannot_be_written_at_first(

@@ -13,7 +13,7 @@ from delivery import Box, address, both, delivering, run, until
 from test_buffer import SETTINGS, begun, opened, take, values
 
 from gateway.buffer import Buffer
-from gateway.disk import BLOCK, Disk
+from gateway.disk import BLOCK, PATIENCE, Disk
 from gateway.held import Held
 from gateway.record import size_of
 from gateway.store import _acked, _has_records
@@ -67,8 +67,8 @@ def written(directory: Path) -> list[Held]:
 def started(disk: Disk, epoch: int = 2) -> Buffer:
     """Return a buffer that has had the time to see that blocks cannot be read."""
     buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=epoch)
-    for second in range(4):
-        buffer.tick(float(second))
+    for second in (0.0, PATIENCE, PATIENCE + 1, PATIENCE + 2):
+        buffer.tick(second)
     return buffer
 
 
@@ -114,7 +114,7 @@ def test_what_such_a_block_costs_is_counted_once_and_the_file_is_kept(tmp_path: 
         buffer.close()
     for held in list(buffer.waiting()):
         buffer.acknowledge(held)
-    buffer.tick(10.0)
+    buffer.tick(40.0)
     assert not (tmp_path / "00000001.seg").exists()
     assert (tmp_path / "00000001.seg.damaged").read_bytes() == sound
 
@@ -153,15 +153,43 @@ def test_what_such_a_block_costs_is_counted_once_though_the_record_of_it_is_wipe
 
 
 @pytest.mark.parametrize("name", ["00000001.seg", "journal", "acked"])
-def test_what_can_be_read_a_moment_later_is_not_lost(tmp_path: Path, name: str):
+def test_what_can_be_read_half_a_minute_later_is_not_lost(tmp_path: Path, name: str):
     written(tmp_path)
     disk = WornDisk(tmp_path, (name, 0))
     buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=2)
-    buffer.tick(0.0)
-    assert "Input/output error" in buffer.stats().faults[0]
+    for second in range(30):
+        buffer.tick(7.0 + second)
+        assert "Input/output error" in buffer.stats().faults[0]
     disk.bad.clear()
-    buffer.tick(1.0)
+    buffer.tick(37.0)
     assert (len(values(buffer)), buffer.stats().faults) == (123, [])
+
+
+def test_a_stop_gives_up_nothing_that_may_be_read_at_the_next_start(tmp_path: Path):
+    written(tmp_path)
+    buffer = begun(WornDisk(tmp_path, ("00000001.seg", 0)), 2)
+    for _ in range(2):
+        buffer.close()
+    assert len(values(started(Disk(tmp_path), 3))) == 123
+
+
+def test_several_files_with_bad_blocks_are_waited_for_together(tmp_path: Path):
+    written(tmp_path)
+    buffer = started(WornDisk(tmp_path, ("00000001.seg", 0), ("acked", 0), ("journal", 0)))
+    assert (buffer.fault, values(buffer)[-2:]) == (None, [1, 2])
+
+
+def test_another_disk_has_all_of_the_time_again(tmp_path: Path):
+    written(tmp_path / "state")
+    written(tmp_path / "other")
+    buffer = started(WornDisk(tmp_path / "state", ("00000001.seg", 0)))
+    (tmp_path / "state").rename(tmp_path / "away")
+    (tmp_path / "other").rename(tmp_path / "state")
+    for second in range(40, 70):
+        buffer.tick(float(second))
+        assert "Input/output error" in str(buffer.fault)
+    buffer.tick(70.0)
+    assert buffer.fault is None
 
 
 def test_what_was_acknowledged_is_let_be_until_the_segments_are_read(tmp_path: Path):
@@ -182,7 +210,7 @@ def test_nothing_is_handed_out_until_what_was_acknowledged_is_read(tmp_path: Pat
     buffer = started(disk, epoch=3)
     assert list(buffer.waiting()) == []
     disk.away = disk.bad.clear() is not None
-    buffer.tick(9.0)
+    buffer.tick(40.0)
     assert (len(values(buffer)), buffer.stats().faults) == (30, [])
 
 
@@ -199,7 +227,7 @@ def test_a_disk_that_is_out_of_reach_is_waited_for(tmp_path: Path):
     buffer = started(disk)
     assert list(buffer.waiting()) == []
     disk.away = disk.bad.clear() is not None
-    buffer.tick(9.0)
+    buffer.tick(40.0)
     assert (len(values(buffer)), buffer.stats().faults) == (123, [])
 
 
@@ -227,7 +255,7 @@ def test_a_journal_that_cannot_be_read_is_begun_anew_and_gives_what_it_can(
     assert (tmp_path / "journal.damaged").read_bytes() == before
     assert not any((tmp_path / "journal").read_bytes())
     take(buffer, 99.0, durable=True)
-    for second in (5.0, 6.0):
+    for second in (40.0, 41.0):
         buffer.tick(second)
     assert values(started(Disk(tmp_path), 3))[-1] == 99.0
 
@@ -370,8 +398,8 @@ class Worn(Box):
         held = list(self.buffer.waiting())[number]
         self.disk.bad, self.disk.block = {(held.segment, held.offset)}, 1
 
-    async def tick(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(self.writer, self.buffer.tick, 1.0)
+    async def tick(self, now: float) -> None:
+        await asyncio.get_running_loop().run_in_executor(self.writer, self.buffer.tick, now)
         self.uplink.wake()
 
 
@@ -383,13 +411,44 @@ def test_a_batch_that_cannot_be_read_is_counted_and_holds_up_no_other(tmp_path: 
             box.spoil(3)
             async with delivering(box):
                 await until(lambda: box.buffer.stats().waiting_batches == 1)
-                await box.tick()
+                await box.tick(PATIENCE)
                 assert box.delivered
                 assert box.buffer.stats().dropped_by == {"damaged on disk": 1}
                 assert "1 readings lost: 00000001.seg" in box.buffer.stats().faults[0]
                 assert (broker.connects, list(box.state.suspects)) == (1, [])
 
     run(scenario())
+
+
+def test_a_batch_that_can_be_read_within_half_a_minute_is_not_lost_and_told_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    written(tmp_path)
+    buffer = started(disk := WornDisk(tmp_path))
+    hit, other, *_ = buffer.waiting()
+    disk.bad = {(hit.segment, hit.offset), (hit.segment, other.offset)}
+    assert [buffer.payload(held) for held in (hit, other)] == [None, None]
+    before = buffer.offered_again
+    for second in range(33, 62):
+        buffer.tick(float(second))
+        (fault,) = buffer.stats().faults
+        assert fault.startswith(f"{tmp_path}: Input/output error: the disk fails")
+    disk.bad.clear()
+    buffer.tick(62.0)
+    assert (buffer.stats().dropped, len(values(buffer))) == (0, 123)
+    assert (buffer.stats().faults, buffer.offered_again) == ([], before + 1)
+    assert caplog.messages == [f"buffer: {fault}", f"buffer: no longer: {fault}"]
+
+
+def test_a_batch_that_was_delivered_though_it_could_not_be_read_again_is_not_lost(tmp_path: Path):
+    written(tmp_path)
+    buffer = started(disk := WornDisk(tmp_path))
+    hit = next(buffer.waiting())
+    disk.bad = {(hit.segment, hit.offset)}
+    assert buffer.payload(hit) is None
+    buffer.acknowledge(hit)
+    buffer.tick(70.0)
+    assert (buffer.stats().dropped, buffer.stats().faults) == (0, [])
 
 
 def test_a_batch_that_cannot_be_read_is_counted_once_though_a_power_cut_comes(tmp_path: Path):
@@ -399,7 +458,7 @@ def test_a_batch_that_cannot_be_read_is_counted_once_though_a_power_cut_comes(tm
     hit, before = next(buffer.waiting()), (tmp_path / "acked").read_bytes()
     disk.bad = {(hit.segment, 0)}
     assert buffer.payload(hit) is None
-    buffer.tick(10.0)
+    buffer.tick(70.0)
     buffer._disk.close_all()
     (tmp_path / "acked").write_bytes(before)  # what was acknowledged since was not synced
     again = started(WornDisk(tmp_path, *disk.bad), 3)
@@ -424,9 +483,11 @@ def test_a_batch_that_nobody_may_read_is_not_given_up(tmp_path: Path):
     disk.closed = True
     with pytest.raises(PermissionError):
         buffer.payload(hit)
-    buffer.tick(10.0)
+    for second in range(40, 80):
+        buffer.tick(float(second))
+        assert "Permission denied" in str(buffer.stats().faults)
     disk.closed = False
-    assert (buffer.stats().dropped, len(values(buffer))) == (0, 123)
+    assert (buffer.stats().dropped, len(values(buffer)), buffer.stats().faults) == (0, 123, [])
 
 
 def test_the_file_of_a_batch_that_cannot_be_read_is_kept(tmp_path: Path):
@@ -438,7 +499,7 @@ def test_the_file_of_a_batch_that_cannot_be_read_is_kept(tmp_path: Path):
     assert buffer.payload(hit) is None
     for held in others:
         buffer.acknowledge(held)
-    buffer.tick(10.0)
+    buffer.tick(70.0)
     assert (tmp_path / f"{hit.segment}.damaged").read_bytes() == sound
 
 
@@ -455,9 +516,9 @@ def test_a_batch_that_can_be_read_a_moment_later_is_delivered_by_the_same_connec
                 await until(lambda: len(both(broker.received)) == 7)
                 box.disk.failures = 3
                 for _ in range(2):
-                    await box.tick()
+                    await box.tick(1.0)
                     assert "Input/output error" in box.buffer.stats().faults[0]
-                await box.tick()
+                await box.tick(1.0)
                 await box.empty()
                 assert box.buffer.stats().dropped == 0
                 assert (broker.connects, len(both(broker.received))) == (1, 8)

@@ -846,7 +846,7 @@ def test_a_batch_that_cannot_be_read_ends_no_session_and_comes_later(tmp_path, c
             assert box.state.lost == 0
 
     run(scenario())
-    assert not [record for record in caplog.records if record.name != "gateway.buffer"]
+    assert not [record for record in caplog.records if record.name != "gateway.beside"]
 
 
 def test_a_session_that_waits_for_the_disk_is_gone_when_it_ends(tmp_path, monkeypatch):
