@@ -372,7 +372,7 @@ class Buffer:
             self._spool.dropped + self._losses.in_ram,
             dict(self._losses.by),
             self._refused.names,
-            [*filter(None, [self._fault, self._refused.fault]), *told],
+            [*filter(None, [self._fault, *self._spool.faults, self._refused.fault]), *told],
             self._disk_errors,
             self._spool.appended,
             None if self._bounds.room is None else max(self._bounds.room, 0),
