@@ -1589,6 +1589,27 @@ def test_what_is_delivered_and_cannot_be_removed_is_not_delivered_again(tmp_path
     assert (values(again), again.stats().dropped) == ([4.0], 0)
 
 
+@pytest.mark.parametrize("back", [["acked"], ["acked", "00000002.seg"]])
+def test_what_went_behind_a_file_that_stays_counts_once_though_a_kill_came_before_acked(
+    tmp_path: Path, back: list[str]
+):
+    for epoch in range(1, 5):
+        take(buffer := begun(KeptDisk(tmp_path, first), epoch), float(epoch))
+        buffer.close()
+    buffer._spool.evict("buffer full")
+    before = {name: (tmp_path / name).read_bytes() for name in back}
+    buffer._spool.evict("buffer full")
+    for name, data in before.items():
+        (tmp_path / name).write_bytes(data)
+    for epoch in range(5, 8):
+        buffer = begun(KeptDisk(tmp_path, first), epoch)
+        for held in list(buffer.waiting()):  # and with them the records of what was lost
+            buffer.acknowledge(held)
+        buffer.tick(100.0)
+        assert buffer.stats().dropped == 2
+    assert sorted(path.name for path in tmp_path.glob("*.seg")) == ["00000001.seg", "00000007.seg"]
+
+
 def test_a_directory_that_cannot_be_synced_when_something_goes_does_not_hide_that(tmp_path: Path):
     buffer, _ = filled(disk := SmallDisk(tmp_path))
     buffer.close()
