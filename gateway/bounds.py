@@ -60,15 +60,19 @@ class Bounds:
         """Evict what is too much for the space, where `beside` bytes lie beside the spool."""
         spool.tidy()
         held, allowed = spool.size + beside, most(self._disk, self._settings)
+        # What cannot be removed takes its room as well, but no more than half: else it would have
+        # all go that comes, for as long as it lies there
+        held -= max(spool.stuck - allowed // 2, 0)
         spool.bound_segments(allowed // SEGMENTS)
         self.room = room(self._disk, self._settings, held)
         self._evict(spool, held - allowed, "buffer full")
         short = _too_few(self._disk, self._settings)
-        if short <= spool.size:  # else it is others that fill the disk: nothing of ours would help
+        # Else it is others that fill the disk, or what cannot be removed: nothing would help
+        if short <= spool.size - spool.stuck:
             self._evict(spool, short, "keep_free")
 
     def _evict(self, spool: Spool, short: int, reason: str) -> None:
-        while short > 0 and (before := spool.size):
+        while short > 0 and spool.makes_room and (before := spool.size):
             lost = spool.evict(reason)
             if not lost:
                 break
@@ -79,6 +83,8 @@ class Bounds:
         """Remove what is done with, else the oldest of what waits; whether anything went."""
         if spool.tidy():
             return True
+        if not spool.makes_room:
+            return False
         reason = "out of inodes" if self._disk.out_of_inodes() else "disk full"
         lost = spool.evict_unrecorded()
         if lost:

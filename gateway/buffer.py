@@ -402,6 +402,7 @@ class Buffer:
         oldest, journaled = next(self._spool.waiting(), None), self._store.unsealed
         unsealed = len(journaled) + in_ram
         young = min((r.instant.wall_ms for r in journaled), default=self._intake.oldest_ms)
+        met = [*self._spool.faults, *self._beside.told]
         told = [*self._losses.told, *self._refused.damage]
         return Stats(
             self._intake.taken,
@@ -412,7 +413,7 @@ class Buffer:
             self._spool.dropped + self._losses.in_ram,
             dict(self._losses.by),
             self._refused.names,
-            [*filter(None, [self._fault, self._refused.fault]), *self._beside.told, *told],
+            [*filter(None, [self._fault, self._refused.fault]), *met, *told],
             self._disk_errors + self._beside.count,
             self._spool.appended,
             None if self._bounds.room is None else max(self._bounds.room, 0),

@@ -127,7 +127,12 @@ class Missing:
         with self._shelf.lock:
             for gap in () if self.may_return else self._survey.gaps:
                 self._settle(gap, last)
+            for first, final, readings in self._recorded.ranges:  # their records may go, too
+                for sequence in range(first, final + 1):
+                    if self._shelf.get(sequence) is None:
+                        self._acked.add(sequence, readings if sequence == first else 0)
         self._survey.gaps.clear()
+        self._recorded.ranges.clear()
 
     def _settle(self, gap: Gap, last: int) -> None:
         told = {record.sequence: record.readings for record in claims(gap.data)}

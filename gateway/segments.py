@@ -5,11 +5,13 @@
 Each record is told its place: how many readings were sealed before it.
 """
 
+import logging
 import re
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from threading import Lock
 
+from gateway.cause import cause
 from gateway.damage import DAMAGED
 from gateway.disk import Disk
 from gateway.record import NOWHERE, Place, Record, pack, size_of
@@ -22,6 +24,8 @@ LARGEST_FILE = 4 << 20
 
 _ENDING = ".seg"
 _NUMBERED = re.compile(r"([0-9]{8,200})\.seg")
+
+log = logging.getLogger(__name__)
 
 
 def is_segment(name: str) -> bool:
@@ -62,6 +66,10 @@ class Segments:
         """Whether the newest one can be written on: what a sync promised of it holds."""
         self.total = 0
         """Readings that were sealed so far, as the records tell."""
+        self.stuck: dict[str, int | None] = {}
+        """What is done with and cannot be removed, and the number of the error."""
+        self.faults: list[str] = []
+        """The same for people, one of each kind, and what mends it."""
 
     def find(self, names: list[str]) -> list[str]:
         """Return which of the names are segments', in order; new ones come behind all of them."""
@@ -125,18 +133,48 @@ class Segments:
         """Have the file kept for good, since it cannot be read there."""
         self._all[name].bad.append(at)
 
-    def remove(self, done: list[Segment]) -> None:
-        """Remove these, but for what cannot be read, which has another name from now on."""
+    def remove(self, done: list[Segment]) -> bool:
+        """Remove all that are done with; whether any went. One that stays holds up no other."""
+        stuck: dict[str, OSError] = {}
         for segment in done:
-            name = segment.name
-            # It keeps its blocks: nothing else comes there
-            if segment.bad and self._disk.exists(name):
-                self._disk.rename(name, f"{name}{DAMAGED}")
-            else:
-                self._disk.remove(name)
+            try:
+                self._remove(segment)
+            except OSError as error:
+                stuck[segment.name] = error
+        gone = [segment.name for segment in done if segment.name not in stuck]
         with self._lock:
-            for segment in done:
-                del self._all[segment.name]
+            for name in gone:
+                del self._all[name]
+        self._tell(stuck)
+        return bool(gone)
+
+    def _remove(self, segment: Segment) -> None:
+        """Remove it, but for what cannot be read: that keeps its blocks, under another name."""
+        name = segment.name
+        if segment.bad and self._disk.exists(name):
+            self._disk.rename(name, f"{name}{DAMAGED}")
+        else:
+            self._disk.remove(name)
+
+    def _tell(self, errors: dict[str, OSError]) -> None:
+        """Tell of what stays, the first of each kind: a disk that fails keeps all of them."""
+        before, self.stuck = self.stuck, {name: error.errno for name, error in errors.items()}
+        directory, faults = self._disk.directory, dict[int | None, str]()
+        for name, error in errors.items():
+            if error.errno not in faults:
+                _, mend = cause(error, directory)
+                fault = f"{directory}/{name} cannot be removed: {error.strerror}: {mend}"
+                faults[error.errno] = fault
+                if error.errno not in before.values():
+                    log.error("buffer: %s", fault)
+        if before and not errors:
+            log.warning("buffer: %s: what could not be removed is gone", directory)
+        self.faults = list(faults.values())
+
+    @property
+    def stuck_bytes(self) -> int:
+        """Bytes on disk that cannot be removed."""
+        return sum(self._all[name].size for name in self.stuck)
 
     def __contains__(self, name: str) -> bool:
         return name in self._all

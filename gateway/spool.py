@@ -33,6 +33,8 @@ from gateway.survey import Survey, is_bad, loss_of
 
 ACKED_EVERY = 1.0
 """Seconds between two writes of what is acknowledged."""
+IN_VAIN = 4
+"""So many segments in a row are evicted whose files stay: half of the smallest buffer."""
 
 
 class Spool:
@@ -65,7 +67,7 @@ class Spool:
         self._acked_at = -math.inf
         self._saved = 0, 0  # so many sealed and dropped readings `acked` knows of, on the device
         self.recovered = False
-        self._epoch = 0
+        self._in_vain = 0
 
     # What there is at a start
 
@@ -204,7 +206,6 @@ class Spool:
         self._acked.begin()
         if told := self._acked.found:  # no name is given again, though the batch is gone
             self.last = max(self.last, told.last)
-        self._epoch = epoch
         self._begin(epoch, self.last + 1)
 
     def _begin(self, epoch: int, sequence: int) -> None:
@@ -214,6 +215,10 @@ class Spool:
         head = msgpack.packb((self.dropped, previous, history, *lost))
         self._segments.begin(Record(Kind.HEAD, epoch, sequence, 0, 0, head))
         self._histories.append(history)
+
+    def _begin_next(self) -> None:
+        """Begin one though there is no batch for it yet."""
+        self._begin(self.previous[0] if self.previous else 0, self.last + 1)
 
     def append(
         self, epoch: int, sequence: int, readings: int, first_ms: int, payload: bytes
@@ -305,26 +310,39 @@ class Spool:
     def leave_segment(self) -> None:
         """Begin another, where something waits in the newest: that can go as a whole, then."""
         if self._shelf.any_of(self._segments.newest.name):
-            self._begin(self._epoch, self.last + 1)
+            self._begin_next()
 
     def tidy(self) -> bool:
-        """Remove the segments that are done with, all but the newest; whether there were any."""
+        """Remove the segments that are done with, all but the newest; whether any went."""
         done = [s for s in self._segments.older if not self._shelf.any_of(s.name)]
-        if done:  # or one that is missing might be one that was delivered
+        # Or one that is missing might be one that was delivered; what stays was here before
+        if any(s.name not in self._segments.stuck for s in done):
             self._save_acked()
         if done and not self._segments.usable:  # the newest may be one that only recovery has seen
             self._disk.sync_directory()
-        self._segments.remove(done)
+        gone = self._segments.remove(done)
+        if gone:
+            self._in_vain = 0
         oldest = self._segments.oldest
         if oldest and not self._missing.uncounted:
             with self._shelf.lock:
                 self._acked.forget_below(oldest.first)
-        return bool(done)
+        return gone
 
     @property
     def size(self) -> int:
         """Bytes on disk."""
         return self._segments.size
+
+    @property
+    def stuck(self) -> int:
+        """How many of them are done with, and cannot be removed."""
+        return self._segments.stuck_bytes
+
+    @property
+    def faults(self) -> list[str]:
+        """What keeps files from being removed, and what mends it."""
+        return self._segments.faults
 
     @property
     def end(self) -> tuple[str, int]:
@@ -333,6 +351,15 @@ class Spool:
 
     # What is given up
 
+    @property
+    def makes_room(self) -> bool:
+        """Whether to evict something makes room, as far as is known.
+
+        Where one file alone cannot be removed, the next one goes; where none can, as in a directory
+        that is append-only, all that waits would go for nothing.
+        """
+        return self._in_vain < IN_VAIN
+
     def record_loss(self, first: int, last: int, readings: int, reason: str, *of: str) -> None:
         """Record, for ever, that readings were lost, and why; `of` names what they were in.
 
@@ -340,7 +367,7 @@ class Spool:
         """
         names = [*filter(None, of)] or [f"loss-{self.dropped}"]
         if not self._segments.usable:
-            self._begin(self.previous[0] if self.previous else 0, self.last + 1)
+            self._begin_next()
         payload = msgpack.packb((first, reason, *names))
         self._segments.write(Record(Kind.LOSS, 0, last, readings, 0, payload))
         self.dropped += readings
@@ -354,16 +381,26 @@ class Spool:
     def evict(self, reason: str, until: str | None = None) -> int:
         """Drop the oldest segment that still holds something; return how many readings that cost.
 
-        The loss is recorded and synced before the file goes. A segment after `until` stays.
+        The loss is recorded and synced before the file goes: where that fails, `tidy` tries again.
+        A segment after `until` stays.
         """
         victim, lost = self._oldest()
         if not victim or (until is not None and number_of(victim) > number_of(until)):
             return 0
         readings = sum(held.readings for held in lost)
         self.record_loss(lost[0].sequence, lost[-1].sequence, readings, reason, victim)
+        if self._segments.stuck:  # behind what stays it is missed, once its record goes as well
+            for held in lost:
+                self.acknowledge(held)
         self._shelf.drop(held.sequence for held in lost)
-        self.tidy()
+        self._let_go()
         return readings
+
+    def _let_go(self) -> None:
+        """Have the files go of what was evicted: that is counted, whether they do or not."""
+        self._in_vain += 1
+        with suppress(OSError):
+            self.tidy()
 
     def evict_unrecorded(self) -> int:
         """Do the same on a disk too full for the record, which `acked` stands for.
@@ -381,11 +418,13 @@ class Spool:
             if error.errno not in FULL:
                 raise
         self.dropped += readings
+        self.recorded.add([victim])
         for held in lost:
             self.acknowledge(held)
-        self._disk.remove(victim)
+        with suppress(OSError):
+            self._disk.remove(victim)
         self._segments.usable = False
-        self.tidy()
+        self._let_go()
         return readings
 
     def drop_unrecorded(self, readings: int) -> None:

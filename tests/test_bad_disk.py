@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import json
+import subprocess
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -311,6 +312,23 @@ def test_out_of_inodes_what_has_to_go_is_told_so(few: LoopDisk, caplog: pytest.L
         grow(buffer)
     assert dropped.keys() == {"out of inodes"}
     assert "out of inodes: remove small files on this disk, `df -i` counts them" in caplog.text
+
+
+def test_a_file_that_is_protected_holds_up_no_other_on_a_full_disk(disk: LoopDisk):
+    fill(disk.path, 600_000)
+    buffer, oldest = buffered(disk, 2), disk.path / "00000001.seg"
+    subprocess.run(["chattr", "+i", oldest], check=True)
+    with (disk.path / "hog").open("wb", buffering=0) as hog:
+        fill_up(hog)
+    while (disk.path / "00000002.seg").exists():
+        grow(buffer)
+    stats = buffer.stats()
+    (fault,) = stats.faults
+    assert fault.startswith(f"{oldest} cannot be removed: Operation not permitted: it is protected")
+    assert stats.dropped_by == {"disk full": stats.dropped}
+    subprocess.run(["chattr", "-i", oldest], check=True)
+    buffer.tick(1.0)
+    assert (buffer.stats().faults, oldest.exists()) == ([], False)
 
 
 def all_arrived(arrived: list[int], file: Path) -> None:

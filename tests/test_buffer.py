@@ -30,7 +30,9 @@ from gateway.intake import RAM_READINGS
 from gateway.judge import judge
 from gateway.reading import TEMPERATURE, ClockState, Instant, Reading, Value
 from gateway.record import Place, size_of
+from gateway.segments import number_of
 from gateway.settings import BufferSettings
+from gateway.spool import IN_VAIN
 from gateway.wire import Batch, decode, encode
 
 SETTINGS = BufferSettings(flush_interval=10, seal_interval=60)
@@ -1484,6 +1486,174 @@ def test_on_a_full_disk_nothing_that_waits_goes_while_something_is_done_with(tmp
     for _ in range(10):
         fill(buffer)
     assert (buffer.stats().dropped, next(buffer.waiting())) == (0, waits)
+
+
+class KeptDisk(SmallDisk):
+    """One that keeps some files whatever is done to remove them, as after `chattr +i`."""
+
+    most = 1 << 40
+
+    def __init__(self, directory: Path, kept: Callable[[int], bool] = lambda number: False) -> None:
+        super().__init__(directory)
+        self.kept = kept
+        self.syncs = 0
+
+    def sync(self, name: str) -> None:
+        self.syncs += 1
+        super().sync(name)
+
+    def remove(self, name: str) -> None:
+        if name.endswith(".seg") and self.kept(number_of(name)):
+            self.close(name)
+            path = self.directory / name
+            raise OSError(errno.EPERM, "Operation not permitted", str(path))
+        super().remove(name)
+
+
+def first(number: int) -> bool:
+    return number == 1
+
+
+SMALL = replace(UNBOUND, max_size=2 << 20)
+FOR_ROOM = pytest.mark.parametrize(
+    ("reason", "most"), [("buffer full", 1 << 40), ("disk full", 7 << 18)]
+)
+"""Why something goes, and how many bytes the disk has."""
+
+
+@FOR_ROOM
+def test_a_file_that_cannot_be_removed_holds_up_no_other(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    reason: str,
+    most: int,
+):
+    buffer = begun(disk := KeptDisk(tmp_path, first), 1, SMALL)
+    disk.most, taken = most, 0
+    while taken < 60_000:
+        taken += fill(buffer)
+        stats = buffer.stats()
+        assert stats.size <= min(most, 2 << 20)
+        assert sum(stats.dropped_by.values()) == stats.dropped
+    assert stats.dropped_by.keys() == {reason}
+    assert (
+        f"{tmp_path}/00000001.seg cannot be removed: Operation not permitted: " in stats.faults[0]
+    )
+    assert caplog.messages.count(f"buffer: {stats.faults[0]}") == 1
+    assert len(stats.faults) == 1
+    buffer.close()
+    left, dropped = values(buffer), buffer.stats().dropped
+    assert len(left) + dropped == taken
+    for epoch, gone in ((2, "none"), (3, "acked")):
+        (tmp_path / gone).unlink(missing_ok=True)
+        buffer = begun(disk := KeptDisk(tmp_path, first), epoch, UNBOUND)
+        assert (values(buffer), buffer.stats().dropped) == (left, dropped)
+        assert buffer.stats().faults[0] == stats.faults[0]
+        assert (tmp_path / "00000001.seg").exists()
+    disk.kept = lambda number: False
+    buffer.tick(1.0)
+    assert "removed" not in str(buffer.stats().faults)
+    assert not (tmp_path / "00000001.seg").exists()
+
+
+@FOR_ROOM
+def test_where_nothing_can_be_removed_not_all_goes_for_nothing(
+    tmp_path: Path, reason: str, most: int
+):
+    buffer = begun(disk := KeptDisk(tmp_path, lambda number: True), 1, SMALL)
+    disk.most = most
+    for _ in range(150):
+        fill(buffer)
+    assert buffer.stats().dropped_by.keys() == {reason}
+    assert number_of(next(buffer.waiting()).segment) == IN_VAIN + 1
+    disk.kept = lambda number: False
+    buffer.tick(1.0)
+    fill(buffer)
+    assert buffer.stats().faults == []
+    assert buffer.stats().size <= min(most, 2 << 20)
+
+
+def test_files_that_cannot_be_removed_leave_what_comes_half_of_the_size(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    settings = replace(UNBOUND, max_size=1 << 20)
+    buffer = begun(KeptDisk(tmp_path, lambda number: number % 2), 1, settings)
+    for _ in range(300):
+        fill(buffer)
+    size, stuck = buffer.stats().size, buffer._spool.stuck
+    assert stuck > 1 << 20
+    assert 300 << 10 < size - stuck <= 1 << 19
+    again = begun(KeptDisk(tmp_path, lambda number: number % 2), 2, settings)
+    assert len(again.stats().faults) == 1
+    assert caplog.text.count("cannot be removed") == 2  # one line for all of a kind, at each start
+
+
+def test_for_keep_free_nothing_goes_where_that_would_need_what_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    buffer = begun(disk := KeptDisk(tmp_path, first), 1, UNBOUND)
+    while len(list(tmp_path.glob("*.seg"))) < 3:
+        fill(buffer)
+    for held in list(buffer.waiting()):
+        if held.segment == "00000001.seg":
+            buffer.acknowledge(held)
+    buffer.close()
+    monkeypatch.setattr(disk, "room", lambda: (63 << 20, 8 << 30))
+    for short, dropped_by in ((5 << 18, set()), (3 << 18, {"keep_free"})):
+        keeping = replace(UNBOUND, keep_free=(63 << 20) + short)
+        assert begun(disk, 2, keeping).stats().dropped_by.keys() == dropped_by
+
+
+def test_what_is_delivered_and_cannot_be_removed_is_not_delivered_again(tmp_path: Path):
+    for epoch in range(1, 5):
+        take(buffer := begun(disk := KeptDisk(tmp_path, first), epoch), float(epoch))
+        buffer.close()
+    for held in list(buffer.waiting())[:3]:
+        buffer.acknowledge(held)
+    buffer.tick(100.0)
+    syncs = disk.syncs
+    buffer.tick(101.0)
+    assert disk.syncs == syncs  # it is tried each second, which costs a card no write
+    assert sorted(path.name for path in tmp_path.glob("*.seg")) == ["00000001.seg", "00000004.seg"]
+    assert "00000001.seg cannot be removed" in str(buffer.stats().faults)
+    assert buffer.fault is None
+    again = begun(KeptDisk(tmp_path, first), 5)
+    assert (values(again), again.stats().dropped) == ([4.0], 0)
+
+
+@pytest.mark.parametrize("back", [["acked"], ["acked", "00000002.seg"]])
+def test_what_went_behind_a_file_that_stays_counts_once_though_a_kill_came_before_acked(
+    tmp_path: Path, back: list[str]
+):
+    for epoch in range(1, 5):
+        take(buffer := begun(KeptDisk(tmp_path, first), epoch), float(epoch))
+        buffer.close()
+    buffer._spool.evict("buffer full")
+    before = {name: (tmp_path / name).read_bytes() for name in back}
+    buffer._spool.evict("buffer full")
+    for name, data in before.items():
+        (tmp_path / name).write_bytes(data)
+    for epoch in range(5, 8):
+        buffer = begun(KeptDisk(tmp_path, first), epoch)
+        for held in list(buffer.waiting()):  # and with them the records of what was lost
+            buffer.acknowledge(held)
+        buffer.tick(100.0)
+        assert buffer.stats().dropped == 2
+    assert sorted(path.name for path in tmp_path.glob("*.seg")) == ["00000001.seg", "00000007.seg"]
+
+
+def test_a_directory_that_cannot_be_synced_when_something_goes_does_not_hide_that(tmp_path: Path):
+    buffer, _ = filled(disk := SmallDisk(tmp_path))
+    buffer.close()
+    disk.most = 0
+    disk.sync_directory = fails
+    buffer = begun(disk, 2, UNBOUND)
+    stats = buffer.stats()
+    assert stats.dropped_by == {"disk full": stats.dropped}
+
+
+def fails() -> None:
+    raise OSError(errno.EIO, "Input/output error")
 
 
 def test_a_disk_that_others_filled_is_no_deadlock(tmp_path: Path):

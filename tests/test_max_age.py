@@ -24,6 +24,13 @@ class Meanwhile(Disk):
     """A disk at whose next read of a segment something else happens beside."""
 
     happens: Callable[[], None] | None = None
+    kept = ""
+    """A file that stays, whatever is done to remove it."""
+
+    def remove(self, name: str) -> None:
+        if name == self.kept:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        super().remove(name)
 
     def read(self, name: str, offset: int = 0, length: int = -1) -> bytes:
         if self.happens and name.endswith(".seg"):
@@ -102,6 +109,18 @@ def test_an_old_segment_that_is_delivered_meanwhile_does_not_take_the_next_one_a
     box.disk.happens = lambda: box.buffer.acknowledge(first)
     box.pass_by(7)
     assert (box.days, box.dropped) == (["two"], {})
+
+
+def test_an_old_segment_that_cannot_be_removed_holds_up_no_other(tmp_path: Path):
+    box = Box(tmp_path)
+    for name in ("one", "two", "three"):
+        box.day(name)
+    box.disk.kept = "00000001.seg"
+    box.pass_by(11)
+    assert (box.days, box.dropped) == ([], {"older than max_age": 9})
+    assert box.buffer.fault is None
+    assert "00000001.seg cannot be removed: " in str(box.buffer.stats().faults)
+    assert not (tmp_path / "00000002.seg").exists()
 
 
 def test_ages_are_looked_at_once_a_minute(tmp_path: Path):
