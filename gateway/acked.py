@@ -149,11 +149,11 @@ def join(ranges: list[Range], sequence: int, readings: int) -> None:
     ranges.insert(at, (first, last, readings))
 
 
-def within(ranges: Iterable[Range], hole: range) -> tuple[int, bool]:
-    """Return how many readings the ranges inside of `hole` have, and if others reach into it."""
+def within(ranges: Iterable[Range], hole: range) -> tuple[list[Range], bool]:
+    """Return the ranges inside of `hole`, and if others reach into it."""
     near = [one for one in ranges if one[0] < hole.stop and one[1] >= hole.start]
     inside = [one for one in near if one[0] >= hole.start and one[1] < hole.stop]
-    return sum(readings for *_, readings in inside), len(near) > len(inside)
+    return inside, len(near) > len(inside)
 
 
 def is_ours(data: bytes) -> bool:

@@ -96,13 +96,24 @@ class Missing:
         missing = (gap.missing or 0) - counted
         if not missing:
             return 0, False
-        settled, others = within((*self._acked.ranges, *self._recorded.ranges), gap.hole)
+        settled, others = self._settled_in(gap.hole)
         unsure = others or gap.hole.start < self._acked.since
         of = {record.sequence for record in told}
         if unsure and gap.hole and all(s in of or self._is_settled(s, gap.whole) for s in gap.hole):
             return sum(map(self._lost, told)), False
         elsewhere = self._held(gap) + settled - spared
         return max(missing - max(elsewhere, 0), 0), unsure
+
+    def _settled_in(self, hole: range) -> tuple[int, bool]:
+        """Return how many readings are acknowledged or recorded, and if more may be.
+
+        What is recorded as lost is acknowledged, too, from the next start on at the latest.
+        """
+        acked, others = within(self._acked.ranges, hole)
+        recorded, more = within(self._recorded.ranges, hole)
+        again = {one for one in recorded for first, last, _ in acked if first <= one[0] <= last}
+        settled = [*acked, *(one for one in recorded if one not in again)]
+        return sum(readings for *_, readings in settled), others or more
 
     def _held(self, gap: Gap) -> int:
         """Return how many of the missing readings are held, besides those of the journal."""

@@ -13,7 +13,7 @@ class Recorded:
 
     def __init__(self) -> None:
         self.names: set[str] = set()
-        self.ranges: list[Range] = []
+        self.ranges: set[Range] = set()
         """The batches that went, with the segment that they were in."""
         self._sealed: list[Sealed] = []
 

@@ -137,7 +137,7 @@ class Spool:
             if not self.recorded.knows(of):  # else written again after a failed sync
                 self.dropped += record.readings
             self.recorded.add(of)
-            self.recorded.ranges.append((first, record.sequence, record.readings))
+            self.recorded.ranges.add((first, record.sequence, record.readings))
             self._shelf.drop(s for s in self._shelf.sequences() if first <= s <= record.sequence)
 
     def _saw(self, epoch: int, sequence: int) -> None:

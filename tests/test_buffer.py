@@ -1642,6 +1642,19 @@ def test_what_went_behind_a_file_that_stays_counts_once_though_a_kill_came_befor
     assert sorted(path.name for path in tmp_path.glob("*.seg")) == ["00000001.seg", "00000007.seg"]
 
 
+def test_a_loss_that_is_recorded_twice_stands_for_no_other(tmp_path: Path):
+    for epoch in range(1, 5):
+        take(buffer := opened(tmp_path, epoch), float(epoch))
+        buffer.close()
+    before = (tmp_path / "acked").read_bytes()
+    buffer._spool.evict("buffer full")
+    (tmp_path / "acked").write_bytes(before)
+    (tmp_path / "00000002.seg").unlink()
+    shutil.copy(tmp_path / "00000004.seg", tmp_path / "00000005.seg")
+    again = opened(tmp_path, 5)
+    assert (values(again), again.stats().dropped) == ([3.0, 4.0], 2)
+
+
 def test_a_directory_that_cannot_be_synced_when_something_goes_does_not_hide_that(tmp_path: Path):
     buffer, _ = filled(disk := SmallDisk(tmp_path))
     buffer.close()

@@ -34,7 +34,7 @@ class Found:
     gaps: list[Gap]
     held: list[tuple[int, int, int]] = field(default_factory=list)
     acked: list[Range] = field(default_factory=list)
-    lost: list[Range] = field(default_factory=list)
+    lost: set[Range] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.done = Acked(Disk(Path("/none")))
@@ -57,9 +57,14 @@ def test_of_readings_that_no_sequence_is_known_of_none_is_delivered():
 
 
 def test_where_heads_tell_of_all_that_is_not_settled_that_is_what_is_lost():
-    for settled in ({"acked": [(6, 8, 9)]}, {"lost": [(6, 8, 9)]}):
+    for settled in ({"acked": [(6, 8, 9)]}, {"lost": {(6, 8, 9)}}):
         found = Found([gap(5, {5, 6}, told(5, 2))], **settled)
         assert found.damage.cost == "2"
+
+
+def test_what_is_recorded_and_acknowledged_as_well_stands_for_no_other():
+    for acked, lost in (([(5, 5, 2)], 3), ([(4, 5, 9)], 3), ([(4, 4, 9)], 3), ([], 3)):
+        assert Found([gap(5, {5, 6})], acked=acked, lost={(5, 5, 2)}).damage.lost == lost
 
 
 def test_what_the_journal_had_of_a_batch_that_a_head_tells_of_is_not_lost():

@@ -465,6 +465,19 @@ def test_a_batch_that_cannot_be_read_is_counted_once_though_a_power_cut_comes(tm
     assert (buffer.stats().dropped, again.stats().dropped) == (30, 30)
 
 
+def test_what_else_such_a_block_holds_is_counted_at_the_next_start(tmp_path: Path):
+    written(tmp_path)
+    buffer = started(disk := WornDisk(tmp_path))
+    hit = next(buffer.waiting())
+    disk.bad = {(hit.segment, BLOCK)}
+    assert buffer.payload(hit) is None
+    buffer.tick(70.0)
+    assert buffer.stats().dropped == 30
+    buffer.close()
+    again = started(WornDisk(tmp_path, *disk.bad), 3)
+    assert (again.stats().dropped, len(values(again))) == (60, 63)
+
+
 class ClosedDisk(Disk):
     """One whose files nobody may read while it is closed."""
 
