@@ -228,15 +228,23 @@ class Losses:
             self._counted.append(damage)
 
     def _keep_the_newest(self) -> None:
-        """Remove the oldest copies while there are too many: a card that dies makes ever more."""
-        names = [name for name in self._disk.names() if name.endswith(DAMAGED)]
+        """Remove the oldest copies while there are too many: a card that dies makes ever more.
+
+        One that is broken, or cannot be removed, holds up nothing.
+        """
+        copies = [name for name in self._disk.names() if name.endswith(DAMAGED)]
+        names = [name for name in copies if not self._disk.broken(name)]
         over = sum(map(self._disk.size, names)) - DAMAGED_BYTES
         if over > 0:
             names.sort(key=lambda name: (self._disk.directory / name).stat().st_mtime_ns)
-        while over > 0:
-            over -= self._disk.size(name := names.pop(0))
-            self._disk.remove(name)
-            self._tell(f"{self._disk.directory}: {name} removed: only the newest 16 MiB are kept")
+        while over > 0 and names:
+            size = self._disk.size(name := names.pop(0))
+            with suppress(OSError):
+                self._disk.remove(name)
+                over -= size
+                self._tell(
+                    f"{self._disk.directory}: {name} removed: only the newest 16 MiB are kept"
+                )
 
     def unreadable(self, spool: Spool, held: Held) -> None:
         """Count a batch that cannot be read, and let go of it; raises OSError."""

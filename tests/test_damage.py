@@ -754,6 +754,27 @@ def test_the_newest_copies_are_kept_of_what_is_met_while_it_runs_as_well(tmp_pat
     assert [one.name[:9] for one in aside(tmp_path)] == ["00000001."]
 
 
+class Protected(Disk):
+    """One whose oldest copy of what is damaged nobody removes, as after `chattr +i`."""
+
+    def remove(self, name: str) -> None:
+        if name == "oldest.damaged":
+            raise OSError(errno.EPERM, "Operation not permitted", str(self.directory / name))
+        super().remove(name)
+
+
+def test_a_copy_that_cannot_be_removed_holds_up_nothing_and_the_next_one_goes(spool: Path):
+    for number, name in enumerate(("newest", "old", "oldest")):
+        with (spool / f"{name}.damaged").open("wb") as file:
+            file.truncate(DAMAGED_BYTES // 2)
+        os.utime(spool / f"{name}.damaged", (10**9 - number, 10**9 - number))
+    segment = min(spool.glob("*.seg"))
+    spoil(segment, segment.stat().st_size - 5)
+    again = begun(Protected(spool), 3)
+    assert again.fault is None
+    assert [one.name for one in aside(spool)][1:] == ["oldest.damaged"]
+
+
 def as_of(version: bytes, directory: Path) -> dict[str, bytes]:
     """Make a buffer one of another version; return its files."""
     files = [*directory.glob("*.seg"), directory / "journal"]

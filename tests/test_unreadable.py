@@ -384,6 +384,19 @@ def test_any_other_file_that_is_broken_is_named_and_gone_without(
     assert (values(again)[-1], again.fault) == (99.0, None)
 
 
+def test_a_copy_of_what_is_damaged_that_is_broken_holds_up_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    hit, *_ = written(tmp_path)
+    (tmp_path / "old.damaged").touch()
+    with (tmp_path / hit.segment).open("r+b") as segment:
+        segment.seek(hit.offset)
+        segment.write(b"X" * 9)
+    broken(monkeypatch, "old.damaged")
+    buffer = started(Disk(tmp_path))
+    assert (buffer.fault, buffer.stats().dropped) == (None, 30)
+
+
 # While it runs
 
 
