@@ -5,6 +5,7 @@ ticks do says nothing of that. Of several of a kind the first is told, once.
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,15 +23,16 @@ class Beside:
         self.count = 0
         """How often one was told."""
         self._directory = directory
-        self._met: dict[tuple[str, Held], str] = {}
+        self._met: defaultdict[str, set[Held]] = defaultdict(set)
+        self._faults: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[tuple[str, Held]]:
-        return iter(list(self._met))
+        return iter([(what, held) for what, met in self._met.items() for held in met])
 
     @property
     def told(self) -> list[str]:
         """What is not done at present, and what mends it."""
-        return list(dict.fromkeys(list(self._met.values())))
+        return list(dict.fromkeys(list(self._faults.values())))
 
     @contextmanager
     def trying(self, what: str, held: Held) -> Iterator[None]:
@@ -44,16 +46,19 @@ class Beside:
 
     def meet(self, what: str, held: Held, error: OSError) -> None:
         """Note that it fails, and tell of the first of its kind."""
-        same = (fault for (tried, _), fault in self._met.items() if tried == what)
-        fault = next(same, None) or remedy(error, self._directory)
-        if fault not in self._met.values():
+        self._met[what].add(held)
+        if what in self._faults:
+            return
+        fault = remedy(error, self._directory)
+        if fault not in self._faults.values():
             log.error("buffer: %s", fault)
             self.count += 1
-        self._met[what, held] = fault
+        self._faults[what] = fault
 
     def end(self, those: Iterable[tuple[str, Held]]) -> None:
         """Forget these, and tell where none of the kind is left."""
-        for one in those:
-            fault = self._met.pop(one, None)
-            if fault and fault not in self._met.values():
+        for what, held in those:
+            self._met[what].discard(held)
+            fault = None if self._met[what] else self._faults.pop(what, None)
+            if fault and fault not in self._faults.values():
                 log.warning("buffer: no longer: %s", fault)
