@@ -1655,6 +1655,16 @@ def test_a_loss_that_is_recorded_twice_stands_for_no_other(tmp_path: Path):
     assert (values(again), again.stats().dropped) == ([3.0, 4.0], 2)
 
 
+def test_a_segment_of_another_box_that_bears_what_we_lost_is_delivered(tmp_path: Path):
+    for name, epoch in (("ours", 1), ("theirs", 2), ("ours", 3)):
+        take(buffer := opened(tmp_path / name, epoch), float(epoch))
+        buffer.close()
+    buffer._spool.evict("buffer full")
+    (tmp_path / "theirs/00000001.seg").rename(tmp_path / "ours/00000007.seg")
+    for epoch in (4, 5):
+        assert sorted(values(opened(tmp_path / "ours", epoch))) == [2.0, 3.0]
+
+
 def test_a_directory_that_cannot_be_synced_when_something_goes_does_not_hide_that(tmp_path: Path):
     buffer, _ = filled(disk := SmallDisk(tmp_path))
     buffer.close()
