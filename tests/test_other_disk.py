@@ -677,6 +677,16 @@ def test_damage_that_is_not_counted_yet_is_when_another_box_has_sealed_more(tmp_
     assert (buffer.fault, buffer.stats().dropped) == (None, 1)
 
 
+def test_damage_of_which_nobody_knows_the_cost_is_left_behind_with_its_disk(tmp_path: Path):
+    seal(opened(tmp_path / "state", 1), 1.0)
+    (tmp_path / "state/acked").unlink()
+    (tmp_path / "other").mkdir()
+    buffer = damaged(tmp_path / "state")
+    swap(buffer, tmp_path / "other")
+    buffer.tick(1.0)
+    assert (buffer.fault, buffer.stats().dropped) == (None, 0)
+
+
 def test_damage_that_is_counted_is_not_counted_again_when_another_boxs_disk_comes(
     tmp_path: Path,
 ):
