@@ -6,6 +6,7 @@ import gc
 import random
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -98,6 +99,22 @@ def test_batches_that_are_too_large_between_others_are_not_in_a_row(tmp_path):
     run(scenario())
 
 
+def answering(
+    broker: Broker,
+    refuses: Callable[[int], object],
+    after: Callable[[int], float | None] = lambda _: None,
+) -> Callable[[Received], None]:
+    """Have it refuse some batches, and answer some only after a while, by their sequences."""
+
+    def answer(message: Received) -> None:
+        (sequence,) = both([message]) or [0]
+        code = 0x99 if refuses(sequence) else None
+        broker.faults = Faults(ack_code=code, ack_after=after(sequence) or 0.0)
+
+    broker.on_publish.append(answer)
+    return answer
+
+
 class Slow(Disk):
     """Takes longer for a file than a broker for an answer."""
 
@@ -114,12 +131,7 @@ def test_refusals_of_every_second_batch_are_not_in_a_row_though_the_disk_is_slow
         async with Broker() as broker:
             box = Box(tmp_path, address(broker), disk=Slow)
             await box.seal(60)
-
-            def answer(message: Received) -> None:
-                code = 0x99 if sum(both([message])) % 2 else None
-                broker.faults = Faults(ack_code=code, ack_after=0.1)
-
-            broker.on_publish.append(answer)
+            answering(broker, lambda sequence: sequence % 2, lambda _: 0.1)
             async with delivering(box):
                 await box.empty()
             assert (broker.connects, len(box.refused)) == (1, 30)
@@ -153,12 +165,7 @@ def test_two_refusals_in_a_row_where_there_is_no_room_hold_up_none_that_is_accep
             box = Box(tmp_path, address(broker))
             await seal_large(box, 20)
             leave_room_aside(box, 2)
-
-            def answer(message: Received) -> None:
-                refused = any(sequence % 5 in (3, 4) for sequence in both([message]))
-                broker.faults = Faults(ack_code=0x99 if refused else None)
-
-            broker.on_publish.append(answer)
+            answering(broker, lambda sequence: sequence % 5 in (3, 4))
             async with delivering(box):
                 await box.empty()
             assert (broker.connects, sorted(box.buffer.stats().refused)) == (1, box.refused)
@@ -174,12 +181,8 @@ def test_what_found_no_room_is_set_aside_once_though_several_are_accepted_meanwh
             box = Box(tmp_path, address(broker), disk=Slow)
             await seal_large(box, 12)
             leave_room_aside(box, 1)
-
-            def answer(message: Received) -> None:
-                refused = any(sequence in (6, 7, 8) for sequence in both([message]))
-                broker.faults = Faults(ack_code=0x99) if refused else Faults(ack_after=0.2)
-
-            broker.on_publish.append(answer)
+            refused = (6, 7, 8)
+            answering(broker, refused.__contains__, lambda each: 0.0 if each in refused else 0.2)
             async with delivering(box):
                 await box.empty()
             assert (broker.connects, [name.split("-")[0] for name in box.refused]) == (1, ["8"])
@@ -215,13 +218,7 @@ def test_an_older_one_that_is_accepted_does_not_have_what_found_no_room_set_asid
             box = Box(tmp_path, address(broker))
             await seal_large(box, 8)
             leave_room_aside(box, 1)
-
-            def answer(message: Received) -> None:
-                (sequence,) = both([message]) or [0]
-                after = 1.0 if sequence == 6 else 0.0
-                broker.faults = Faults(ack_code=0x99 if sequence > 6 else None, ack_after=after)
-
-            broker.on_publish.append(answer)
+            answer = answering(broker, lambda sequence: sequence > 6, {6: 1.0}.get)
             async with delivering(box):
                 await until(lambda: box.state.refused_in_a_row == 2)
                 await until(lambda: [held.sequence for held in box.buffer.waiting()] == [8])
@@ -251,13 +248,8 @@ def test_one_that_is_accepted_while_the_disk_sets_one_aside_begins_the_row_anew(
                 delivered(held)
                 accepted.append(held.sequence)
 
-            def answer(message: Received) -> None:
-                (sequence,) = both([message]) or [0]
-                code = 0x99 if sequence == 6 or sequence > 7 else None
-                broker.faults = Faults(ack_code=code, ack_after={6: 0.3, 7: 0.6}.get(sequence, 0.0))
-
             box.buffer.set_aside, box.buffer.delivered = later, note
-            broker.on_publish.append(answer)
+            answering(broker, lambda each: each == 6 or each > 7, {6: 0.3, 7: 0.6}.get)
             async with delivering(box):
                 await until(lambda: 7 in accepted)
                 go.set()
@@ -274,14 +266,8 @@ def test_what_is_refused_before_one_that_is_accepted_is_not_of_the_row_behind_th
         async with Broker() as broker:
             box = Box(tmp_path, address(broker))
             await box.seal(10 + IN_A_ROW)
-
-            def answer(message: Received) -> None:
-                (sequence,) = both([message]) or [0]
-                after = {8: 0.4, 9: 1.0}.get(sequence, 0.7 if sequence > 10 else 0.0)
-                code = 0x99 if sequence == 9 or sequence > 10 else None
-                broker.faults = Faults(ack_code=code, ack_after=after)
-
-            broker.on_publish.append(answer)
+            after = {8: 0.4, 9: 1.0} | dict.fromkeys(range(11, 11 + IN_A_ROW), 0.7)
+            answering(broker, lambda each: each == 9 or each > 10, after.get)
             async with delivering(box):
                 await box.empty()
             assert (broker.connects, len(box.refused)) == (1, 1 + IN_A_ROW)
@@ -295,13 +281,7 @@ def test_and_is_set_aside_at_once_though_that_row_finds_no_room(tmp_path):
             box = Box(tmp_path, address(broker))
             await seal_large(box, 12)
             leave_room_aside(box, 1)
-
-            def answer(message: Received) -> None:
-                (sequence,) = both([message]) or [0]
-                code = 0x99 if sequence == 9 or sequence > 10 else None
-                broker.faults = Faults(ack_code=code, ack_after=1.0 if sequence == 9 else 0.0)
-
-            broker.on_publish.append(answer)
+            answering(broker, lambda each: each == 9 or each > 10, {9: 1.0}.get)
             async with delivering(box):
                 await until(lambda: box.state.refused_in_a_row == 2)
                 await until(lambda: [name.split("-")[0] for name in box.refused] == ["9"])
