@@ -59,7 +59,7 @@ class Stats:
     """Readings that are not acknowledged, the ones not yet sealed included."""
     oldest_ms: int | None
     """Unix ms of the earliest of them."""
-    stuck: bool
+    blocked: bool
     """Whether some of them are in no batch on disk, and the disk takes none at present."""
     dropped: int
     """Readings dropped since the buffer was created."""

@@ -142,7 +142,7 @@ class Health:
 
     def _caught_up_in_s(self, stats: Stats) -> int | None:
         """Return how long what waits takes at the present pace, or at backlog_rate."""
-        seconds = None if stats.stuck else self._uplink.catch_up(stats.waiting_batches)
+        seconds = None if stats.blocked else self._uplink.catch_up(stats.waiting_batches)
         return None if seconds is None else math.ceil(seconds)
 
     def _of_sensor(self, poller: Poller) -> dict[str, object]:

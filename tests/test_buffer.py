@@ -1932,7 +1932,7 @@ def test_what_the_journal_has_is_counted_where_a_full_disk_keeps_it_from_being_s
     disk.most = 0
     again = Buffer(disk, UNBOUND, "trd-0042", boot=7, epoch=2)
     again.tick(0.0)
-    assert again.stats().stuck
+    assert again.stats().blocked
     take(again, 3.0, at=8)
     told = again.stats()
     assert (told.waiting_batches, told.waiting_readings, told.oldest_ms) == (0, 3, 10**12 + 5)
