@@ -55,6 +55,11 @@ class Aside:
         """What tells it from all others, whatever its file is called by then."""
         return f"{self.sequence}-{self.epoch}"
 
+    @property
+    def batch(self) -> tuple[int, int]:
+        """Sequence and epoch, as of a held one."""
+        return self.sequence, self.epoch
+
     @classmethod
     def of(cls, name: str) -> "Aside | None":
         """Return what the name says, None when it is none of ours."""

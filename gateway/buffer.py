@@ -245,7 +245,7 @@ class Buffer:
         self._beside.end(gone)
 
     def _waits(self, held: Held) -> bool:
-        return self._spool.waits(held.epoch, held.sequence) or self._refused.lies_here(held)
+        return self._spool.waits(held.epoch, held.sequence) or self.lies_aside(held)
 
     def _due(self, now: float) -> None:
         filling = self._intake.filling
@@ -290,9 +290,9 @@ class Buffer:
         a kill came before the note that it was refused, is yielded once.
         """
         waiting = self._spool.waiting(after, before)
-        if not self._refused.any_offered:
+        if not self._refused.offered.any:
             return waiting
-        both = merge(waiting, self._refused.offered(after, before), key=_sequence)
+        both = merge(waiting, self._refused.offered.waiting(after, before), key=_sequence)
         return (next(same) for _, same in groupby(both, _sequence))
 
     @property
@@ -301,7 +301,7 @@ class Buffer:
 
         Refused ones, and such as could not be read for a while.
         """
-        return self._refused.times + self._store.offered_again
+        return self._refused.offered.times + self._store.offered_again
 
     def payload(self, held: Held) -> bytes | None:
         """Return the bytes of a batch, None when it was evicted; on the writer's thread.
@@ -313,7 +313,7 @@ class Buffer:
 
     def acknowledge(self, held: Held) -> None:
         """Let go of a batch that was delivered, and of no other one of its sequence."""
-        self._refused.delivered(held.epoch, held.sequence)
+        self._refused.offered.deliver(held.name)
         self._store.acknowledge(held)
 
     def delivered(self, held: Held) -> None:
@@ -322,7 +322,7 @@ class Buffer:
 
     def lies_aside(self, held: Held) -> bool:
         """Whether the broker refused it before, so that it needs no more room for being kept."""
-        return self._refused.lies_here(held)
+        return held.name in self._refused.offered.here
 
     def fits_aside(self, held: Held) -> bool:
         """Whether it can be set aside with no other one going for it; on the writer's thread."""
@@ -342,7 +342,7 @@ class Buffer:
         if payload is None:
             return False
         allowed = min(REFUSED_BYTES, most(self._disk, self._settings) // 4)
-        more = 0 if self._refused.lies_here(held) else on_disk(len(payload))
+        more = 0 if self.lies_aside(held) else on_disk(len(payload))
         for oldest in self._refused.over(allowed - more, held):
             self._drop(oldest)
         self._refused.add(held, reason, payload)

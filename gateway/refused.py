@@ -11,17 +11,16 @@ Somebody may remove such a file: that is how a batch is given up, and it is coun
 
 import logging
 import zlib
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from operator import attrgetter
 
 from gateway.aside import LIST, Aside, Inventory, Listed, on_disk
 from gateway.disk import Disk, remedy
 from gateway.held import Held
 from gateway.measure import counted
+from gateway.offered import Offered
 from gateway.wire import WireError, decode
 
 DIRECTORY = "refused"
@@ -36,27 +35,21 @@ REMOVED = "refused and removed"
 GONE = "state directory removed"
 """The reason when all of the disk is gone that they were on."""
 
-_sequence = attrgetter("sequence")
-
 log = logging.getLogger(__name__)
 
 
 class Refused:
     """The refused batches of one buffer.
 
-    `offered`, `delivered` and `names` only touch memory and may run beside the others, which do
-    disk work on one thread at a time. All but `recover` and `tidy` may raise OSError: these are
-    part of what the whole buffer does in its rhythm, which is not to end where only this fails.
+    `offered` and `names` may be used beside the others, which do disk work on one thread at a time.
+    All but `recover` and `tidy` may raise OSError: these are part of what the whole buffer does in
+    its rhythm, which is not to end where only this fails.
     """
 
     def __init__(self, disk: Disk, inventory: Inventory) -> None:
         self._disk, self._inventory = disk, inventory
         self._sizes: dict[Aside, int] = {}
-        self._offered: tuple[Held, ...] = ()
-        self._known: frozenset[tuple[int, int]] = frozenset()
-        self._delivered: set[tuple[int, int]] = set()
-        self.times = 0
-        """How often batches were put up to be offered again."""
+        self.offered = Offered()
         self._recovered = False
         self._broken: set[Aside] = set()  # those of which not even the inode can be read for now
         self._had: dict[Aside, Listed | None] = {}  # on the disk that was known last
@@ -114,12 +107,13 @@ class Refused:
         before, self._sizes = self._sizes, {a: self._disk.size(a.name) for a in sound}
         for aside in [one for one, size in self._sizes.items() if size > REFUSED_BYTES]:
             self._give_up(aside)  # counted as what waits, it would take the place of all that does
-        self._offer()
+        self.offered.put(self._sizes)
         self._unchecked = {aside.mark for aside in self._sizes}
         unlisted = (self._seen(aside) for aside in found if not self._inventory.get(aside))
         self._unlisted = {one.mark: one for one in filter(None, unlisted)}
         self._recovered = True
-        gone = [a for a in before if (a.epoch, a.sequence) not in self._known | self._delivered]
+        left = self.offered.here | self.offered.delivered
+        gone = [aside for aside in before if aside.batch not in left]
         if gone:
             self._tell(_named([aside.name for aside in gone]), "gone with the disk it was on")
             lost = {one for aside in gone if (one := self._had.get(aside))} - self._gone
@@ -167,18 +161,6 @@ class Refused:
         self._inventory.strike([self.lost[0][0].mark])
         self.lost.popleft()
 
-    def _offer(self) -> None:
-        """Say which are offered; their readings are not counted: 16 MiB take 10 s to decode."""
-        offered = tuple(
-            Held(aside.epoch, aside.sequence, 0, 0, aside.name, 0, size)
-            for aside, size in self._sizes.items()
-            if aside.again
-        )
-        if set(offered) - set(self._offered):
-            self.times += 1
-        self._known = frozenset((aside.epoch, aside.sequence) for aside in self._sizes)
-        self._offered = offered
-
     @property
     def names(self) -> list[str]:
         """The names of their files, oldest first; the last of many entries says how many more."""
@@ -195,26 +177,6 @@ class Refused:
     def last(self) -> int:
         """The highest sequence among them, 0 when there is none."""
         return max((aside.sequence for aside in self._sizes), default=0)
-
-    @property
-    def any_offered(self) -> bool:
-        """Whether there is one to be offered again."""
-        return bool(self._offered)
-
-    def offered(self, after: int, before: int | None) -> Iterator[Held]:
-        """Yield those to be offered again with after < sequence < before, oldest first."""
-        offered = self._offered
-        for at in range(bisect_right(offered, after, key=_sequence), len(offered)):
-            held = offered[at]
-            if before is not None and held.sequence >= before:
-                return
-            if (held.epoch, held.sequence) not in self._delivered:
-                yield held
-
-    def delivered(self, epoch: int, sequence: int) -> None:
-        """Let go of a batch, if it is one of these; `tidy` removes its file."""
-        if (epoch, sequence) in self._known:
-            self._delivered.add((epoch, sequence))
 
     def payload(self, held: Held) -> bytes | None:
         """Return the bytes of a batch that is offered; None when they are not there any more.
@@ -270,11 +232,11 @@ class Refused:
 
     def _forget_gone(self) -> None:
         """Forget those whose files somebody removed, all at once, so that they are told of once."""
-        there, delivered = set(self._disk.names()), set(self._delivered)
+        there, delivered = set(self._disk.names()), set(self.offered.delivered)
         gone = [
             aside
             for aside in self._sizes
-            if aside.name not in there and (aside.epoch, aside.sequence) not in delivered
+            if aside.name not in there and aside.batch not in delivered
         ]
         self._forget(gone)
         unknown = (Listed(aside.sequence, aside.epoch, 0, 0) for aside in gone)
@@ -285,7 +247,7 @@ class Refused:
         for aside in those:
             del self._sizes[aside]
         if those:
-            self._offer()
+            self.offered.put(self._sizes)
 
     def _tell(self, what: str, why: str) -> None:
         self.damage.append(f"{what}: {why}")
@@ -294,10 +256,6 @@ class Refused:
     def _read(self, aside: Aside) -> bytes:
         return self._disk.read(aside.name, 0, REFUSED_BYTES)
 
-    def lies_here(self, held: Held) -> bool:
-        """Whether the batch is one of these."""
-        return (held.epoch, held.sequence) in self._known
-
     def on_device(self, name: tuple[int, int]) -> bytes | None:
         """Return the bytes of the batch of this sequence and epoch, if it is one of these.
 
@@ -305,7 +263,7 @@ class Refused:
         """
         with suppress(OSError):
             for aside in self._sizes:
-                if (aside.sequence, aside.epoch) == name and self._inventory.get(aside):
+                if aside.batch == name and self._inventory.get(aside):
                     return self._read(aside)
         return None
 
@@ -321,7 +279,7 @@ class Refused:
         for aside in list(self._sizes):
             if self.size <= most:
                 return
-            if (aside.epoch, aside.sequence) != (but.epoch, but.sequence):
+            if aside.batch != but.name:
                 yield aside
 
     def readings(self, aside: Aside) -> int:
@@ -349,8 +307,7 @@ class Refused:
         One that lies here already is renamed for its new reason.
         """
         aside = Aside(held.sequence, held.epoch, reason, again=False)
-        key = (aside.sequence, aside.epoch)
-        before = next((one for one in self._sizes if (one.sequence, one.epoch) == key), aside)
+        before = next((one for one in self._sizes if one.batch == aside.batch), aside)
         lay_here = before in self._sizes
         self._disk.names()
         self._disk.write(before.name, 0, payload)
@@ -360,7 +317,7 @@ class Refused:
         self._sizes[before] = len(payload)
         if before != aside:
             self._rename(before, aside)
-        self._offer()
+        self.offered.put(self._sizes)
         self._disk.sync_directory()
         try:
             self._inventory.note(filter(None, [_listed(aside, payload)]))
@@ -399,15 +356,15 @@ class Refused:
             self._list()
 
     def _remove_delivered(self) -> None:
-        done = set(self._delivered)
-        gone = [one for one in self._sizes if (one.epoch, one.sequence) in done]
+        done = set(self.offered.delivered)
+        gone = [one for one in self._sizes if one.batch in done]
         self._inventory.strike(aside.mark for aside in gone)
         for aside in gone:
             self._disk.remove(aside.name)
             del self._sizes[aside]
         if done:
-            self._offer()
-        self._delivered -= done
+            self.offered.put(self._sizes)
+        self.offered.delivered -= done
 
     def _offer_all(self) -> None:
         aside = [one for one in self._sizes if not one.again]
@@ -416,7 +373,7 @@ class Refused:
         self._sizes = dict(sorted(self._sizes.items(), key=lambda item: item[0].sequence))
         self._disk.sync_directory()  # before the asking is forgotten
         self._disk.remove(RETRY)
-        self._offer()
+        self.offered.put(self._sizes)
         log.info("buffer: offered again: %s", counted(len(aside), "refused batch"))
 
 
@@ -424,7 +381,7 @@ def _listed(aside: Aside, payload: bytes) -> Listed | None:
     """Return what the list says of a batch, None where these bytes are not that one."""
     with suppress(WireError):
         batch = decode(payload)
-        if (batch.sequence, batch.epoch) == (aside.sequence, aside.epoch):
+        if (batch.sequence, batch.epoch) == aside.batch:
             return Listed(batch.sequence, batch.epoch, len(batch.readings), zlib.crc32(payload))
     return None
 

@@ -174,7 +174,7 @@ class Store:
     def _let_go_of_refused(self) -> None:
         """Note what a kill left unnoted: evicted, too, such a batch would be counted twice."""
         for held in list(self.spool.waiting()):
-            here = self._refused.lies_here(held) and self._refused.on_device(held.name)
+            here = held.name in self._refused.offered.here and self._refused.on_device(held.name)
             if here and here == self.spool.payload(held):
                 self.spool.acknowledge(held)
 
