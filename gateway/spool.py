@@ -81,6 +81,7 @@ class Spool:
         self._recover_acked()
         self._let_go_of_evicted()
         self._segments.total = self._missing.end()
+        self._in_vain = min(len(self._done), IN_VAIN - 1)  # they go at once, but where none can
         self.recovered = True
 
     def _recover_segment(self, name: str) -> None:
@@ -314,7 +315,7 @@ class Spool:
 
     def tidy(self) -> bool:
         """Remove the segments that are done with, all but the newest; whether any went."""
-        done = [s for s in self._segments.older if not self._shelf.any_of(s.name)]
+        done = self._done
         # Or one that is missing might be one that was delivered; what stays was here before
         if any(s.name not in self._segments.stuck for s in done):
             self._save_acked()
@@ -328,6 +329,11 @@ class Spool:
             with self._shelf.lock:
                 self._acked.forget_below(oldest.first)
         return gone
+
+    @property
+    def _done(self) -> list[Segment]:
+        """Those that nothing waits in, all but the newest."""
+        return [s for s in self._segments.older if not self._shelf.any_of(s.name)]
 
     @property
     def size(self) -> int:

@@ -1566,6 +1566,11 @@ def test_where_nothing_can_be_removed_not_all_goes_for_nothing(
         fill(buffer)
     assert buffer.stats().dropped_by.keys() == {reason}
     assert number_of(next(buffer.waiting()).segment) == IN_VAIN + 1
+    buffer.close()
+    disk = KeptDisk(tmp_path, lambda number: True)
+    disk.most = most
+    fill(buffer := begun(disk, 2, SMALL))
+    assert number_of(next(buffer.waiting()).segment) == IN_VAIN + 2  # one more, to find out
     disk.kept = lambda number: False
     buffer.tick(1.0)
     fill(buffer)
