@@ -9,6 +9,7 @@ and 60 s of spool cost 405 bytes of device writes a reading at 2/s, SQLite with 
 28 962.
 """
 
+from contextlib import suppress
 from dataclasses import replace
 
 from gateway.damage import DAMAGED, Damage
@@ -28,13 +29,14 @@ class Journal:
         self._next = 0
         self._amid: set[int] = set()
         """Slots in which a frame goes on that began before them, or is half written."""
-        self._unreadable = self._broken = False
+        self._unreadable = self._renamed = self._broken = False
 
     def recover(self, sealed: int) -> tuple[list[Flushed], list[Damage]]:
         """Return the frames that are not in a batch up to `sealed`, and what is left of others.
 
         One that is broken is full from then on: what would be flushed is sealed.
         """
+        self._unreadable = self._renamed = False
         self._broken = self._disk.broken_for_good(NAME) is not None
         if self._broken:
             return [], []
@@ -53,20 +55,27 @@ class Journal:
         self._disk.sync_directory()
 
     def renew(self) -> None:
-        """Go on in another file where this one cannot be read, now that nothing needs it."""
+        """Go on in another file where this one cannot be read, now that nothing needs it.
+
+        One that cannot be renamed is written over.
+        """
         if self._unreadable:
-            self._disk.rename(NAME, f"{NAME}{DAMAGED}")
-            self._extend(0)
             self._unreadable = False
+            with suppress(OSError):
+                self._disk.rename(NAME, f"{NAME}{DAMAGED}")
+                self._renamed = True
+        if self._renamed:
+            self._extend(0)
+            self._renamed = False
 
     def write(self, flushed: Flushed) -> None:
         """Return when the readings are on the device; if it fails, all of it is to be done again.
 
-        Raises JournalFullError, before anything is written.
+        Raises JournalFullError, before anything is written; also until the file is renewed.
         """
         frame = pack(flushed)
         begin, end = self._next, self._next - (-len(frame) // SLOT)
-        if self._broken or end > SLOTS:
+        if self._broken or self._unreadable or self._renamed or end > SLOTS:
             raise JournalFullError
         self._amid.update(range(begin, end))
         # Else what is left of an older frame would stand where the next one is looked for

@@ -260,6 +260,66 @@ def test_a_journal_that_cannot_be_read_is_begun_anew_and_gives_what_it_can(
     assert values(started(Disk(tmp_path), 3))[-1] == 99.0
 
 
+class NoNewJournal(WornDisk):
+    """One that lets nobody rename a file, or has no room for a new journal at first."""
+
+    full = 0
+    protected = False
+
+    def write(self, name: str, offset: int, data: bytes) -> None:
+        if name == "journal" and len(data) > BLOCK and self.full:
+            self.full -= 1
+            super().write(name, offset, data[: self.full * BLOCK])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().write(name, offset, data)
+
+    def rename(self, name: str, to: str) -> None:
+        if self.protected:
+            raise OSError(errno.EPERM, "Operation not permitted", str(self.directory / name))
+        super().rename(name, to)
+        self.bad.clear()
+
+
+@pytest.mark.parametrize("full", [1, 2])
+def test_a_full_disk_that_has_no_room_for_a_new_journal_leaves_the_old_one_as_it_was(
+    tmp_path: Path, full: int
+):
+    written(tmp_path)
+    before = (tmp_path / "journal").read_bytes()
+    disk = NoNewJournal(tmp_path, ("journal", 0))
+    disk.full = full
+    buffer = started(disk)
+    assert (buffer.fault, disk.full) == (None, 0)
+    assert (tmp_path / "journal.damaged").read_bytes() == before
+    assert (tmp_path / "journal").read_bytes() == bytes(len(before))
+
+
+def test_what_is_flushed_once_there_is_room_for_a_new_journal_is_there_after_a_kill(
+    tmp_path: Path,
+):
+    written(tmp_path)
+    disk = NoNewJournal(tmp_path, ("journal", 0))
+    disk.full = 60
+    take(buffer := started(disk), 99.0, durable=True)
+    buffer.tick(40.0)
+    assert "No space left" in str(buffer.fault)
+    disk.full = 0
+    for second in (41.0, 50.0):  # a flush interval after the last one that was tried
+        buffer.tick(second)
+    assert (buffer.fault, buffer.unsaved) == (None, 0)
+    assert values(started(Disk(tmp_path), 3))[-1] == 99.0
+
+
+def test_a_journal_that_cannot_be_read_nor_renamed_is_written_over(tmp_path: Path):
+    written(tmp_path)
+    disk = NoNewJournal(tmp_path, ("journal", 0))
+    disk.protected = True
+    take(buffer := started(disk), 99.0, durable=True)
+    buffer.tick(40.0)
+    assert (buffer.fault, buffer.unsaved) == (None, 0)
+    assert values(started(Disk(tmp_path), 3))[-1] == 99.0
+
+
 class WornJournal(CrashDisk):
     """One that cannot read the first block of its journal."""
 
