@@ -565,6 +565,9 @@ def test_trying_whether_a_journal_takes_something_costs_nothing_of_what_is_in_it
     buffer.tick(20.0)
     disk.worn = ""
     buffer.tick(21.0)
+    written = disk.written
+    buffer.tick(22.0)  # and nothing from then on
+    assert disk.written == written
     assert values(opened(tmp_path, epoch=2)) == [1.0, 2.0]
 
 

@@ -1061,6 +1061,7 @@ def test_it_is_one_until_a_batch_could_be_set_aside_though_those_that_were_refus
         FailingDisk.cannot.add(cannot)
         failing.tick(now)
         assert failing.stats().faults[-1] == fault
+        assert "readings wait in RAM" not in str(failing.stats().faults)
         FailingDisk.cannot.clear()
     failing.tick(3.0)
     assert failing.stats().faults == []
