@@ -160,6 +160,11 @@ class Spool:
         )
         self._shelf.add(held)
 
+    @property
+    def acked_unreadable(self) -> bool:
+        """Whether what was acknowledged could not all be read: the disk fails there."""
+        return self._acked.unreadable
+
     def lie_aside(self, batches: Iterable[tuple[int, int]]) -> None:
         """Know the sequences of batches that were set aside, and how many readings each has."""
         self._missing.lie_aside(batches)
