@@ -67,6 +67,8 @@ class Acked:
         """Of those below this nothing is known."""
         self.found: Told | None = None
         """What recovery found, if it is of this history."""
+        self.unreadable = False
+        """Whether recovery could not read all of it."""
 
     def recover(self, is_ours: Callable[[int], bool]) -> None:
         """Read the newer page that is whole; nothing of a history that is not ours.
@@ -78,7 +80,8 @@ class Acked:
         if self._broken:
             return
         self._disk.settle(NAME)
-        data, _ = self._disk.salvage(NAME, 2 * PAGE)
+        data, bad = self._disk.salvage(NAME, 2 * PAGE)
+        self.unreadable = bool(bad)
         pages = [page for page in (_page(data[:PAGE]), _page(data[PAGE : 2 * PAGE])) if page]
         if not pages:
             return

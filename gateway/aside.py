@@ -82,6 +82,11 @@ class Listed(NamedTuple):
         """The same as that of its file; its loss is recorded by it."""
         return f"{self.sequence}-{self.epoch}"
 
+    @property
+    def aside(self) -> Aside:
+        """The same as a file, for whatever reason it was refused."""
+        return Aside(self.sequence, self.epoch, 0, again=False)
+
 
 class Inventory:
     """The list of one directory. Used by one thread; its methods may raise OSError."""

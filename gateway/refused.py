@@ -52,7 +52,8 @@ class Refused:
         self.offered = Offered()
         self._recovered = False
         self._broken: set[Aside] = set()  # those of which not even the inode can be read for now
-        self._had: dict[Aside, Listed | None] = {}  # on the disk that was known last
+        self._had: dict[Aside, Listed | None] = {}  # on the disks before this one
+        self._unseen: dict[Aside, Listed] = {}  # in the list of one whose files nobody could see
         self._unchecked: set[str] = set()  # those that lay here at the start, by their marks
         self._unlisted: dict[str, Listed] = {}  # what is not in the list yet, by mark
         self.fault: str | None = None
@@ -71,11 +72,15 @@ class Refused:
         """
         if self._recovered:
             self._had = {aside: self._noted(aside) for aside in self._sizes}
+        else:
+            self._had |= self._unseen
         self._recovered = False
         with self._kept_in_mind():
             self._read_names()
             self._list()
         self._leave(waits)
+        listed = [] if self._recovered else self._inventory.without(())
+        self._unseen = {one.aside: one for one in listed if not waits(one.epoch, one.sequence)}
 
     @contextmanager
     def _kept_in_mind(self) -> Iterator[None]:
@@ -112,13 +117,16 @@ class Refused:
         unlisted = (self._seen(aside) for aside in found if not self._inventory.get(aside))
         self._unlisted = {one.mark: one for one in filter(None, unlisted)}
         self._recovered = True
+        had = dict.fromkeys((*before, *self._had))
         left = self.offered.here | self.offered.delivered
-        gone = [aside for aside in before if aside.batch not in left]
+        gone = [aside for aside in had if aside.batch not in left]
         if gone:
-            self._tell(_named([aside.name for aside in gone]), "gone with the disk it was on")
+            names = [aside.name if aside in before else aside.mark for aside in gone]
+            self._tell(_named(names), "gone with the disk it was on")
             lost = {one for aside in gone if (one := self._had.get(aside))} - self._gone
             self._gone |= lost
             self.lost += [(one, GONE) for one in sorted(lost)]
+        self._had = {}
         self._miss(self._inventory.without(aside.mark for aside in found), {})
 
     def _list(self) -> None:

@@ -185,9 +185,9 @@ class Segments:
         return next(reversed(self._all.values()))
 
     @property
-    def oldest(self) -> Segment | None:
+    def oldest(self) -> Segment:
         """The first one there is."""
-        return next(iter(self._all.values()), None)
+        return next(iter(self._all.values()))
 
     @property
     def older(self) -> list[Segment]:

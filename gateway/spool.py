@@ -64,6 +64,7 @@ class Spool:
         """Readings dropped since the buffer was created."""
         self.appended = 0
         """Bytes of the batches that were appended."""
+        self._removed_below = 0  # what held lower sequences comes back with no power cut
         self._acked_at = -math.inf
         self._saved = 0, 0  # so many sealed and dropped readings `acked` knows of, on the device
         self.recovered = False
@@ -161,6 +162,11 @@ class Spool:
         )
         self._shelf.add(held)
 
+    @property
+    def acked_unreadable(self) -> bool:
+        """Whether what was acknowledged could not all be read: the disk fails there."""
+        return self._acked.unreadable
+
     def lie_aside(self, batches: Iterable[tuple[int, int]]) -> None:
         """Know the sequences of batches that were set aside, and how many readings each has."""
         self._missing.lie_aside(batches)
@@ -215,6 +221,7 @@ class Spool:
         lost = self.recorded.still_in(self._segments, self._begins)
         head = msgpack.packb((self.dropped, previous, history, *lost))
         self._segments.begin(Record(Kind.HEAD, epoch, sequence, 0, 0, head))
+        self._removed_below = self._segments.oldest.first
         self._histories.append(history)
 
     def _begin_next(self) -> None:
@@ -324,10 +331,9 @@ class Spool:
         gone = self._segments.remove(done)
         if gone:
             self._in_vain = 0
-        oldest = self._segments.oldest
-        if oldest and not self._missing.uncounted:
+        if not self._missing.uncounted:
             with self._shelf.lock:
-                self._acked.forget_below(oldest.first)
+                self._acked.forget_below(self._removed_below)
         return gone
 
     @property

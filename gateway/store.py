@@ -158,6 +158,7 @@ class Store:
             self._losses.gone(name for name in _BEGUN if name not in names)
             there = (name for name in _BEGUN if name in names and name not in broken)
             self._losses.gone((n for n in there if self._disk.size(n) < _BEGUN[n]), "cut off")
+            self._losses.gone([acked.NAME] * spool.acked_unreadable, "unreadable, at least in part")
         for held in list(spool.waiting()):
             if held.epoch == intake.epoch and held.sequence in intake.renamed:
                 spool.acknowledge(held)

@@ -256,6 +256,15 @@ def test_what_cannot_be_read_is_named_though_a_daemon_runs(
     ) in capsys.readouterr().out
 
 
+def test_what_was_acknowledged_is_named_where_it_cannot_be_read(
+    tmp_path: Path, capsys: Said, monkeypatch
+):
+    opened(tmp_path / "state").close()
+    worn(monkeypatch, "acked")
+    (told,) = look(tmp_path, capsys)["damage"]
+    assert told.startswith("acked: cannot be read: some of what waits may be delivered already")
+
+
 def test_a_segment_that_is_gone_is_named_and_is_a_fault(tmp_path: Path, capsys: Said):
     take(buffer := opened(tmp_path / "state"), 1.0, 2.0)
     buffer.close()

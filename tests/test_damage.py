@@ -1115,6 +1115,20 @@ def test_a_power_cut_makes_no_loss_of_a_segment_that_was_delivered(seed: int):
     assert (again.stats().dropped, again.stats().faults) == (0, [])
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_a_segment_that_a_power_cut_brings_back_is_known_to_be_delivered(seed: int):
+    disk = CrashDisk()
+    for epoch in (1, 2, 3):
+        sealed_on(buffer := begun(disk, epoch), 3, 4)
+    for held in list(buffer.waiting()):
+        if held.epoch != 2:
+            buffer.acknowledge(held)
+    buffer.tick(1.5)  # the segment goes
+    buffer.tick(9.0)  # and what is acknowledged is written down anew
+    disk.crash(Random(seed))
+    assert not {1, 2} & {held.sequence for held in begun(disk, 4).waiting()}
+
+
 @pytest.mark.parametrize("name", ["journal", "acked"])
 def test_a_file_that_is_gone_beside_segments_is_told_of(tmp_path: Path, name: str):
     sealed(tmp_path, [3, 4])

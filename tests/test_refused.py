@@ -1202,6 +1202,53 @@ def test_those_of_another_disk_are_known_once_its_directory_can_be_read(tmp_path
 
 
 @pytest.mark.usefixtures("failing_disk")
+def test_those_that_go_with_their_disk_are_counted_though_their_directory_could_not_be_read(
+    tmp_path: Path,
+):
+    refused(state := tmp_path / "state").close()
+    FailingDisk.cannot.add("list refused")
+    buffer = begun(FailingDisk(state), 2)
+    for gone in ("away", "other"):
+        state.rename(tmp_path / gone)
+        buffer.tick(2.0)
+    FailingDisk.cannot.clear()
+    buffer.tick(3.0)
+    assert buffer.stats().dropped_by == {"state directory removed": 2}
+    assert "refused/1-1, 2-1: gone with the disk it was on" in buffer.stats().faults
+
+
+@pytest.mark.usefixtures("failing_disk")
+def test_those_that_come_back_with_their_disk_are_not_counted_though_they_could_not_be_read(
+    tmp_path: Path,
+):
+    refused(state := tmp_path / "state").close()
+    FailingDisk.cannot.add("list refused")
+    buffer = begun(FailingDisk(state), 2)
+    shutil.copytree(state, tmp_path / "copy")
+    state.rename(tmp_path / "away")
+    (tmp_path / "copy").rename(state)
+    FailingDisk.cannot.clear()
+    buffer.tick(2.0)
+    assert (buffer.stats().dropped, len(buffer.stats().refused)) == (0, 2)
+
+
+@pytest.mark.usefixtures("failing_disk")
+def test_one_that_waits_as_well_is_counted_once_where_its_directory_could_not_be_read(
+    tmp_path: Path,
+):
+    take(before := opened(state := tmp_path / "state"), 1.0)
+    before.close()
+    before.set_aside(next(before.waiting()), 0x99)
+    FailingDisk.cannot.add("list refused")
+    buffer = begun(FailingDisk(state), 2)
+    assert values(buffer) == [1.0]
+    state.rename(tmp_path / "away")
+    FailingDisk.cannot.clear()
+    buffer.tick(2.0)
+    assert buffer.stats().dropped_by == {"state directory removed": 1}
+
+
+@pytest.mark.usefixtures("failing_disk")
 def test_one_of_which_nobody_knows_what_it_held_goes_with_its_disk_and_holds_up_nothing(
     tmp_path: Path,
 ):

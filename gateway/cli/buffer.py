@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from gateway import acked
 from gateway.aside import on_disk
 from gateway.bounds import room
 from gateway.cause import FULL, cause
@@ -141,6 +142,8 @@ def _damage(glance: Glance) -> Iterator[str]:
             f"{damage.name}: {counted(len(damage.data), 'byte')} from {damage.at} on {how}, "
             f"{damage.cost} readings in them: set aside at the daemon's next start{mend}"
         )
+    if glance.spool.acked_unreadable:
+        yield f"{acked.NAME}: cannot be read: some of what waits may be delivered already: {DMESG}"
     for name, error in glance.broken.items():
         yield f"{remedy(error, glance.disk.directory / name)}: what is in it is not shown"
     for name in glance.foreign:
