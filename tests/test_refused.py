@@ -1069,6 +1069,21 @@ def test_it_is_one_until_a_batch_could_be_set_aside_though_those_that_were_refus
     assert told == [f"buffer: {fault}", f"buffer: no longer: {fault}"]
 
 
+@pytest.mark.usefixtures("failing_disk")
+def test_that_one_cannot_be_read_is_a_fault_as_long_as_it_waits_whatever_else_fails(tmp_path: Path):
+    take(buffer := begun(FailingDisk(tmp_path), 1), 1.0)
+    buffer.tick(60.0)
+    FailingDisk.cannot.add("read 00000001.seg")
+    held = next(buffer.waiting())
+    with pytest.raises(PermissionError):
+        buffer.payload(held)
+    assert buffer.stats().faults
+    buffer.acknowledge(held)
+    FailingDisk.cannot.add("rename")
+    buffer.tick(61.0)
+    assert buffer.stats().faults == []
+
+
 def test_one_that_somebody_removed_is_told_of_once_though_the_list_cannot_be_written_at_first(
     tmp_path: Path, failing: Buffer
 ):
