@@ -34,6 +34,7 @@ from gateway.wire import Batch, decode, decode_all, encode
 from hil.broker import Broker, Faults
 
 Said = pytest.CaptureFixture[str]
+ENDS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 ODD: list[Value] = [None, True, False, -0.0, 0.0, 0, 1 << 63, 5e-324, "", "5", 'a"\\,\nå\u2028 =']
 
 
@@ -248,7 +249,7 @@ def test_a_full_stick_is_told_and_nothing_half_is_left(
         subprocess.run(["umount", stick], check=True)
 
 
-@pytest.mark.parametrize("ends", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("ends", ENDS)
 def test_a_signal_that_ends_it_leaves_nothing_half(
     tmp_path: Path, held: list[Value], ends: signal.Signals
 ):
@@ -259,6 +260,13 @@ def test_a_signal_that_ends_it_leaves_nothing_half(
 def test_under_nohup_it_goes_on_when_the_terminal_goes(tmp_path: Path, held: list[Value]):
     assert ended_by(signal.SIGHUP, tmp_path, "SIG_IGN") == 0
     assert len(rows((tmp_path / "out").read_text())) == len(held)
+
+
+@pytest.mark.usefixtures("held")
+def test_signals_end_what_comes_behind_it_as_before(tmp_path: Path):
+    before = [signal.getsignal(ends) for ends in ENDS]
+    assert export(tmp_path, "out") == 0
+    assert [signal.getsignal(ends) for ends in ENDS] == before
 
 
 def ended_by(ends: signal.Signals, directory: Path, before: str = "SIG_DFL") -> int:
