@@ -46,7 +46,6 @@ class Disk:
         self._open: dict[str, int] = {}
         self._identity: tuple[int, int] | None = None
         self._alone = False
-        self._failed: dict[str, list[int]] = {}
         self._failed_first: float | None = None
 
     def __del__(self) -> None:
@@ -121,7 +120,7 @@ class Disk:
         for name in list(self._open):
             self.close(name)
         self._identity, self._alone = (0, 0), True  # until it is ours, it counts as replaced
-        self._failed, self._failed_first = {}, None
+        self._failed_first = None
         self._take()
 
     def exists(self, name: str) -> bool:
@@ -139,7 +138,7 @@ class Disk:
     def broken_for_good(self, name: str) -> OSError | None:
         """Return the same; it raises as long as that may pass."""
         error = self.broken(name)
-        if error and self._may_pass(name, [0]):
+        if error and self._may_pass():
             raise error
         return error
 
@@ -187,7 +186,7 @@ class Disk:
                 raise
             size = self.size(name)
             data, bad = self._blocks(name, size if most < 0 else min(size, most))
-            if bad and self._may_pass(name, bad):
+            if bad and self._may_pass():
                 raise
         return data, bad
 
@@ -200,12 +199,11 @@ class Disk:
                 bad.append(at)
         return bytes(data), bad
 
-    def _may_pass(self, name: str, bad: list[int]) -> bool:
-        """Whether they could be read lately, or not even a write tells the disk from a dead one."""
-        before, self._failed[name] = self._failed.get(name), bad
+    def _may_pass(self) -> bool:
+        """Whether all could be read lately, or not even a write tells the disk from a dead one."""
         if self._failed_first is None:
             self._failed_first = self.now
-        return before != bad or self.now < self._failed_first + PATIENCE or self.dead()
+        return self.now < self._failed_first + PATIENCE or self.dead()
 
     def dead(self) -> bool:
         """Whether nothing can be written, for the same reason that something cannot be read."""
@@ -347,7 +345,7 @@ def _is_file(entry: "os.DirEntry[str]") -> bool:
 class Onlooker(Disk):
     """The same files as seen by a process that does not own them: it changes nothing."""
 
-    def _may_pass(self, name: str, bad: list[int]) -> bool:
+    def _may_pass(self) -> bool:
         """Show what can be seen now."""
         return False
 
