@@ -224,6 +224,10 @@ class Refused:
         if (epoch, sequence) in self._known:
             self._delivered.add((epoch, sequence))
 
+    def was_delivered(self, aside: Aside) -> bool:
+        """Whether it was, and `tidy` has not removed its file yet."""
+        return (aside.epoch, aside.sequence) in self._delivered
+
     def payload(self, held: Held) -> bytes | None:
         """Return the bytes of a batch that is offered; None when they are not there any more.
 
@@ -325,8 +329,11 @@ class Refused:
         return False
 
     def over(self, most: int, but: Held) -> Iterator[Aside]:
-        """Yield the oldest but one for as long as all of them take more than so many bytes."""
-        for aside in list(self._sizes):
+        """Yield the oldest but one for as long as all of them take more than so many bytes.
+
+        Before them those that were delivered, whose files are still there.
+        """
+        for aside in sorted(self._sizes, key=self.was_delivered, reverse=True):
             if self.size <= most:
                 return
             if (aside.epoch, aside.sequence) != (but.epoch, but.sequence):
