@@ -382,6 +382,7 @@ class Refused:
         except OSError:
             if not lay_here:  # it waits in the spool, and must not be lost there and here
                 self._withdraw(aside)
+                self._disk.sync_directory()  # no power cut brings it back
             raise
 
     def try_out(self) -> None:

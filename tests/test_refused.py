@@ -874,7 +874,8 @@ def test_a_list_that_is_gone_is_told_once(tmp_path: Path, ever: str):
     assert opened(tmp_path, epoch=3).stats().faults == []
 
 
-def test_one_that_there_is_no_room_to_list_waits_on_and_is_lost_once():
+@pytest.mark.parametrize("seed", range(5))
+def test_one_that_there_is_no_room_to_list_waits_on_and_is_lost_once(seed: int):
     disk = CrashDisk()
     for epoch in (1, 2):
         take(buffer := begun(disk, epoch), float(epoch))
@@ -883,6 +884,7 @@ def test_one_that_there_is_no_room_to_list_waits_on_and_is_lost_once():
     with pytest.raises(OSError, match="No space left"):
         buffer.set_aside(next(buffer.waiting()), 0x99)
     assert (values(buffer), buffer.stats().refused) == ([1.0, 2.0], [])
+    disk.crash(Random(seed))
     again = begun(disk, 3)
     assert (values(again), again.stats().refused, again.stats().dropped) == ([2.0], [], 1)
 
