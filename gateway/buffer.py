@@ -350,7 +350,10 @@ class Buffer:
         return True
 
     def _drop(self, aside: Aside) -> None:
-        """Give up a refused batch."""
+        """Give up a refused batch, unless it is only its file that is still there."""
+        if self._refused.was_delivered(aside):
+            self._refused.remove(aside)
+            return
         self._settle_refused()
         readings = self._refused.readings(aside)
         self._losses.record(self._spool, readings, REFUSED, aside.mark)

@@ -186,6 +186,10 @@ class Refused:
         """The highest sequence among them, 0 when there is none."""
         return max((aside.sequence for aside in self._sizes), default=0)
 
+    def was_delivered(self, aside: Aside) -> bool:
+        """Whether it was, and `tidy` has not removed its file yet."""
+        return aside.batch in self.offered.delivered
+
     def payload(self, held: Held) -> bytes | None:
         """Return the bytes of a batch that is offered; None when they are not there any more.
 
@@ -283,8 +287,11 @@ class Refused:
         return False
 
     def over(self, most: int, but: Held) -> Iterator[Aside]:
-        """Yield the oldest but one for as long as all of them take more than so many bytes."""
-        for aside in list(self._sizes):
+        """Yield the oldest but one for as long as all of them take more than so many bytes.
+
+        Before them those that were delivered, whose files are still there.
+        """
+        for aside in sorted(self._sizes, key=self.was_delivered, reverse=True):
             if self.size <= most:
                 return
             if aside.batch != but.name:
@@ -332,6 +339,7 @@ class Refused:
         except OSError:
             if not lay_here:  # it waits in the spool, and must not be lost there and here
                 self._withdraw(aside)
+                self._disk.sync_directory()  # no power cut brings it back
             raise
 
     def try_out(self) -> None:

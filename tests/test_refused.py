@@ -114,6 +114,25 @@ def test_one_that_is_refused_again_lies_there_once_with_its_new_reason(tmp_path:
     assert sorted(names(tmp_path)) == sorted(buffer.stats().refused)
 
 
+def test_one_that_is_delivered_while_another_takes_its_room_is_not_lost(tmp_path: Path):
+    buffer = opened(tmp_path, settings=replace(SETTINGS, max_size=2 * 4 * 4096))
+    for value in (1.0, 2.0, 3.0):
+        take(buffer, value)
+        buffer.close()
+    first, second, third = list(buffer.waiting())
+    buffer.set_aside(first, 0x99)
+    buffer.set_aside(second, 0x99)
+    ask(tmp_path)
+    buffer.tick(1.0)
+    _, offered, _ = buffer.waiting()
+    buffer.acknowledge(offered)
+    buffer.set_aside(third, 0x99)
+    assert (buffer.stats().dropped, buffer.stats().refused) == (
+        0,
+        ["1-1-0x99.again", "3-1-0x99.batch"],
+    )
+
+
 def test_one_that_is_refused_again_takes_no_room_of_another(tmp_path: Path):
     refused(tmp_path, 2)
     buffer = opened(tmp_path, epoch=2, settings=replace(SETTINGS, max_size=4 * 2 * 4096))
@@ -855,7 +874,8 @@ def test_a_list_that_is_gone_is_told_once(tmp_path: Path, ever: str):
     assert opened(tmp_path, epoch=3).stats().faults == []
 
 
-def test_one_that_there_is_no_room_to_list_waits_on_and_is_lost_once():
+@pytest.mark.parametrize("seed", range(5))
+def test_one_that_there_is_no_room_to_list_waits_on_and_is_lost_once(seed: int):
     disk = CrashDisk()
     for epoch in (1, 2):
         take(buffer := begun(disk, epoch), float(epoch))
@@ -864,6 +884,7 @@ def test_one_that_there_is_no_room_to_list_waits_on_and_is_lost_once():
     with pytest.raises(OSError, match="No space left"):
         buffer.set_aside(next(buffer.waiting()), 0x99)
     assert (values(buffer), buffer.stats().refused) == ([1.0, 2.0], [])
+    disk.crash(Random(seed))
     again = begun(disk, 3)
     assert (values(again), again.stats().refused, again.stats().dropped) == ([2.0], [], 1)
 
