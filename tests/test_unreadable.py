@@ -29,6 +29,8 @@ class WornDisk(Disk):
         self.block = BLOCK
         self.away = False
         """Whether it is out of reach: its cable is loose."""
+        self.cached = False
+        """Whether RAM takes what is written all the same."""
         self.failures = -1
         """After so many all is well again; below 0: never."""
 
@@ -46,9 +48,14 @@ class WornDisk(Disk):
         raise OSError(errno.EIO, "Input/output error")
 
     def write(self, name: str, offset: int, data: bytes) -> None:
-        if self.away:
+        if self.away and not self.cached:
             self.fail()
         super().write(name, offset, data)
+
+    def sync(self, name: str) -> None:
+        if self.away:
+            self.fail()
+        super().sync(name)
 
 
 def written(directory: Path) -> list[Held]:
@@ -220,10 +227,11 @@ def test_what_cannot_be_read_is_no_other_versions_for_that():
     assert not _has_records(unreadable)
 
 
-def test_a_disk_that_is_out_of_reach_is_waited_for(tmp_path: Path):
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_disk_that_is_out_of_reach_is_waited_for(tmp_path: Path, cached: bool):
     written(tmp_path)
     disk = WornDisk(tmp_path, ("00000001.seg", 0), ("00000001.seg", BLOCK))
-    disk.away = True
+    disk.away, disk.cached = True, cached
     buffer = started(disk)
     assert list(buffer.waiting()) == []
     disk.away = disk.bad.clear() is not None
