@@ -126,7 +126,8 @@ class Session:
         if self.refused:  # so the broker lives
             self._lately.let_go()
         self._lately.end()
-        self._state.unsaved = self._lately.kept
+        if kept := self._lately.kept:
+            self._state.unsaved.add(kept.name)
 
     async def _count(self) -> None:
         """Count what the connection carries, for ever."""
@@ -288,6 +289,7 @@ class Session:
 
     def _let_go(self, held: Held) -> None:
         self._buffer.acknowledge(held)
+        self._state.unsaved.discard(held.name)
         self._settled.set()
 
     def _refuses(self, what: str, why: str) -> NoReturn:
@@ -295,7 +297,14 @@ class Session:
         raise UplinkError(self._state.why)
 
     async def _set_aside(self, held: Held, code: int, sent_at: float) -> None:
-        await self._on_writer(self._aside, held, code, sent_at)
+        if held.name in self._state.unsaved:  # aside, it would be lost with its file
+            self._let_go(held)
+            log.warning(
+                "batch %d counts as delivered: acknowledged, then sent again and refused: %s",
+                *(held.sequence, of_refused_batch(code)),
+            )
+        else:
+            await self._on_writer(self._aside, held, code, sent_at)
         self._suspects.clear(held.name)
 
     def _aside(self, held: Held, code: int, sent_at: float) -> None:

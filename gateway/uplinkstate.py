@@ -4,10 +4,9 @@ import math
 from dataclasses import dataclass, field
 
 from gateway.certificate import Outlook
-from gateway.held import Held
 from gateway.ration import Ration
 from gateway.retained import Told
-from gateway.suspects import Suspects
+from gateway.suspects import Batch, Suspects
 from gateway.traffic import Traffic
 
 
@@ -25,8 +24,8 @@ class UplinkState:
     """Unix ms."""
     unheard: int = 0
     """Batches that the broker took although nobody subscribes to them."""
-    unsaved: Held | None = None
-    """What was acknowledged just before the last connection was lost, and is sent again."""
+    unsaved: set[Batch] = field(default_factory=set)
+    """What was acknowledged just before a connection was lost, and is sent again."""
     refused_in_a_row: int = 0
     """Batches that were refused for what they are since the broker accepted one."""
     accepted_at: float = -math.inf

@@ -424,6 +424,66 @@ def test_a_suspect_is_not_the_one_to_find_out_by_if_any_goes(tmp_path):
     run(scenario())
 
 
+# What was acknowledged before, and is refused when it is sent again
+
+
+@pytest.mark.parametrize(
+    ("kind", "of"),
+    [("faults", Faults(ack_code=0x99)), ("limits", Limits(maximum_packet_size=500))],
+)
+def test_what_is_refused_when_it_is_sent_again_is_delivered(kind, of, tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker), saved_within=3600.0)
+            await seal_large(box, 1)
+            async with delivering(box):
+                await until(lambda: box.state.last_ack_ms)
+                setattr(broker, kind, of)
+                broker.drop()
+                await box.empty()
+            assert (box.refused, box.state.refused_in_a_row) == ([], 0)
+            assert not box.state.unsaved
+
+    run(scenario())
+
+
+def test_and_so_it_is_though_connections_are_lost_before_the_broker_answers(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker), saved_within=3600.0)
+            await box.seal()
+            async with delivering(box):
+                await until(lambda: box.state.last_ack_ms)
+                broker.faults = Faults(drop_after=2)  # behind the status
+                broker.drop()
+                await until(lambda: len(both(broker.received)) == 2)
+                broker.faults = Faults(ack_code=0x99, ack_topics=BATCHES)
+                await box.empty()
+            assert both(broker.received) == [1, 1, 1]
+            assert box.refused == []
+
+    run(scenario())
+
+
+def test_so_is_one_that_was_refused_before_it_was_acknowledged(tmp_path):
+    async def scenario() -> None:
+        async with Broker(faults=Faults(ack_code=0x99, ack_next=1, ack_topics=BATCHES)) as broker:
+            box = Box(tmp_path, address(broker), saved_within=3600.0)
+            await box.seal()
+            async with delivering(box):
+                await until(lambda: box.refused)
+                await offer_again(box)
+                await until(lambda: box.state.last_ack_ms)
+                broker.faults = Faults(ack_code=0x99, ack_topics=BATCHES)
+                broker.drop()
+                await until(lambda: not next(box.buffer.waiting(), None))
+            box.buffer.tick(0.0)
+            assert both(broker.received) == [1, 1, 1]
+            assert (box.refused, box.buffer.stats().dropped) == ([], 0)
+
+    run(scenario())
+
+
 # A broker that refuses one batch with a code that tells nothing
 
 
