@@ -77,7 +77,7 @@ class Session:
         self._places = asyncio.Semaphore(client.at_once)  # the broker counts about and status, too
         self._delivers = asyncio.Event()
         self._retained = Retained(
-            *(self._publisher, self._places, state.told, self._suspects),
+            *(self._publisher, self._places, state.told[state.broker], self._suspects),
             patience=PATIENCE_WITH_RETAINED if client.at_once > RETAINED else PATIENCE,
             works=self._delivers,
         )

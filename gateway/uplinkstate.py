@@ -1,6 +1,7 @@
 """What is known of the uplink, over all of its sessions."""
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 from gateway.certificate import Outlook
@@ -44,7 +45,8 @@ class UplinkState:
     suspects: Suspects = field(default_factory=Suspects)
     outlook: Outlook = field(default_factory=Outlook)
     """What our certificate's dates and the clock let expect of TLS."""
-    told: Told = field(default_factory=Told)
+    told: defaultdict[str, Told] = field(default_factory=lambda: defaultdict(Told))
+    """What became of about and status at each broker, by its URL."""
 
     def catch_up(self, batches: int) -> float | None:
         """Return how many seconds so many batches take now; None while that cannot be told.
