@@ -60,7 +60,7 @@ class Session:
         saved_within: float,
         works: Callable[[], None],
     ) -> None:
-        """`works` is called when something is delivered, or nothing waits for that."""
+        """`works` is called when something is delivered, or nothing waits, and none was refused."""
         self.news = asyncio.Event()
         self.began = asyncio.get_running_loop().time()
         self.delivered = 0
@@ -178,7 +178,7 @@ class Session:
     async def _wait_for_more(self) -> None:
         """Return when there are news, or when the backlog may go on."""
         pauses = self._backlog_pauses()
-        if next(self._buffer.waiting(), None) is None:
+        if next(self._buffer.waiting(), None) is None and not self._state.refused_in_a_row:
             self._note_that_it_works()
         with suppress(TimeoutError):
             async with asyncio.timeout_at(self._state.backlog_due if pauses else None):

@@ -18,7 +18,7 @@ class UplinkState:
     broker: str = ""
     connected: bool = False
     why: str | None = None
-    """Why it delivers nothing; None since a batch was delivered, or nothing waited for it."""
+    """Why it delivers nothing; None since a batch was delivered, or none waited or was refused."""
     lost: int = 0
     """How often it ceased to deliver since the start."""
     last_ack_ms: int | None = None

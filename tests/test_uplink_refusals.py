@@ -45,6 +45,25 @@ def test_a_broker_that_refuses_every_batch_is_told_of_and_gets_them_later(tmp_pa
     assert caplog.text.count("refuses every batch") == 1
 
 
+def test_a_broker_that_refused_all_that_waited_is_not_said_to_be_connected(tmp_path, caplog):
+    caplog.set_level("INFO")
+
+    async def scenario() -> None:
+        async with Broker(faults=Faults(ack_code=0x99, ack_topics=BATCHES)) as broker:
+            box = Box(tmp_path, address(broker))
+            await box.seal()
+            async with delivering(box):
+                await box.empty()
+                broker.drop()
+                await broker.wait_for(lambda got: sum("/status" in m.topic for m in got) == 2)
+                assert ": connected" not in caplog.text
+                broker.faults = Faults()
+                await box.seal()
+                await until(lambda: ": connected" in caplog.text)
+
+    run(scenario())
+
+
 async def seal_large(box: Box, count: int) -> None:
     for _ in range(count):
         for _ in range(20):
