@@ -7,9 +7,10 @@ connection is lost before that. Keeping more than one would cost as many at each
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from gateway.held import Held
+from gateway.suspects import Batch
 
 SAVED_WITHIN = 0.5
 """Seconds after a PUBACK within which the broker has saved what it acknowledged."""
@@ -18,7 +19,9 @@ SAVED_WITHIN = 0.5
 class Lately:
     """What one connection has delivered last; `let_go` is called with each batch, in order."""
 
-    def __init__(self, let_go: Callable[[Held], None], within: float, again: Held | None) -> None:
+    def __init__(
+        self, let_go: Callable[[Held], None], within: float, again: Container[Batch]
+    ) -> None:
         """Keep not what is delivered `again`: each connection may break within a moment."""
         self._let_go, self._within, self._again = let_go, within, again
         self._timer: asyncio.TimerHandle | None = None
@@ -28,7 +31,7 @@ class Lately:
         """Keep a batch whose PUBACK came now, instead of the one before it."""
         self.let_go()
         self.kept = held
-        if held == self._again:
+        if held.name in self._again:
             self.let_go()
         else:
             self._timer = asyncio.get_running_loop().call_later(self._within, self.let_go)

@@ -37,12 +37,12 @@ class Status(Protocol):
 
 @dataclass(slots=True)
 class Told:
-    """What became of these messages on all connections."""
+    """What became of these messages on all connections to one broker."""
 
     said: dict[str, str] = field(default_factory=dict)
     """What was logged last of each."""
     too_large: dict[str, int] = field(default_factory=dict)
-    """Bytes of those that the broker did not take."""
+    """Bytes of those that it did not take."""
 
 
 class Retained:

@@ -60,7 +60,7 @@ class Session:
         saved_within: float,
         works: Callable[[], None],
     ) -> None:
-        """`works` is called when something is delivered, or nothing waits for that."""
+        """`works` is called when something is delivered, or nothing waits, and none was refused."""
         self.news = asyncio.Event()
         self.began = asyncio.get_running_loop().time()
         self.delivered = 0
@@ -77,7 +77,7 @@ class Session:
         self._places = asyncio.Semaphore(client.at_once)  # the broker counts about and status, too
         self._delivers = asyncio.Event()
         self._retained = Retained(
-            *(self._publisher, self._places, state.told, self._suspects),
+            *(self._publisher, self._places, state.told[state.broker], self._suspects),
             patience=PATIENCE_WITH_RETAINED if client.at_once > RETAINED else PATIENCE,
             works=self._delivers,
         )
@@ -126,7 +126,8 @@ class Session:
         if self.refused:  # so the broker lives
             self._lately.let_go()
         self._lately.end()
-        self._state.unsaved = self._lately.kept
+        if kept := self._lately.kept:
+            self._state.unsaved.add(kept.name)
 
     async def _count(self) -> None:
         """Count what the connection carries, for ever."""
@@ -177,7 +178,7 @@ class Session:
     async def _wait_for_more(self) -> None:
         """Return when there are news, or when the backlog may go on."""
         pauses = self._backlog_pauses()
-        if next(self._buffer.waiting(), None) is None:
+        if next(self._buffer.waiting(), None) is None and not self._state.refused_in_a_row:
             self._note_that_it_works()
         with suppress(TimeoutError):
             async with asyncio.timeout_at(self._state.backlog_due if pauses else None):
@@ -288,6 +289,7 @@ class Session:
 
     def _let_go(self, held: Held) -> None:
         self._buffer.acknowledge(held)
+        self._state.unsaved.discard(held.name)
         self._settled.set()
 
     def _refuses(self, what: str, why: str) -> NoReturn:
@@ -295,7 +297,14 @@ class Session:
         raise UplinkError(self._state.why)
 
     async def _set_aside(self, held: Held, code: int, sent_at: float) -> None:
-        await self._on_writer(self._aside, held, code, sent_at)
+        if held.name in self._state.unsaved:  # aside, it would be lost with its file
+            self._let_go(held)
+            log.warning(
+                "batch %d counts as delivered: acknowledged, then sent again and refused: %s",
+                *(held.sequence, of_refused_batch(code)),
+            )
+        else:
+            await self._on_writer(self._aside, held, code, sent_at)
         self._suspects.clear(held.name)
 
     def _aside(self, held: Held, code: int, sent_at: float) -> None:

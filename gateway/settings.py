@@ -147,7 +147,9 @@ class UplinkSettings:
     """The broker that batches are delivered to."""
 
     url: tuple[Broker, ...] = required(
-        "Broker, mqtts:// for TLS or mqtt:// for plain TCP; of a list, each is tried in turn.",
+        "Broker, mqtts:// for TLS or mqtt:// for plain TCP; of a list, each is tried in turn, and "
+        "all are to take the same: what one refuses lies aside until "
+        "`bygate buffer --retry-refused`.",
         example="mqtts://mqtt.example.no:8883",
         read=_brokers,
     )

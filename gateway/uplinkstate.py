@@ -1,13 +1,13 @@
 """What is known of the uplink, over all of its sessions."""
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 from gateway.certificate import Outlook
-from gateway.held import Held
 from gateway.ration import Ration
 from gateway.retained import Told
-from gateway.suspects import Suspects
+from gateway.suspects import Batch, Suspects
 from gateway.traffic import Traffic
 
 
@@ -18,15 +18,15 @@ class UplinkState:
     broker: str = ""
     connected: bool = False
     why: str | None = None
-    """Why it delivers nothing; None since a batch was delivered, or nothing waited for it."""
+    """Why it delivers nothing; None since a batch was delivered, or none waited or was refused."""
     lost: int = 0
     """How often it ceased to deliver since the start."""
     last_ack_ms: int | None = None
     """Unix ms."""
     unheard: int = 0
     """Batches that the broker took although nobody subscribes to them."""
-    unsaved: Held | None = None
-    """What was acknowledged just before the last connection was lost, and is sent again."""
+    unsaved: set[Batch] = field(default_factory=set)
+    """What was acknowledged just before a connection was lost, and is sent again."""
     refused_in_a_row: int = 0
     """Batches that were refused for what they are since the broker accepted one."""
     accepted_at: float = -math.inf
@@ -45,7 +45,8 @@ class UplinkState:
     suspects: Suspects = field(default_factory=Suspects)
     outlook: Outlook = field(default_factory=Outlook)
     """What our certificate's dates and the clock let expect of TLS."""
-    told: Told = field(default_factory=Told)
+    told: defaultdict[str, Told] = field(default_factory=lambda: defaultdict(Told))
+    """What became of about and status at each broker, by its URL."""
 
     def catch_up(self, batches: int) -> float | None:
         """Return how many seconds so many batches take now; None while that cannot be told.

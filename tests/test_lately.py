@@ -7,6 +7,7 @@ import jumping
 import pytest
 from delivery import BATCHES, Box, address, both, delivering, lane, run, until
 
+from gateway.held import Held
 from gateway.lately import Lately
 from gateway.settings import Broker as Address
 from hil.broker import Broker, Faults
@@ -82,14 +83,15 @@ def test_links_that_break_at_every_batch_hold_up_none(tmp_path):
 
 def test_each_is_kept_for_its_own_time():
     async def main() -> None:
-        gone: list[str] = []
-        lately = Lately(gone.append, 0.5, None)
-        for held in ("one", "other"):
+        gone: list[Held] = []
+        lately = Lately(gone.append, 0.5, ())
+        one, other = (Held(1, sequence, 1, 0, "1.seg", 0, 1) for sequence in (1, 2))
+        for held in (one, other):
             lately.add(held)
             await asyncio.sleep(0.4)
-        assert gone == ["one"]
+        assert gone == [one]
         await asyncio.sleep(0.2)
-        assert gone == ["one", "other"]
+        assert gone == [one, other]
 
     jumping.run(main())
 

@@ -444,6 +444,24 @@ def test_a_status_that_was_too_large_is_tried_again_when_the_next_is_due(tmp_pat
     run(scenario())
 
 
+def test_a_status_too_large_for_one_broker_comes_whole_to_another_and_is_told_once(
+    tmp_path, caplog
+):
+    async def scenario() -> None:
+        async with Broker(faults=Faults(ack_code=0x95, ack_next=1)) as one, Broker() as other:
+            box = Box(tmp_path, address(one), address(other))
+            box.status.size = 500
+            async with delivering(box):
+                for broker, received in ((one, 2), (other, 1), (one, 3)):
+                    await broker.wait_for(received)
+                    broker.drop()
+            assert [len(m.payload) > 500 for m in one.received] == [True, False, False]
+            assert len(other.received[0].payload) > 500
+
+    run(scenario())
+    assert caplog.text.count("larger than the broker takes") == 1
+
+
 # Losing the connection
 
 

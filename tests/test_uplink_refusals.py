@@ -45,6 +45,25 @@ def test_a_broker_that_refuses_every_batch_is_told_of_and_gets_them_later(tmp_pa
     assert caplog.text.count("refuses every batch") == 1
 
 
+def test_a_broker_that_refused_all_that_waited_is_not_said_to_be_connected(tmp_path, caplog):
+    caplog.set_level("INFO")
+
+    async def scenario() -> None:
+        async with Broker(faults=Faults(ack_code=0x99, ack_topics=BATCHES)) as broker:
+            box = Box(tmp_path, address(broker))
+            await box.seal()
+            async with delivering(box):
+                await box.empty()
+                broker.drop()
+                await broker.wait_for(lambda got: sum("/status" in m.topic for m in got) == 2)
+                assert ": connected" not in caplog.text
+                broker.faults = Faults()
+                await box.seal()
+                await until(lambda: ": connected" in caplog.text)
+
+    run(scenario())
+
+
 async def seal_large(box: Box, count: int) -> None:
     for _ in range(count):
         for _ in range(20):
@@ -420,6 +439,66 @@ def test_a_suspect_is_not_the_one_to_find_out_by_if_any_goes(tmp_path):
             async with delivering(box):
                 await box.empty()
             assert both(broker.received) == [1, 2, 3]
+
+    run(scenario())
+
+
+# What was acknowledged before, and is refused when it is sent again
+
+
+@pytest.mark.parametrize(
+    ("kind", "of"),
+    [("faults", Faults(ack_code=0x99)), ("limits", Limits(maximum_packet_size=500))],
+)
+def test_what_is_refused_when_it_is_sent_again_is_delivered(kind, of, tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker), saved_within=3600.0)
+            await seal_large(box, 1)
+            async with delivering(box):
+                await until(lambda: box.state.last_ack_ms)
+                setattr(broker, kind, of)
+                broker.drop()
+                await box.empty()
+            assert (box.refused, box.state.refused_in_a_row) == ([], 0)
+            assert not box.state.unsaved
+
+    run(scenario())
+
+
+def test_and_so_it_is_though_connections_are_lost_before_the_broker_answers(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker:
+            box = Box(tmp_path, address(broker), saved_within=3600.0)
+            await box.seal()
+            async with delivering(box):
+                await until(lambda: box.state.last_ack_ms)
+                broker.faults = Faults(drop_after=2)  # behind the status
+                broker.drop()
+                await until(lambda: len(both(broker.received)) == 2)
+                broker.faults = Faults(ack_code=0x99, ack_topics=BATCHES)
+                await box.empty()
+            assert both(broker.received) == [1, 1, 1]
+            assert box.refused == []
+
+    run(scenario())
+
+
+def test_so_is_one_that_was_refused_before_it_was_acknowledged(tmp_path):
+    async def scenario() -> None:
+        async with Broker(faults=Faults(ack_code=0x99, ack_next=1, ack_topics=BATCHES)) as broker:
+            box = Box(tmp_path, address(broker), saved_within=3600.0)
+            await box.seal()
+            async with delivering(box):
+                await until(lambda: box.refused)
+                await offer_again(box)
+                await until(lambda: box.state.last_ack_ms)
+                broker.faults = Faults(ack_code=0x99, ack_topics=BATCHES)
+                broker.drop()
+                await until(lambda: not next(box.buffer.waiting(), None))
+            box.buffer.tick(0.0)
+            assert both(broker.received) == [1, 1, 1]
+            assert (box.refused, box.buffer.stats().dropped) == ([], 0)
 
     run(scenario())
 

@@ -1,6 +1,7 @@
 """config.example.toml, made from the settings themselves."""
 
 from collections.abc import Iterator
+from textwrap import wrap
 
 from gateway.config import (
     BluetoothSettings,
@@ -67,7 +68,7 @@ def _table(name: str, kind: type) -> str:
 
 
 def _setting(table: str, setting: Setting) -> Iterator[str]:
-    yield f"# {setting.doc}"
+    yield from wrap(f"# {setting.doc}", 99, subsequent_indent="# ", break_on_hyphens=False)
     if setting.required or setting.name in _WRITTEN.get(table, ()):
         yield f"{setting.name} = {setting.shown}"
     else:
