@@ -76,6 +76,12 @@ def test_what_a_broker_adds_is_shown_within_bounds():
             {},
             "as MQTT 5 does: a CONNACK came that is malformed (00 00 05 27 ",
         ),
+        (
+            "20090000 06 210005 210005",
+            {},
+            "a CONNACK came that is malformed (00 00 06 21 00 05 21 00 05): a property came twice: "
+            "a fault of the broker, or of a proxy on the way; or set",
+        ),
         ("20020003", {"protocol": "3.1.1"}, "0x88 Server unavailable"),
         (
             "2003000000 30fc809001",
