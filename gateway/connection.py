@@ -187,6 +187,10 @@ class Connection(aiomqtt.Client):
         A ping waits behind the batch that is under way, which may take minutes on a thin link: as
         long as its bytes arrive the time for the answer has not begun.
         """
+        if not self._connected.done():
+            # paho counts from before it looks up the name; silent addresses, TLS and the CONNACK
+            # may take longer than keepalive, and have bounds of their own
+            self._client._last_msg_out = self._client._last_bytes_received = time.monotonic()
         arrived = self.arrived
         if arrived > self._last_arrived and self._client._ping_t:
             self._client._ping_t = self._client._last_bytes_received = time.monotonic()

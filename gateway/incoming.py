@@ -88,7 +88,9 @@ class Incoming:
             return paho.Client._packet_handle(self._client)
         except MQTTException as error:  # whose text paho tells nobody
             shown = self._client._in_packet["packet"][:FIRST].hex(" ")
-            text = f"a {MessageType(kind).name} came that is malformed ({shown}): {error}"
+            # paho means to name the property, and shows a class of Python
+            what = "a property came twice" if "more than once" in str(error) else error
+            text = f"a {MessageType(kind).name} came that is malformed ({shown}): {what}"
             raise Unexpected(text) from error
 
 

@@ -117,6 +117,8 @@ def of_text(said: str, settings: UplinkSettings, *, tls: bool) -> str:
     version = f"does it speak MQTT {settings.protocol} there (else set [uplink] protocol)"
     cert = "another cert_file" if settings.cert_file else "cert_file"
     broke_off = f"it broke off TLS: does it want {cert}, of an authority that it trusts?"
+    closed = f"{version}, or {f'want {cert}' if tls else 'TLS (mqtts:// in url)'}? Else {_LOG}"
+    no_tls = f"{broke_off} Or {_NO_TLS}: is it the right port?"
     secret = settings.cert_file or settings.password_file
     instead = "is it the right port?" if secret else "mqtt:// for plain TCP, or another port"
     old = "" if settings.protocol == "3.1.1" else f"{_OLD}, if it knows no MQTT 5; or "
@@ -130,8 +132,7 @@ def of_text(said: str, settings: UplinkSettings, *, tls: bool) -> str:
         "Network is unreachable": _ROUTE,
         "Network is down": _ROUTE,
         "No route to host": _ROUTE,
-        "closed before": f"{version}, or {f'want {cert}' if tls else 'TLS (mqtts:// in url)'}? "
-        f"Else {_LOG}",
+        "closed before": closed,
         "it answered, but": of_nonsense(settings),
         "certificate has expired": "renew the broker's, or set this box's clock (timedatectl)",
         "certificate is not yet valid": "is this box's clock right (timedatectl)?",
@@ -140,8 +141,8 @@ def of_text(said: str, settings: UplinkSettings, *, tls: bool) -> str:
         "ALERT_PROTOCOL_VERSION": _SPEAK,
         "UNSUPPORTED_PROTOCOL": _SPEAK,
         "_ALERT_": broke_off,
-        "EOF": f"{broke_off} Or {_NO_TLS}: is it the right port?",
-        "Connection reset": f"{broke_off} Or {_NO_TLS}: is it the right port?",
+        "EOF": no_tls,
+        "Connection reset": no_tls if tls else closed,
         "[SSL:": f"{_NO_TLS}: {instead}",
         "handshake operation timed out": "no TLS is spoken there: is it the right port?",
         "Operation timed out": f"connected, but no CONNACK came: {old}{_BUSY}",

@@ -8,7 +8,7 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from certificates import DAY, NOW, Authority
 from delivery import run, until
 from gateway_process import ROOT, gateway, sensor
 from mosquitto import Mosquitto
-from saying import saying
+from saying import black_hole, resolves, saying
 from test_buffer import opened, take
 from test_cli_buffer import contents
 from test_cli_doctor import config
@@ -158,20 +158,6 @@ def test_a_name_that_cannot_be_resolved(host, tmp_path):
     assert found["dns"].remedy
 
 
-@contextlib.contextmanager
-def black_hole() -> Iterator[tuple[str, int]]:
-    """Give a port at which connecting neither succeeds nor fails: nobody accepts any more."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen(0)
-        with contextlib.ExitStack() as taken:
-            for _ in range(3):
-                link = taken.enter_context(socket.socket())
-                link.setblocking(False)
-                link.connect_ex(server.getsockname())
-            yield server.getsockname()
-
-
 def test_a_network_that_swallows_everything(tmp_path):
     async def scenario() -> None:
         with black_hole() as (host, port):
@@ -194,6 +180,22 @@ def test_an_address_that_is_silent_before_one_that_answers_is_warned_of():
             link.close()
         assert found[0].state == "warn"
         assert "timed out after 0.2 s; 127.0.0.1" in found[0].seen
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(("silent", "within"), [(1, 1.2), (3, 0.4)])
+def test_a_broker_behind_silent_addresses_is_logged_in_to(silent, within, tmp_path, monkeypatch):
+    monkeypatch.setattr("gateway.connection.CONNECT_WITHIN", within)
+
+    async def scenario() -> None:
+        async with Broker() as broker:
+            seal(tmp_path)
+            with black_hole() as hole:
+                resolves(monkeypatch, "far.test", *[hole] * silent, (broker.host, broker.port))
+                url = f"mqtt://far.test:{broker.port}"
+                found = await findings(tmp_path, url, 'keepalive = "1s"\n', within)
+            assert (found["tcp"].state, found["login"].state) == ("warn", "ok"), found
 
     run(scenario())
 

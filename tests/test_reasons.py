@@ -76,6 +76,12 @@ def test_what_a_broker_adds_is_shown_within_bounds():
             {},
             "as MQTT 5 does: a CONNACK came that is malformed (00 00 05 27 ",
         ),
+        (
+            "20090000 06 210005 210005",
+            {},
+            "a CONNACK came that is malformed (00 00 06 21 00 05 21 00 05): a property came twice: "
+            "a fault of the broker, or of a proxy on the way; or set",
+        ),
         ("20020003", {"protocol": "3.1.1"}, "0x88 Server unavailable"),
         (
             "2003000000 30fc809001",
@@ -197,3 +203,11 @@ ALERT = "[SSL: TLSV1_ALERT_UNKNOWN_CA] tlsv1 alert unknown ca (_ssl.c:1006)"
 def test_a_failure_of_tls_is_told_with_what_mends_it(said, settings, remedy):
     url = (Broker("host", 8883, tls=True),)
     assert remedy in of_text(said, UplinkSettings(url=url, **settings), tls=True)
+
+
+def test_a_plain_connection_that_is_reset_is_explained_as_one_that_is_closed():
+    settings = UplinkSettings(url=())
+    for said in ("[Errno 104] Connection reset by peer", "closed before the broker had answered"):
+        remedy = f"{said}: does it speak MQTT 5 there (else set [uplink] protocol), or TLS (mqtts:"
+        assert of_text(said, settings, tls=False).startswith(remedy)
+    assert "it broke off TLS" in of_text("Connection reset", settings, tls=True)

@@ -15,7 +15,7 @@ import paho.mqtt.client as paho
 import pytest
 from delivery import BATCHES, Box, Status, address, both, delivering, lane, run, suspect, until
 from mosquitto import Mosquitto
-from saying import CONNACK, saying
+from saying import CONNACK, black_hole, resolves, saying
 from tenacity import wait_fixed
 from tenacity.wait import wait_base
 
@@ -33,6 +33,7 @@ from gateway.traffic import carried
 from gateway.uplinkstate import UplinkState
 from gateway.wire import decode
 from hil.broker import Broker, Faults, Limits, Received
+from hil.valve import Valve
 
 # Lanes and order
 
@@ -936,6 +937,50 @@ def test_a_silent_link_is_pinged_as_often_as_the_settings_say(tmp_path):
             async with delivering(box):
                 await until(lambda: "Received PINGREQ from trd-0042" in broker.log)
                 assert "c1, k1)" in broker.log
+
+    run(scenario())
+
+
+def test_a_broker_is_reached_though_silent_addresses_take_longer_than_keepalive(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("gateway.connection.CONNECT_WITHIN", 0.6)
+
+    async def scenario() -> None:
+        async with Broker() as broker:
+            with black_hole() as hole:
+                resolves(monkeypatch, "far.test", hole, hole, (broker.host, broker.port))
+                there = Address("far.test", broker.port, tls=False)
+                box = Box(tmp_path, there, settings={"keepalive": 1.0})
+                await box.seal()
+                async with delivering(box):
+                    await box.empty()
+                assert broker.connects == 1
+
+    run(scenario())
+
+
+def test_a_broker_is_reached_though_its_connack_takes_longer_than_keepalive(tmp_path):
+    async def scenario() -> None:
+        async with Broker() as broker, Valve(broker.port, delay=0.6) as far:
+            there = Address(far.host, far.port, tls=False)
+            box = Box(tmp_path, there, settings={"keepalive": 1.0})
+            await box.seal()
+            async with delivering(box):
+                await box.empty()
+
+    run(scenario())
+
+
+def test_a_connack_is_waited_for_as_long_as_a_connection_and_no_longer(tmp_path, monkeypatch):
+    monkeypatch.setattr("gateway.connection.CONNECT_WITHIN", 1.5)
+
+    async def scenario() -> None:
+        async with Broker(faults=Faults(connack_withheld=True)) as broker:
+            box = Box(tmp_path, address(broker), settings={"keepalive": 1.0})
+            async with delivering(box):
+                await until(lambda: box.state.why, within=4)
+                assert "connected, but no CONNACK came" in box.state.why
 
     run(scenario())
 

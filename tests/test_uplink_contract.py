@@ -105,6 +105,7 @@ def test_the_time_for_a_ping_goes_through_one_more():
             await client.__aenter__()
             await looked.wait()
             assert below._ping_t == 0 < below._last_bytes_received <= time.monotonic()
+            assert 0 < below._last_msg_out <= time.monotonic()
             client._client._sock_close()
             client._disconnected.cancel()
 

@@ -25,6 +25,7 @@ from gateway.credentials import Credentials
 from gateway.settings import Broker as Address
 from gateway.settings import UplinkSettings
 from hil.broker import Broker
+from hil.valve import Valve
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed")
 """paho leaves the socket of a handshake that failed to the garbage collector."""
@@ -181,6 +182,18 @@ def test_a_port_that_never_answers_in_tls_is_given_up_in_time(tmp_path, monkeypa
                 await until(lambda: box.state.why, within=4)
                 assert "no TLS is spoken there" in box.state.why
             gc.collect()
+
+    run(scenario())
+
+
+def test_a_broker_is_reached_though_its_tls_takes_longer_than_keepalive(tmp_path):
+    async def scenario() -> None:
+        site = Site(tmp_path)
+        async with listening(site) as broker, Valve(broker.port, delay=0.6) as far:
+            box = site.box(far.port, keepalive=1.0)
+            await box.seal()
+            async with delivering(box):
+                await box.empty()
 
     run(scenario())
 

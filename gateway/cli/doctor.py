@@ -83,8 +83,10 @@ async def examine(
     for broker in config.uplink.url:
         told = Told(report, broker.url)
         network = Network(broker, config.uplink, told, within=within)
+        began = loop.time()
         if await network.carries(shown.tls if shown else None) and shown:
-            await Talk(broker, config, newest, told, within=within).run()
+            way = loop.time() - began
+            await Talk(broker, config, newest, told, within=within, way=way).run()
 
 
 class Threads(ThreadPoolExecutor):

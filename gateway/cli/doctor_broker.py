@@ -32,13 +32,23 @@ Newest = tuple[bytes, Batch] | None
 
 
 class Talk:
-    """What one broker says. `within` bounds each wait for it, in seconds."""
+    """What one broker says. `within` bounds each wait for it, in seconds.
+
+    `way` is how long the way to it took, which connecting goes once more.
+    """
 
     def __init__(
-        self, broker: Broker, config: Config, newest: Newest, told: Told, *, within: float
+        self,
+        broker: Broker,
+        config: Config,
+        newest: Newest,
+        told: Told,
+        *,
+        within: float,
+        way: float,
     ) -> None:
         self._broker, self._config, self._newest = broker, config, newest
-        self._told, self._within = told, within
+        self._told, self._within, self._way = told, within, way
         self._root = f"{config.uplink.topic}/{config.gateway.id}"
         self._at, self._began = "login", now()
         self._beside: str | None = None
@@ -56,7 +66,8 @@ class Talk:
             client = await Connection.to(
                 self._broker, self._as_whom(), self._config.gateway.id, will=None
             )
-            async with asyncio.timeout(3 * self._within) as bound, client.session():
+            most = self._way + 3 * self._within
+            async with asyncio.timeout(most) as bound, client.session():
                 bound.reschedule(None)
                 await self._steps(client)
                 await _say_goodbye(client)
