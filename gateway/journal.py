@@ -86,11 +86,10 @@ class Journal:
         self._next = end
 
     def try_out(self) -> None:
-        """Raise what a write raises: of a free slot, as it is."""
-        if self._next < SLOTS:
-            at = self._next * SLOT
-            self._disk.write(NAME, at, self._disk.read(NAME, at, SLOT))
-            self._disk.sync(NAME)
+        """Raise what a write raises: of the next slot as it is; where all are taken, of none."""
+        at = self._next * SLOT
+        self._disk.write(NAME, at, self._disk.read(NAME, at, SLOT))
+        self._disk.sync(NAME)
 
     def all_sealed(self) -> None:
         """Every frame in the journal is sealed: its slots may be overwritten."""

@@ -24,6 +24,7 @@ from gateway.acked import LOSSES, PAGE, Acked, Told
 from gateway.bounds import kept_free, most
 from gateway.buffer import Buffer
 from gateway.disk import LOCK, Disk, in_use
+from gateway.flushed import SLOT, SLOTS
 from gateway.glance import Glance
 from gateway.held import Held
 from gateway.intake import RAM_READINGS
@@ -536,11 +537,12 @@ def test_a_disk_that_fails_and_recovers_is_logged_once_each_and_counted(
     ]
 
 
+@pytest.mark.parametrize("cached", [False, True])
 def test_a_journal_that_takes_nothing_is_a_fault_until_it_does_though_all_of_it_is_sealed(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, cached: bool
 ):
     buffer = begun(disk := SmallDisk(tmp_path))
-    disk.worn = "journal"
+    disk.worn, disk.cached = "journal", cached
     for now in range(10, 190, 10):
         if now % 60 == 10:
             take(buffer, float(now))
@@ -569,6 +571,18 @@ def test_trying_whether_a_journal_takes_something_costs_nothing_of_what_is_in_it
     buffer.tick(22.0)  # and nothing from then on
     assert disk.written == written
     assert values(opened(tmp_path, epoch=2)) == [1.0, 2.0]
+
+
+def test_a_journal_that_has_been_filled_since_does_not_grow_for_that_trial(tmp_path: Path):
+    buffer = begun(disk := SmallDisk(tmp_path))
+    for number in range(SLOTS):
+        disk.worn = "journal" if number == SLOTS - 1 else ""
+        take(buffer, float(number), durable=True)
+        buffer.tick(number / 10)
+    disk.worn = ""
+    buffer.tick(50.0)
+    assert (buffer.fault, buffer.unsaved) == (None, 0)
+    assert (tmp_path / "journal").stat().st_size == SLOT * SLOTS
 
 
 def test_after_a_failed_sync_it_goes_on_in_a_new_segment():
@@ -1258,9 +1272,16 @@ class SmallDisk(Disk):
     dead = False
     worn = ""
     """A file that cannot be written to."""
+    cached = False
+    """Whether RAM takes what is written to that one, and a sync alone fails."""
+
+    def sync(self, name: str) -> None:
+        if name == self.worn:
+            raise OSError(errno.EIO, "Input/output error")
+        super().sync(name)
 
     def write(self, name: str, offset: int, data: bytes) -> None:
-        if self.dead or name == self.worn:
+        if self.dead or (name == self.worn and not self.cached):
             raise OSError(errno.EIO, "Input/output error")
         sizes = {path.name: path.stat().st_size for path in self.directory.iterdir()}
         grown = offset + len(data) - sizes.get(name, 0)

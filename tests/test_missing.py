@@ -67,6 +67,13 @@ def test_what_is_recorded_and_acknowledged_as_well_stands_for_no_other():
         assert Found([gap(5, {5, 6})], acked=acked, lost={(5, 5, 2)}).damage.lost == lost
 
 
+def test_what_is_recorded_is_acknowledged_with_the_readings_that_it_had_but_for_what_is_held():
+    for held, acked in (([], [(4, 6, 9)]), ([(2, 5, 1)], [(4, 4, 9), (6, 6, 0)])):
+        found = Found([], lost={(4, 6, 9)}, held=held)
+        found.missing.counted(9)
+        assert found.done.ranges == acked
+
+
 def test_what_the_journal_had_of_a_batch_that_a_head_tells_of_is_not_lost():
     for held, lost in (((1, 5, 1), 2), ((1, 5, 3), 0), ((1, 5, 4), 0), ((2, 5, 3), 3)):
         assert Found([gap(None, data=told(5, 3))], held=[held]).damage.lost == lost
