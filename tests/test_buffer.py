@@ -1574,8 +1574,12 @@ def test_a_file_that_cannot_be_removed_holds_up_no_other(
         assert (values(buffer), buffer.stats().dropped) == (left, dropped)
         assert buffer.stats().faults[0] == stats.faults[0]
         assert (tmp_path / "00000001.seg").exists()
+    told = f"buffer: {tmp_path}: what could not be removed is gone"
+    assert told not in caplog.messages
     disk.kept = lambda number: False
-    buffer.tick(1.0)
+    for now in (1.0, 2.0):
+        buffer.tick(now)
+    assert caplog.messages.count(told) == 1
     assert "removed" not in str(buffer.stats().faults)
     assert not (tmp_path / "00000001.seg").exists()
 

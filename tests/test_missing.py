@@ -72,6 +72,9 @@ def test_what_is_recorded_is_acknowledged_with_the_readings_that_it_had_but_for_
         found = Found([], lost={(4, 6, 9)}, held=held)
         found.missing.counted(9)
         assert found.done.ranges == acked
+        found.done.ranges.clear()  # as their segments go
+        found.missing.counted(9)
+        assert found.done.ranges == []
 
 
 def test_what_the_journal_had_of_a_batch_that_a_head_tells_of_is_not_lost():

@@ -601,6 +601,16 @@ def test_the_file_of_a_batch_that_cannot_be_read_is_kept(tmp_path: Path):
     assert (tmp_path / f"{hit.segment}.damaged").read_bytes() == sound
 
 
+def test_a_file_that_cannot_be_read_is_missed_by_nobody_where_somebody_removed_it(tmp_path: Path):
+    written(tmp_path)
+    buffer = started(WornDisk(tmp_path, ("00000001.seg", 0)))
+    (tmp_path / "00000001.seg").unlink()
+    for held in list(buffer.waiting()):
+        buffer.acknowledge(held)
+    buffer.tick(70.0)
+    assert "removed" not in str(buffer.stats().faults)
+
+
 def test_a_batch_that_can_be_read_a_moment_later_is_delivered_by_the_same_connection(
     tmp_path: Path,
 ):
