@@ -63,7 +63,8 @@ def test_where_heads_tell_of_all_that_is_not_settled_that_is_what_is_lost():
 
 
 def test_what_is_recorded_and_acknowledged_as_well_stands_for_no_other():
-    for acked, lost in (([(5, 5, 2)], 3), ([(4, 5, 9)], 3), ([(4, 4, 9)], 3), ([], 3)):
+    known = (([(5, 5, 2)], 3), ([(4, 5, 9)], 3), ([(4, 4, 9)], 3), ([(6, 6, 1)], 2), ([], 3))
+    for acked, lost in known:
         assert Found([gap(5, {5, 6})], acked=acked, lost={(5, 5, 2)}).damage.lost == lost
 
 
