@@ -1276,7 +1276,7 @@ class SmallDisk(Disk):
     """Whether RAM takes what is written to that one, and a sync alone fails."""
 
     def sync(self, name: str) -> None:
-        if name == self.worn:
+        if name == self.worn and self.cached:
             raise OSError(errno.EIO, "Input/output error")
         super().sync(name)
 

@@ -318,8 +318,24 @@ def test_what_is_flushed_once_there_is_room_for_a_new_journal_is_there_after_a_k
     disk.full = 0
     for second in (41.0, 50.0):  # a flush interval after the last one that was tried
         buffer.tick(second)
+    written_so_far = disk.written
+    buffer.tick(51.0)  # it is begun anew once
+    assert disk.written == written_so_far
     assert (buffer.fault, buffer.unsaved) == (None, 0)
     assert values(started(Disk(tmp_path), 3))[-1] == 99.0
+
+
+def test_no_journal_of_another_disk_is_begun_anew_for_one_that_could_not_be_read(tmp_path: Path):
+    for name in ("state", "other"):
+        written(tmp_path / name)
+    disk = NoNewJournal(tmp_path / "state", ("journal", 0))
+    disk.full = 60
+    buffer = started(disk)
+    assert "No space left" in str(buffer.fault)
+    (tmp_path / "state").rename(tmp_path / "away")
+    (tmp_path / "other").rename(tmp_path / "state")
+    buffer.tick(40.0)
+    assert buffer.fault is None
 
 
 def test_a_journal_that_cannot_be_read_nor_renamed_is_written_over(tmp_path: Path):
