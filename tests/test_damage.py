@@ -3,7 +3,7 @@
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -13,7 +13,7 @@ from crash_disk import CrashDisk
 from test_buffer import SETTINGS, begun, take
 from trials import LONG, times
 
-from gateway.acked import ACKED_RANGES, PAGE
+from gateway.acked import Acked, ACKED_RANGES, PAGE
 from gateway.buffer import Buffer
 from gateway.disk import BLOCK, Disk
 from gateway.flushed import MAGIC, SLOT, SLOTS
@@ -755,24 +755,34 @@ def test_the_newest_copies_are_kept_of_what_is_met_while_it_runs_as_well(tmp_pat
 
 
 class Protected(Disk):
-    """One whose oldest copy of what is damaged nobody removes, as after `chattr +i`."""
+    """One on which nobody removes copies of what is damaged, as after `chattr +i`."""
+
+    kept: Container[str] = ()
 
     def remove(self, name: str) -> None:
-        if name == "oldest.damaged":
+        if name.endswith(".damaged") and name in self.kept:
             raise OSError(errno.EPERM, "Operation not permitted", str(self.directory / name))
         super().remove(name)
 
 
-def test_a_copy_that_cannot_be_removed_holds_up_nothing_and_the_next_one_goes(spool: Path):
-    for number, name in enumerate(("newest", "old", "oldest")):
-        with (spool / f"{name}.damaged").open("wb") as file:
+COPIED = ["newest.damaged", "old.damaged", "oldest.damaged"]
+
+
+@pytest.mark.parametrize(("kept", "left"), [(COPIED[2:], COPIED[2:]), (COPIED, COPIED)])
+def test_a_copy_that_cannot_be_removed_holds_up_nothing_and_the_next_one_goes(
+    spool: Path, kept: list[str], left: list[str]
+):
+    for number, name in enumerate((*COPIED, "none of ours")):
+        with (spool / name).open("wb") as file:
             file.truncate(DAMAGED_BYTES // 2)
-        os.utime(spool / f"{name}.damaged", (10**9 - number, 10**9 - number))
+        os.utime(spool / name, (10**9 - number, 10**9 - number))
     segment = min(spool.glob("*.seg"))
     spoil(segment, segment.stat().st_size - 5)
-    again = begun(Protected(spool), 3)
-    assert again.fault is None
-    assert [one.name for one in aside(spool)][1:] == ["oldest.damaged"]
+    disk = Protected(spool)
+    disk.kept = kept
+    assert begun(disk, 3).fault is None
+    assert [one.name for one in aside(spool)][-len(left) :] == left
+    assert (spool / "none of ours").exists()
 
 
 def as_of(version: bytes, directory: Path) -> dict[str, bytes]:
@@ -1127,6 +1137,19 @@ def test_a_segment_that_a_power_cut_brings_back_is_known_to_be_delivered(seed: i
     buffer.tick(9.0)  # and what is acknowledged is written down anew
     disk.crash(Random(seed))
     assert not {1, 2} & {held.sequence for held in begun(disk, 4).waiting()}
+
+
+def test_what_no_power_cut_brings_back_is_forgotten(tmp_path: Path):
+    for epoch in (1, 2):
+        sealed_on(buffer := opened(tmp_path, epoch), 3)
+    for epoch, since in ((2, 1), (3, 2)):
+        buffer = opened(tmp_path, epoch)
+        buffer.acknowledge(next(buffer.waiting()))
+        buffer.tick(1.5)
+        buffer.close()
+        acked = Acked(Disk(tmp_path))
+        acked.recover(lambda history: True)
+        assert acked.since == since
 
 
 @pytest.mark.parametrize("name", ["journal", "acked"])
