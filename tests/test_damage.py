@@ -13,7 +13,7 @@ from crash_disk import CrashDisk
 from test_buffer import SETTINGS, begun, take
 from trials import LONG, times
 
-from gateway.acked import Acked, ACKED_RANGES, PAGE
+from gateway.acked import ACKED_RANGES, PAGE, Acked
 from gateway.buffer import Buffer
 from gateway.disk import BLOCK, Disk
 from gateway.flushed import MAGIC, SLOT, SLOTS
