@@ -1857,6 +1857,9 @@ def test_what_a_stop_on_a_full_disk_gives_up_is_known_at_the_next_starts(
     take(buffer, *range(RAM_READINGS + 5))
     buffer.close()
     buffer.give_up()
+    (known := Acked(Disk(tmp_path))).recover(lambda history: True)
+    assert known.found
+    assert known.found.dropped == RAM_READINGS + 5
     disk.most = room << 22
     buffer.close()
     for epoch in (3, 4):

@@ -23,6 +23,7 @@ from gateway.losses import COPIES, DAMAGED_BYTES, TOLD
 from gateway.reading import Value
 from gateway.record import Kind, Record, claims, records, size_of
 from gateway.segments import LARGEST_FILE
+from gateway.spool import Spool
 from gateway.wire import decode
 
 SPOOLS = [(100, 4), (2000, 50)] if LONG else [(4, 2)]
@@ -1150,6 +1151,25 @@ def test_what_no_power_cut_brings_back_is_forgotten(tmp_path: Path):
         acked = Acked(Disk(tmp_path))
         acked.recover(lambda history: True)
         assert acked.since == since
+
+
+def test_what_was_delivered_is_known_until_what_is_missing_beside_it_is_counted(tmp_path: Path):
+    sealed_on(buffer := opened(tmp_path, 1), 3, 4)
+    sealed_on(opened(tmp_path, 2), 5, 6)
+    buffer = opened(tmp_path, 3)
+    for held in list(buffer.waiting())[::3]:
+        buffer.acknowledge(held)
+    buffer.close()
+    (tmp_path / "00000001.seg").unlink()
+    spool = Spool(Disk(tmp_path))
+    spool.recover()
+    spool.begin(4)
+    spool.tidy()
+    assert [damage.lost for damage in spool.damage()] == [4]
+    spool.write_acked(0.0)
+    again = Spool(Disk(tmp_path))  # killed before that was counted
+    again.recover()
+    assert [damage.lost for damage in again.damage()] == [4]
 
 
 @pytest.mark.parametrize("name", ["journal", "acked"])
