@@ -1,6 +1,7 @@
 """Refused batches are offered again when somebody asks, under their own names, and lost never."""
 
 import errno
+import os
 import shutil
 import threading
 from base64 import b64encode
@@ -278,6 +279,7 @@ class FailingDisk(Disk):
     """A disk on which nothing can be renamed, removed, read, listed or synced while that holds."""
 
     cannot: ClassVar[set[str]] = set()
+    number: ClassVar[int] = errno.EACCES
 
     def names(self) -> list[str]:
         self._fail(f"list {self.directory.name}")
@@ -304,7 +306,7 @@ class FailingDisk(Disk):
 
     def _fail(self, what: str, name: str | None = None) -> None:
         if what in self.cannot:
-            raise PermissionError(errno.EACCES, "Permission denied", name)
+            raise OSError(self.number, os.strerror(self.number), name)
 
 
 @pytest.fixture
@@ -1103,6 +1105,28 @@ def test_that_one_cannot_be_read_is_a_fault_as_long_as_it_waits_whatever_else_fa
     FailingDisk.cannot.add("rename")
     buffer.tick(61.0)
     assert buffer.stats().faults == []
+
+
+@pytest.mark.usefixtures("failing_disk")
+def test_to_try_whether_one_could_be_set_aside_costs_no_list_that_could_not_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    refused(tmp_path / "other").close()
+    (tmp_path / "other/refused/2-1-0x99.batch").unlink()
+    take(buffer := begun(FailingDisk(state := tmp_path / "state"), 2), 3.0)
+    buffer.tick(60.0)
+    FailingDisk.cannot = {"rename"}
+    with pytest.raises(PermissionError):
+        buffer.set_aside(held := next(buffer.waiting()), 0x95)
+    buffer.acknowledge(held)
+    state.rename(tmp_path / "away")
+    (tmp_path / "other").rename(state)
+    monkeypatch.setattr(FailingDisk, "number", errno.EIO)
+    FailingDisk.cannot = {"read refused.list"}
+    buffer.tick(61.0)
+    FailingDisk.cannot = set()
+    buffer.tick(62.0)
+    assert buffer.stats().dropped_by == {"refused and removed": 1}
 
 
 def test_one_that_somebody_removed_is_told_of_once_though_the_list_cannot_be_written_at_first(
