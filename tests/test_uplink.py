@@ -176,17 +176,17 @@ def test_the_window_grows_from_one_and_the_status_has_a_place_in_it(maximum, win
     async def scenario() -> None:
         async with Broker(limits=Limits(receive_maximum=maximum)) as broker:
             seen = most_under_way(broker)
-            broker.faults = Faults(ack_after=0.02)
+            broker.faults = Faults(ack_after=0.05)
             box = Box(tmp_path, address(broker))
-            await box.seal(80 * window)
+            await box.seal(40 * window)
             async with delivering(box):
                 await broker.wait_for(10)
                 box.status.size = 1  # it is published while the window is full
                 await box.empty()
             assert broker.connects == 1  # a broker whose maximum is exceeded hangs up
             assert max(seen) == window
-            assert both(broker.received) == list(range(1, 80 * window + 1))
-            assert len(broker.received) == 80 * window + 2
+            assert both(broker.received) == list(range(1, 40 * window + 1))
+            assert len(broker.received) == 40 * window + 2
 
     run(scenario(), within=120)
 
