@@ -10,7 +10,7 @@ from random import Random
 import pytest
 from crash_disk import CrashDisk
 from delivery import Box, address, both, delivering, run, until
-from test_buffer import SETTINGS, begun, opened, take, values
+from test_buffer import SETTINGS, begun, flip, opened, take, values
 
 from gateway.buffer import Buffer
 from gateway.disk import BLOCK, PATIENCE, Disk
@@ -322,6 +322,41 @@ def test_what_is_flushed_once_there_is_room_for_a_new_journal_is_there_after_a_k
     buffer.tick(51.0)  # it is begun anew once
     assert disk.written == written_so_far
     assert (buffer.fault, buffer.unsaved) == (None, 0)
+    assert values(started(Disk(tmp_path), 3))[-1] == 99.0
+
+
+class NoOverwriting(WornDisk):
+    """One that lets no segment go, nor has room to blank what is damaged there."""
+
+    full = True
+
+    def write(self, name: str, offset: int, data: bytes) -> None:
+        there = name.endswith(".seg") and self.exists(name)
+        if there and offset < self.size(name) and self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().write(name, offset, data)
+
+    def remove(self, name: str) -> None:
+        if name.endswith(".seg"):
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        super().remove(name)
+
+
+def test_nothing_is_flushed_to_a_journal_that_is_yet_to_be_begun_anew(tmp_path: Path):
+    written(tmp_path)
+    for at in (1, 5_000, 15_000):
+        flip(tmp_path / "00000001.seg", at)
+    disk = NoOverwriting(tmp_path, ("journal", 0))
+    buffer = Buffer(disk, SETTINGS, "trd-0042", boot=7, epoch=2)
+    take(buffer, 99.0, durable=True)
+    for second in (0.0, PATIENCE):
+        buffer.tick(second)
+    assert "No space left" in str(buffer.fault)
+    disk.full = False
+    for second in (PATIENCE + 1, PATIENCE + 20):
+        buffer.tick(second)
+    assert (buffer.fault, buffer.unsaved) == (None, 0)
+    assert (tmp_path / "journal.damaged").exists()
     assert values(started(Disk(tmp_path), 3))[-1] == 99.0
 
 
