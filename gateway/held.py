@@ -68,11 +68,6 @@ class Shelf:
             yield held
             after = held.sequence
 
-    def sequences(self) -> list[int]:
-        """Return those of all that is held."""
-        with self.lock:
-            return list(self._held)
-
     def any_of(self, segment: str) -> bool:
         """Whether something is held in a segment."""
         with self.lock:

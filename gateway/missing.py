@@ -10,7 +10,7 @@ from gateway.acked import Acked, within
 from gateway.damage import Damage
 from gateway.flushed import Flushed
 from gateway.held import Shelf
-from gateway.record import Record, claims, pack
+from gateway.record import Record, claims
 from gateway.recorded import Recorded
 from gateway.survey import Gap, Survey
 
@@ -28,9 +28,9 @@ class Missing:
         """Whether there is something whose loss is not recorded yet."""
         return bool(self._survey.gaps)
 
-    def add_foreign(self, segment: str, record: Record) -> None:
-        """Take up another box's batch of a sequence that is held: it is told of as damage is."""
-        self._survey.gaps.append(Gap(segment, record.at, pack(record), True))
+    def add_foreign(self, segment: str, at: int, data: bytes) -> None:
+        """Take up another box's batch of a number of ours: it is told of as damage is."""
+        self._survey.gaps.append(Gap(segment, at, data, True, foreign=True))
 
     def end(self) -> int:
         """Settle the ends of the survey once all is read; return how many readings were sealed."""
@@ -78,7 +78,7 @@ class Missing:
 
     def _damage(self, gap: Gap) -> Damage:
         told = list(claims(gap.data))
-        lost = sum(map(self._lost, told)) if told else None
+        lost = sum(r.readings if gap.foreign else self._lost(r) for r in told) if told else None
         unsure = False
         if gap.missing is not None:
             lost, unsure = self._missing_in(gap, told)

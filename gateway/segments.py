@@ -50,6 +50,8 @@ class Segment:
     """That of the next record."""
     bad: list[int] = field(default_factory=list)
     """Where the blocks begin that cannot be read: the file is kept for good."""
+    history: int | None = None
+    """Of which directory its head tells; None: it does not."""
 
 
 class Segments:
@@ -178,6 +180,10 @@ class Segments:
 
     def __contains__(self, name: str) -> bool:
         return name in self._all
+
+    def history(self, name: str) -> int | None:
+        """Return of which directory a segment's head tells, None where it does not."""
+        return self._all[name].history
 
     @property
     def newest(self) -> Segment:

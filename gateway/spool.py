@@ -19,7 +19,7 @@ from gateway.flushed import Flushed
 from gateway.held import Held, Shelf
 from gateway.missing import Missing
 from gateway.readback import Readback
-from gateway.record import NOWHERE, Kind, Place, Record, size_of
+from gateway.record import NOWHERE, Kind, Place, Record, pack, size_of
 from gateway.recorded import Recorded
 from gateway.segments import (
     LARGEST_FILE,
@@ -56,8 +56,14 @@ class Spool:
         self.readback = Readback(disk, self._segments, self._shelf)
         self._histories: list[int] = []
         """What tells this directory's segments from another's, the newest one's last: an epoch."""
+        self._went: set[tuple[int | None, str]] = set()
+        """Names of what is lost, and which history tells of it."""
+        self._lasts: dict[int | None, int] = {}
+        """The highest sequence that each history tells of."""
         self.last = 0
         """The highest sequence ever given to a batch."""
+        self.sealed = 0
+        """The highest one found that is ours: another box's segment may have higher ones."""
         self.previous: tuple[int, int] | None = None
         """Epoch and sequence of the newest batch."""
         self.dropped = 0
@@ -113,22 +119,43 @@ class Spool:
             self._histories.append(self._acked.found.history)
             self.recorded.add(self._acked.found.losses)
             self.dropped = max(self.dropped, self._acked.found.dropped)
-        self.last = max([self.last, *(last for _, last, _ in self._acked.ranges)])
-        self._shelf.drop(s for s in self._shelf.sequences() if s in self._acked)
+        acked = [last for _, last, _ in self._acked.ranges]
+        ours = [last for whose, last in self._lasts.items() if whose in {None, self.history}]
+        self.last, self.sealed = max([self.last, *acked]), max([0, *ours, *acked])
+        for first, last, _ in self._acked.ranges:
+            self._let_go_of(self._shelf.waiting(first - 1, last + 1), self.history)
 
     def _let_go_of_evicted(self) -> None:
         """Let go of what power cuts bring back, though only a head still tells that it went."""
-        for name in self.recorded.names:
-            self._shelf.drop([held.sequence for held in self._shelf.of(name)])
+        for history, name in self._went:
+            self._let_go_of(self._shelf.of(name), history)
+
+    def _let_go_of(self, told: Iterable[Held], history: int | None) -> None:
+        """Let go of what a history tells of, as acknowledged or lost, by its number or its name.
+
+        In another history's segment it has that by chance: it goes as well, for nobody knows which
+        of the two was meant, but is told of as damage is, and the file is kept.
+        """
+        for held in list(told):
+            whose = self._segments.history(held.segment)
+            if history is not None and whose not in {None, history}:
+                at = held.offset - size_of(b"")
+                data = self._disk.read(held.segment, at, size_of(b"") + held.length)
+                self._missing.add_foreign(held.segment, at, data)
+                self._segments.keep(held.segment, at)
+            self._shelf.drop([held.sequence])
 
     def _take(self, segment: Segment, record: Record) -> None:
         segment.first = segment.first or record.sequence
-        self.last = max(self.last, record.sequence - (record.kind == Kind.HEAD))
+        last = record.sequence - (record.kind == Kind.HEAD)
+        self.last = max(self.last, last)
         if record.kind == Kind.BATCH:
             self._hold(segment, record)
         elif record.kind == Kind.HEAD:
             dropped, previous, history, *lost = msgpack.unpackb(record.payload)
             self._histories.append(history)
+            segment.history = history
+            self._went |= {(history, name) for name in lost}
             self.recorded.add(lost)
             self.dropped = max(self.dropped, dropped)
             self._saw(*previous)
@@ -140,7 +167,9 @@ class Spool:
                 self.dropped += record.readings
             self.recorded.add(of)
             self.recorded.ranges.add((first, record.sequence, record.readings))
-            self._shelf.drop(s for s in self._shelf.sequences() if first <= s <= record.sequence)
+            self._went |= {(segment.history, name) for name in of}
+            self._let_go_of(self._shelf.waiting(first - 1, record.sequence + 1), segment.history)
+        self._lasts[segment.history] = max(self._lasts.get(segment.history, 0), last)
 
     def _saw(self, epoch: int, sequence: int) -> None:
         if sequence and (self.previous is None or sequence >= self.previous[1]):
@@ -151,7 +180,7 @@ class Spool:
         self.last = max(self.last, record.sequence)
         if there := self._shelf.get(record.sequence):
             if there.epoch != record.epoch:  # another box's: kept, and told of as damage is
-                self._missing.add_foreign(segment.name, record)
+                self._missing.add_foreign(segment.name, record.at, pack(record))
                 segment.bad.append(record.at)
                 return
             self._shelf.drop([record.sequence])  # written again after a failed sync: this is synced

@@ -185,7 +185,7 @@ class Store:
         Of one that lies aside there may be the beginning alone, which would take its place.
         """
         names = self._disk.names()
-        frames, damaged = self.journal.recover(self.spool.last)
+        frames, damaged = self.journal.recover(self.spool.sealed)
         self._losses.found(damaged)
         if frames and acked.NAME not in names and not any(map(is_segment, names)):
             self._losses.gone([SEGMENTS])

@@ -45,6 +45,8 @@ class Gap:
     """The sequences that they had, as far as that is known."""
     whole: bool = False
     """Whether whole segments are missing, which may have gone because they were delivered."""
+    foreign: bool = False
+    """Whether it is another box's batch, of which nothing here tells."""
 
     @property
     def shows(self) -> bool:

@@ -1,0 +1,131 @@
+"""Segments of another box's buffer that somebody put into ours: none goes in silence."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from test_buffer import opened, take, values
+
+from gateway.buffer import Buffer
+from gateway.disk import Disk
+from gateway.spool import Spool
+
+
+def filled(directory: Path, epoch: int, *readings: float) -> Buffer:
+    """Return a buffer of a new run, closed, with a batch a reading in its newest segment."""
+    buffer = opened(directory, epoch)
+    for reading in readings:
+        take(buffer, reading)
+        buffer._work(0.0, buffer._seal)
+    buffer.close()
+    return buffer
+
+
+def delivered(buffer: Buffer) -> None:
+    for held in list(buffer.waiting()):
+        buffer.acknowledge(held)
+    buffer.close()
+
+
+def evicted(buffer: Buffer) -> None:
+    buffer._spool.evict("buffer full")
+    buffer.close()
+
+
+def put(tmp_path: Path, name: str, theirs: str = "00000001.seg") -> bytes:
+    """Put a segment of theirs into ours under this name; return what it holds."""
+    return shutil.copy(tmp_path / "theirs" / theirs, tmp_path / "ours" / name).read_bytes()
+
+
+def check_counted(ours: Path, waits: list[float], dropped: int, name: str, data: bytes) -> None:
+    """What was let go of is counted once, told, and its file is kept."""
+    buffer = opened(ours, 7)
+    assert (values(buffer), buffer.stats().dropped) == (waits, dropped)
+    assert any(name in fault for fault in buffer.stats().faults)
+    buffer.close()
+    again = opened(ours, 8)
+    assert (values(again), again.stats().dropped) == (waits, dropped)
+    assert (ours / f"{name}.damaged").read_bytes() == data
+
+
+@pytest.mark.parametrize("name", ["00000000.seg", "00000007.seg"])
+def test_what_was_delivered_under_their_numbers_is_not_theirs(tmp_path: Path, name: str):
+    filled(tmp_path / "theirs", 50, 50.0, 51.0)
+    delivered(filled(tmp_path / "ours", 1, 1.0, 2.0, 3.0))
+    filled(tmp_path / "ours", 2, 4.0)
+    check_counted(tmp_path / "ours", [4.0], 2, name, put(tmp_path, name))
+
+
+def test_one_named_as_what_was_evicted_is_not_that(tmp_path: Path):
+    filled(tmp_path / "theirs", 50, 50.0, 51.0)
+    filled(tmp_path / "theirs", 51, 52.0)
+    filled(tmp_path / "ours", 1, 1.0)
+    evicted(filled(tmp_path / "ours", 2, 2.0))
+    data = put(tmp_path, "00000001.seg", "00000002.seg")
+    check_counted(tmp_path / "ours", [2.0], 2, "00000001.seg", data)
+
+
+def test_what_theirs_lost_costs_nothing_of_ours_in_silence(tmp_path: Path):
+    """By its number, as by its name: they dropped the first batch, of a segment called as ours."""
+    filled(tmp_path / "theirs", 50, 50.0)
+    evicted(filled(tmp_path / "theirs", 51, 51.0))
+    for epoch in (1, 2, 3):
+        filled(tmp_path / "ours", epoch, float(epoch))
+    data = (tmp_path / "ours/00000001.seg").read_bytes()
+    put(tmp_path, "00000007.seg", "00000002.seg")
+    # Theirs is of the number of 2.0, and they dropped one before
+    check_counted(tmp_path / "ours", [2.0, 3.0], 3, "00000001.seg", data)
+
+
+def test_a_name_that_theirs_tells_of_costs_nothing_of_ours_in_silence(tmp_path: Path):
+    delivered(filled(tmp_path / "theirs", 50, *range(50, 70)))
+    filled(tmp_path / "theirs", 51, 70.0)
+    evicted(filled(tmp_path / "theirs", 52, 71.0))
+    for epoch in (1, 2, 3):
+        filled(tmp_path / "ours", epoch, float(epoch))
+    data = (tmp_path / "ours/00000002.seg").read_bytes()
+    put(tmp_path, "00000007.seg", "00000003.seg")
+    buffer = opened(tmp_path / "ours", 7)
+    assert values(buffer) == [1.0, 3.0, 71.0]
+    assert any("1 readings lost: 00000002.seg-" in fault for fault in buffer.stats().faults)
+    assert (tmp_path / "ours/00000002.seg.damaged").read_bytes() == data
+
+
+def no_head(segment: Path) -> None:
+    with segment.open("r+b") as file:
+        file.write(bytes(63))
+
+
+def test_what_is_acknowledged_of_a_segment_without_a_head_is_ours(tmp_path: Path):
+    buffer = filled(tmp_path, 1, 1.0, 2.0)
+    buffer.acknowledge(next(buffer.waiting()))
+    buffer.close()
+    no_head(tmp_path / "00000001.seg")
+    (spool := Spool(Disk(tmp_path))).recover()
+    assert spool.sealed == 2
+    buffer = opened(tmp_path, 2)
+    assert (values(buffer), buffer.stats().dropped) == ([2.0], 0)
+
+
+def test_a_loss_that_is_told_of_without_a_head_is_ours(tmp_path: Path):
+    filled(tmp_path, 1, 1.0)
+    gone = (tmp_path / "00000001.seg").read_bytes()
+    evicted(filled(tmp_path, 2, 2.0))
+    no_head(tmp_path / "00000002.seg")
+    (tmp_path / "00000001.seg").write_bytes(gone)  # a power cut brings it back
+    buffer = opened(tmp_path, 3)
+    assert (values(buffer), buffer.stats().dropped) == ([2.0], 1)
+
+
+@pytest.mark.parametrize("name", ["00000000.seg", "00000007.seg"])
+def test_what_was_flushed_is_delivered_or_counted_though_theirs_have_its_number(
+    tmp_path: Path, name: str
+):
+    filled(tmp_path / "theirs", 50, 50.0, 51.0, 52.0)
+    buffer = filled(tmp_path / "ours", 1, 1.0)
+    take(buffer, 2.0, 3.0, durable=True)
+    buffer.tick(1.0)
+    buffer._disk.close_all()
+    put(tmp_path, name)
+    buffer = opened(tmp_path / "ours", 2)
+    assert len(values(buffer)) + buffer.stats().dropped == 6
