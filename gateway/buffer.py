@@ -268,7 +268,7 @@ class Buffer:
 
     def _flush(self) -> None:
         try:
-            self._intake.flush(self._store.journal)
+            self._intake.flush(self._store.journal, self._spool)
         except JournalFullError:
             self._seal()
         except OSError:

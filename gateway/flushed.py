@@ -1,11 +1,12 @@
 """One frame of the journal: readings as bytes, and found again among bytes that may be damaged.
 
-    frame: magic "bgJ3", CRC32, length | epoch, sequence, boot, clock, wall − boot, count, before
-           | rows
+    frame: magic "bgJ4", CRC32, length | epoch, sequence, boot, clock, wall − boot, count, before,
+           history | rows
 
 (epoch, sequence) is the batch in which the rows *will* be sealed: with a generation counter in its
 place, every one of 300 crash runs sealed readings twice or lost flushed ones. `before` is how many
-readings of its batch earlier frames hold: it tells what a damaged one held.
+readings of its batch earlier frames hold: it tells what a damaged one held. `history` is that of
+the directory: by its numbers alone, what another box flushed would be taken for sealed.
 
 Each begins on a slot. Behind the newest stand older ones, all sealed, or zeros: whatever else does
 is damage. Nothing tells of frames that are gone with all behind them, where zeros or an older frame
@@ -17,6 +18,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import msgpack
 
@@ -27,10 +29,11 @@ from gateway.reading import ClockState, Instant, Quantity, Reading
 NAME = "journal"
 SLOT = 4096
 SLOTS = 64
-MAGIC = b"bgJ3"
+MAGIC = b"bgJ4"
 """What each frame begins with; another digit is another version."""
 _HEAD = struct.Struct("<4sII")  # magic, CRC32 of all that follows the length, its length
-_BODY = struct.Struct("<IQIBqII")  # epoch, sequence, boot, clock, wall − boot in ms, count, before
+_BODY = struct.Struct("<IQIBqIII")
+"""epoch, sequence, boot, clock, wall − boot in ms, count, before, history"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,8 @@ class Flushed:
     readings: Sequence[Reading]
     before: int = 0
     """Readings of the same batch that were flushed before."""
+    history: int = 0
+    """What tells the directory from another box's; 0: nothing does."""
 
     @property
     def name(self) -> tuple[int, int]:
@@ -68,12 +73,22 @@ def pack(flushed: Flushed) -> bytes:
     offset = first.wall_ms - first.boot_ms
     readings = len(flushed.readings)
     ids = (flushed.epoch, flushed.sequence, flushed.boot, first.clock, offset, readings)
-    body = _BODY.pack(*ids, flushed.before) + packed
+    body = _BODY.pack(*ids, flushed.before, flushed.history) + packed
     return _HEAD.pack(MAGIC, zlib.crc32(body), len(body)) + body
 
 
 def _columns(quantity: Quantity) -> tuple[str, str, int, float | None, float | None]:
     return quantity.name, quantity.unit, quantity.decimals, quantity.low, quantity.high
+
+
+class Found(NamedTuple):
+    """What the bytes of a journal hold."""
+
+    frames: list[Flushed]
+    """Those that are in no batch yet."""
+    damaged: list[Damage]
+    history: int
+    """That of the newest frame, in a batch or not; 0: none tells one."""
 
 
 @dataclass(eq=False, slots=True)
@@ -94,8 +109,12 @@ class _Bad:
         return Damage(NAME, self.at, self.data, lost, unsure=unsure, of=of or self.of)
 
 
-def unsealed(data: bytes, sealed: int) -> tuple[list[Flushed], list[Damage]]:
-    """Return what the bytes of a journal hold that is not in a batch up to `sealed`."""
+def unsealed(data: bytes, sealed: int, history: int = 0) -> Found:
+    """Return what the bytes of a journal hold that is not in a batch up to `sealed`.
+
+    Another history's frames are told of as damage is: up to that, too, they are in no batch of
+    ours; above, they go on as ours do, and the next start is to meet them no more.
+    """
     data = data[: SLOT * SLOTS].ljust(SLOT * SLOTS, b"\0")
     frames: list[Flushed] = []
     damaged: list[Damage] = []
@@ -114,13 +133,23 @@ def unsealed(data: bytes, sealed: int) -> tuple[list[Flushed], list[Damage]]:
             damaged += [Damage(NAME, at, data[at:end], 0, of=frame.mark)] if mended else []
         else:
             damaged += _behind(bad, last, frame, sealed)
+        if history and frame.history != history:
+            damaged.append(_theirs(at, data[at:end], frame, sealed))
         if newest == at and (last is None or last.sequence <= frame.sequence):
             newest = end
         bad.clear()
         frames.append(frame)
         found[frame.name] = frame.before + len(frame.readings)
     damaged += _behind(bad, frames[-1] if frames else None, None, sealed)
-    return [frame for frame in _once(frames) if frame.sequence > sealed], damaged
+    newest_of = max(frames, key=lambda frame: frame.sequence, default=None)
+    left = [frame for frame in _once(frames) if frame.sequence > sealed]
+    return Found(left, damaged, newest_of.history if newest_of else 0)
+
+
+def _theirs(at: int, slots: bytes, frame: Flushed, sealed: int) -> Damage:
+    """Return another box's frame; it may be in a batch of theirs, and there may be two of it."""
+    lost = len(frame.readings) if frame.sequence <= sealed else 0
+    return Damage(NAME, at, slots, lost, unsure=lost > 0, of=frame.mark)
 
 
 def _once(frames: list[Flushed]) -> Iterator[Flushed]:
@@ -147,7 +176,7 @@ def _frames(data: bytes) -> Iterator[tuple[int, int, Flushed | None, bool]]:
 
 def _head(at: int, slots: bytes, newest: bool) -> _Bad:
     """Return slots that hold no frame, with what the head of one that is damaged says."""
-    epoch, sequence, _, clock, _, readings, before = _BODY.unpack_from(slots, _HEAD.size)
+    epoch, sequence, _, clock, _, readings, before, _ = _BODY.unpack_from(slots, _HEAD.size)
     known = sequence > 0 and clock in set(ClockState) and before < BATCH_READINGS
     if not (slots.startswith(MAGIC) and known):
         return _Bad(at, slots, newest)
@@ -237,7 +266,7 @@ def _body(data: bytes | bytearray, at: int) -> bytes | None:
 
 
 def _unpack(body: bytes) -> Flushed:
-    epoch, sequence, boot, clock, offset, _, before = _BODY.unpack_from(body)
+    epoch, sequence, boot, clock, offset, _, before, history = _BODY.unpack_from(body)
     start, named, rows = msgpack.unpackb(body[_BODY.size :])
     series = [(sensor, Quantity(*columns)) for sensor, *columns in named]
     readings = []
@@ -245,4 +274,4 @@ def _unpack(body: bytes) -> Flushed:
         sensor, quantity = series[index]
         instant = Instant(start + ms, start + ms - offset, clock)
         readings.append(Reading(sensor, quantity, instant, value, quality))
-    return Flushed(epoch, sequence, boot, readings, before)
+    return Flushed(epoch, sequence, boot, readings, before, history)

@@ -99,24 +99,24 @@ class Intake:
 
     # To the journal
 
-    def flush(self, journal: Journal) -> None:
+    def flush(self, journal: Journal, spool: Spool) -> None:
         """Flush the batch that is being filled; raises JournalFullError and OSError."""
         if self.filling:
-            self._flush(journal, self._sequence, self.filling)
+            self._flush(journal, spool, self._sequence, self.filling)
 
     def flush_all(self, journal: Journal, spool: Spool, began: float) -> None:
         """Flush everything there is, as far as the journal has room; raises the same."""
         for batch in self.sealed:
-            self._flush(journal, batch.sequence, batch)
+            self._flush(journal, spool, batch.sequence, batch)
         while self.fill(began):
-            self.flush(journal)
+            self.flush(journal, spool)
             self.seal(spool)
-        self.flush(journal)
+        self.flush(journal, spool)
 
-    def _flush(self, journal: Journal, sequence: int, part: Filling | Sealed) -> None:
+    def _flush(self, journal: Journal, spool: Spool, sequence: int, part: Filling | Sealed) -> None:
         if readings := part.readings[part.journaled :]:
-            before = part.journaled
-            journal.write(Flushed(self.epoch, sequence, self._boot, readings, before))
+            before, history = part.journaled, spool.history or 0
+            journal.write(Flushed(self.epoch, sequence, self._boot, readings, before, history))
             part.journaled = len(part.readings)
 
     # To the spool

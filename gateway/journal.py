@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from gateway.damage import DAMAGED, Damage
 from gateway.disk import BLOCK, Disk
-from gateway.flushed import MAGIC, NAME, SLOT, SLOTS, Flushed, pack, unsealed
+from gateway.flushed import MAGIC, NAME, SLOT, SLOTS, Flushed, Found, pack, unsealed
 
 
 class JournalFullError(Exception):
@@ -31,15 +31,16 @@ class Journal:
         """Slots in which a frame goes on that began before them, or is half written."""
         self._unreadable = self._renamed = self._broken = False
 
-    def recover(self, sealed: int) -> tuple[list[Flushed], list[Damage]]:
+    def recover(self, sealed: int, history: int = 0) -> Found:
         """Return the frames that are not in a batch up to `sealed`, and what is left of others.
 
-        One that is broken is full from then on: what would be flushed is sealed.
+        `history` is that of the spool, 0 where it has none. A journal that is broken is full from
+        then on: what would be flushed is sealed.
         """
         self._unreadable = self._renamed = False
         self._broken = self._disk.broken_for_good(NAME) is not None
         if self._broken:
-            return [], []
+            return Found([], [], 0)
         data, bad = self._disk.salvage(NAME)
         self._unreadable = bool(bad)
         if len(data) < SLOT * SLOTS:
@@ -47,7 +48,7 @@ class Journal:
         self._next = -(-len(data.rstrip(b"\0")) // SLOT)  # until all of it is sealed
         slots = [data[at : at + SLOT] for at in range(0, len(data), SLOT)]
         self._amid = {n for n, slot in enumerate(slots) if any(slot) and slot[:4] != MAGIC}
-        return found(data, bad, sealed)
+        return found(data, bad, sealed, history)
 
     def _extend(self, size: int) -> None:
         self._disk.write(NAME, size, bytes(SLOT * SLOTS - size))
@@ -96,16 +97,16 @@ class Journal:
         self._next = 0
 
 
-def found(data: bytes, bad: list[int], sealed: int) -> tuple[list[Flushed], list[Damage]]:
+def found(data: bytes, bad: list[int], sealed: int, history: int) -> Found:
     """Return the frames that are not in a batch up to `sealed`, and what is left of others.
 
     `bad` is where the blocks begin that cannot be read.
     """
-    frames, damaged = unsealed(data, sealed)
-    known = {at for each in damaged for at in range(each.at, each.at + len(each.data), BLOCK)}
+    there = unsealed(data, sealed, history)
+    known = {at for each in there.damaged for at in range(each.at, each.at + len(each.data), BLOCK)}
     blocks = [Damage(NAME, at, data[at : at + BLOCK], None) for at in bad if at not in known]
-    told = _joined(sorted([*damaged, *blocks], key=lambda each: each.at))
-    return frames, [replace(each, unreadable=bool(bad)) for each in told]
+    told = _joined(sorted([*there.damaged, *blocks], key=lambda each: each.at))
+    return there._replace(damaged=[replace(each, unreadable=bool(bad)) for each in told])
 
 
 def _joined(damaged: list[Damage]) -> list[Damage]:

@@ -56,8 +56,8 @@ class Spool:
         self.readback = Readback(disk, self._segments, self._shelf)
         self._histories: list[int] = []
         """What tells this directory's segments from another's, the newest one's last: an epoch."""
-        self._went: set[tuple[int | None, str]] = set()
-        """Names of what is lost, and which history tells of it."""
+        self._went: dict[tuple[int | None, str], None] = {}
+        """Which history tells of what is lost, and its name: as they were read."""
         self._lasts: dict[int | None, int] = {}
         """The highest sequence that each history tells of."""
         self.last = 0
@@ -155,7 +155,7 @@ class Spool:
             dropped, previous, history, *lost = msgpack.unpackb(record.payload)
             self._histories.append(history)
             segment.history = history
-            self._went |= {(history, name) for name in lost}
+            self._went |= dict.fromkeys((history, name) for name in lost)
             self.recorded.add(lost)
             self.dropped = max(self.dropped, dropped)
             self._saw(*previous)
@@ -167,7 +167,7 @@ class Spool:
                 self.dropped += record.readings
             self.recorded.add(of)
             self.recorded.ranges.add((first, record.sequence, record.readings))
-            self._went |= {(segment.history, name) for name in of}
+            self._went |= dict.fromkeys((segment.history, name) for name in of)
             self._let_go_of(self._shelf.waiting(first - 1, record.sequence + 1), segment.history)
         self._lasts[segment.history] = max(self._lasts.get(segment.history, 0), last)
 
@@ -216,6 +216,14 @@ class Spool:
     def history(self) -> int | None:
         """What tells this directory from another one; None: nothing here does."""
         return self._histories[-1] if self._histories else None
+
+    def go_by(self, history: int) -> None:
+        """Go on with the history that the journal tells of, where nothing else here tells one.
+
+        Were another one begun, what is flushed already would be taken for another box's.
+        """
+        if history and self.history is None:
+            self._histories.append(history)
 
     def goes_on(self, other: "Spool") -> bool:
         """Whether it holds what `other` does, or did: no other history, nor an older image."""

@@ -185,7 +185,8 @@ class Store:
         Of one that lies aside there may be the beginning alone, which would take its place.
         """
         names = self._disk.names()
-        frames, damaged = self.journal.recover(self.spool.sealed)
+        frames, damaged, history = self.journal.recover(self.spool.sealed, self.spool.history or 0)
+        self.spool.go_by(history)
         self._losses.found(damaged)
         if frames and acked.NAME not in names and not any(map(is_segment, names)):
             self._losses.gone([SEGMENTS])

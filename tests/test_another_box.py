@@ -1,4 +1,4 @@
-"""Segments of another box's buffer that somebody put into ours: none goes in silence."""
+"""Files of another box's buffer that somebody put into ours: nothing goes in silence."""
 
 import shutil
 from pathlib import Path
@@ -8,6 +8,7 @@ from test_buffer import opened, take, values
 
 from gateway.buffer import Buffer
 from gateway.disk import Disk
+from gateway.glance import Glance
 from gateway.spool import Spool
 
 
@@ -129,3 +130,59 @@ def test_what_was_flushed_is_delivered_or_counted_though_theirs_have_its_number(
     put(tmp_path, name)
     buffer = opened(tmp_path / "ours", 2)
     assert len(values(buffer)) + buffer.stats().dropped == 6
+
+
+def flushed(directory: Path, epoch: int, *readings: float) -> bytes:
+    """Leave readings in a journal, as a power cut does; return what it holds."""
+    take(buffer := opened(directory, epoch), *readings, durable=True)
+    buffer.tick(1.0)
+    buffer._disk.close_all()
+    return (directory / "journal").read_bytes()
+
+
+def test_what_was_flushed_under_numbers_of_ours_is_not_sealed(tmp_path: Path):
+    """Their journal stands in place of ours: the numbers of two of its readings are ours."""
+    ours = tmp_path / "ours"
+    filled(tmp_path / "theirs", 50, 50.0)
+    theirs = flushed(tmp_path / "theirs", 51, 51.0, 52.0)
+    delivered(filled(ours, 1, 1.0, 2.0))
+    (ours / "journal").write_bytes(theirs)
+    assert [each.cost for each in Glance(ours, "gw").damage] == ["at most 2"]
+    buffer = opened(ours, 7)
+    assert (values(buffer), buffer.stats().dropped) == ([], 2)
+    assert any("at most 2 readings lost: journal-" in fault for fault in buffer.stats().faults)
+    buffer.close()
+    (aside,) = ours.glob("journal-0-*-2-51.damaged")
+    assert aside.read_bytes() == theirs[:4096]
+    again = opened(ours, 8)
+    assert (values(again), again.stats().dropped) == ([], 2)
+
+
+def test_what_was_flushed_above_our_numbers_is_delivered_and_told(tmp_path: Path):
+    filled(tmp_path / "theirs", 50, 50.0, 51.0)
+    theirs = flushed(tmp_path / "theirs", 51, 52.0)
+    filled(tmp_path / "ours", 1, 1.0, 2.0)
+    (tmp_path / "ours/journal").write_bytes(theirs)
+    buffer = opened(tmp_path / "ours", 7)
+    assert (values(buffer), buffer.stats().dropped) == ([1.0, 2.0, 52.0], 0)
+    assert any(fault.startswith("0 readings lost: journal-") for fault in buffer.stats().faults)
+    buffer.acknowledge(next(buffer.waiting()))
+    buffer.close()
+    again = opened(tmp_path / "ours", 8)
+    assert (values(again), again.stats().dropped) == ([2.0, 52.0], 0)
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_journal_tells_whose_it_is_where_nothing_else_does(tmp_path: Path, *, sealed: bool):
+    """Else it would be taken for another box's from the next start on."""
+    opened(tmp_path, 1).close()
+    flushed(tmp_path, 2, 1.0)
+    if sealed:
+        opened(tmp_path, 3).close()
+    for segment in tmp_path.glob("*.seg"):
+        no_head(segment)
+    (tmp_path / "acked").unlink()
+    for epoch in (4, 5):
+        buffer = opened(tmp_path, epoch)
+        assert (values(buffer), buffer.stats().dropped) == ([1.0], 0)
+        buffer.close()

@@ -730,8 +730,8 @@ SHORT = struct.pack("<II", zlib.crc32(b"x"), 1) + b"x"
 @pytest.mark.parametrize(
     "foreign",
     [
-        *(b"", b"\0" * 5000, b"bgS3" * 100, b"bgJ3" + b"\xff" * 9000),
-        *(magic + SHORT + bytes(90) for magic in (b"bgS3", b"bgJ3")),
+        *(b"", b"\0" * 5000, b"bgS3" * 100, b"bgJ4" + b"\xff" * 9000),
+        *(magic + SHORT + bytes(90) for magic in (b"bgS3", b"bgJ4")),
     ],
 )
 def test_it_starts_whatever_it_finds(tmp_path: Path, foreign: bytes):

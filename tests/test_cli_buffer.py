@@ -391,7 +391,7 @@ def test_a_directory_of_something_else(tmp_path: Path, capsys: Said):
     assert "no buffer: neither a journal nor a segment" in wrong(tmp_path, capsys)
 
 
-@pytest.mark.parametrize(("name", "mark"), [("00000001.seg", "bgS4"), ("journal", "bgJ4")])
+@pytest.mark.parametrize(("name", "mark"), [("00000001.seg", "bgS4"), ("journal", "bgJ5")])
 def test_a_newer_version(tmp_path: Path, capsys: Said, name: str, mark: str):
     opened(tmp_path / "state")
     (tmp_path / "state" / name).write_text(mark)

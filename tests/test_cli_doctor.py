@@ -240,7 +240,7 @@ def test_a_buffer_without_room_is_warned_of(tmp_path):
 
 def test_what_another_version_wrote_is_a_fault(tmp_path):
     opened(tmp_path / "state")
-    (tmp_path / "state/journal").write_text("bgJ4")
+    (tmp_path / "state/journal").write_text("bgJ5")
     seen, newest = buffer(read(tmp_path))
     assert (seen.state, newest) == ("fail", None)
     assert "written by another version of bygate" in seen.remedy

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -42,7 +43,7 @@ def spoil(data: bytearray, slot: int) -> None:
 
 def found(data: bytes, sealed: int = 0) -> tuple[list[int], list[tuple[str, int | None]]]:
     """Return the sequences of the frames, and what the others are of and held."""
-    frames, damaged = unsealed(bytes(data), sealed)
+    frames, damaged, _ = unsealed(bytes(data), sealed)
     return [each.sequence for each in frames], [(each.of, each.lost) for each in damaged]
 
 
@@ -91,7 +92,7 @@ def test_two_frames_that_are_damaged_are_counted_each(journal: Journal):
     for slot in (0, 1):
         spoil(data, slot)
     journal._disk.write("journal", 0, bytes(data))
-    _, damaged = journal.recover(0)
+    damaged = journal.recover(0).damaged
     assert [each.lost for each in damaged] == [1, 2]
 
 
@@ -367,11 +368,11 @@ def test_a_journal_that_was_cut_off_keeps_what_is_left_and_has_its_room_again(
     data = written(journal, frame(19, 1), frame(19, 1, before=1))
     journal._disk.cut("journal", end)
     for _ in range(2):  # a kill may come before it is sealed
-        frames, _ = (again := Journal(journal._disk)).recover(18)
+        frames = (again := Journal(journal._disk)).recover(18).frames
         assert [each.before for each in frames] == [0] * (end >= SLOT)
     assert journal._disk.size("journal") == len(data)
     again.write(frame(20, 1))
-    frames, _ = again.recover(18)
+    frames = again.recover(18).frames
     assert [each.sequence for each in frames] == [19] * (end >= SLOT) + [20]
 
 
@@ -389,3 +390,9 @@ def test_bytes_that_are_too_few_for_a_frame_are_none_though_their_sum_is_right()
     short = MAGIC + struct.pack("<II", zlib.crc32(b"short"), 5) + b"short"
     frames, _ = found(short)
     assert frames == []
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_frame_that_was_numbered_last_tells_whose_the_journal_is(journal: Journal, order: int):
+    theirs, ours = replace(frame(1, 1), history=5), replace(frame(2, 1), history=7)
+    assert unsealed(bytes(written(journal, *[theirs, ours][::order])), 2).history == 7
