@@ -33,7 +33,7 @@ MAGIC = b"bgJ4"
 """What each frame begins with; another digit is another version."""
 _HEAD = struct.Struct("<4sII")  # magic, CRC32 of all that follows the length, its length
 _BODY = struct.Struct("<IQIBqIII")
-"""epoch, sequence, boot, clock, wall − boot in ms, count, before, history"""
+"""Epoch, sequence, boot, clock, wall − boot in ms, count, before, history."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Flushed:
     before: int = 0
     """Readings of the same batch that were flushed before."""
     history: int = 0
-    """What tells the directory from another box's; 0: nothing does."""
+    """What tells the directory from another box's."""
 
     @property
     def name(self) -> tuple[int, int]:
@@ -81,14 +81,24 @@ def _columns(quantity: Quantity) -> tuple[str, str, int, float | None, float | N
     return quantity.name, quantity.unit, quantity.decimals, quantity.low, quantity.high
 
 
-class Found(NamedTuple):
-    """What the bytes of a journal hold."""
+class Content(NamedTuple):
+    """What a journal holds."""
 
-    frames: list[Flushed]
-    """Those that are in no batch yet."""
+    unsealed: list[Flushed]
+    """Frames that are numbered above all that is sealed."""
     damaged: list[Damage]
-    history: int
-    """That of the newest frame, in a batch or not; 0: none tells one."""
+    others: list[Flushed]
+    """The other frames: sealed, unless they are another box's."""
+
+    @property
+    def frames(self) -> list[Flushed]:
+        """All of them, the newest last."""
+        return sorted([*self.unsealed, *self.others], key=lambda frame: frame.sequence)
+
+    @property
+    def history(self) -> int:
+        """That of the newest frame; 0: there is none."""
+        return self.frames[-1].history if self.frames else 0
 
 
 @dataclass(eq=False, slots=True)
@@ -109,12 +119,8 @@ class _Bad:
         return Damage(NAME, self.at, self.data, lost, unsure=unsure, of=of or self.of)
 
 
-def unsealed(data: bytes, sealed: int, history: int = 0) -> Found:
-    """Return what the bytes of a journal hold that is not in a batch up to `sealed`.
-
-    Another history's frames are told of as damage is: up to that, too, they are in no batch of
-    ours; above, they go on as ours do, and the next start is to meet them no more.
-    """
+def content(data: bytes, sealed: int) -> Content:
+    """Return what the bytes of a journal hold, where `sealed` is the highest number of a batch."""
     data = data[: SLOT * SLOTS].ljust(SLOT * SLOTS, b"\0")
     frames: list[Flushed] = []
     damaged: list[Damage] = []
@@ -133,23 +139,15 @@ def unsealed(data: bytes, sealed: int, history: int = 0) -> Found:
             damaged += [Damage(NAME, at, data[at:end], 0, of=frame.mark)] if mended else []
         else:
             damaged += _behind(bad, last, frame, sealed)
-        if history and frame.history != history:
-            damaged.append(_theirs(at, data[at:end], frame, sealed))
         if newest == at and (last is None or last.sequence <= frame.sequence):
             newest = end
         bad.clear()
         frames.append(frame)
         found[frame.name] = frame.before + len(frame.readings)
     damaged += _behind(bad, frames[-1] if frames else None, None, sealed)
-    newest_of = max(frames, key=lambda frame: frame.sequence, default=None)
-    left = [frame for frame in _once(frames) if frame.sequence > sealed]
-    return Found(left, damaged, newest_of.history if newest_of else 0)
-
-
-def _theirs(at: int, slots: bytes, frame: Flushed, sealed: int) -> Damage:
-    """Return another box's frame; it may be in a batch of theirs, and there may be two of it."""
-    lost = len(frame.readings) if frame.sequence <= sealed else 0
-    return Damage(NAME, at, slots, lost, unsure=lost > 0, of=frame.mark)
+    once = list(_once(frames))
+    above = [frame for frame in once if frame.sequence > sealed]
+    return Content(above, damaged, [frame for frame in once if frame.sequence <= sealed])
 
 
 def _once(frames: list[Flushed]) -> Iterator[Flushed]:

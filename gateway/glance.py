@@ -91,9 +91,7 @@ class Glance:
         self.spool.recover()
         # A daemon may have begun or ended meanwhile; where nobody can tell, there may be one
         self._owned = owned is not False or in_use(directory) is not False
-        history = self.spool.history or 0
-        there = journal.found(*journaled, self.spool.last, history)
-        self._flushed, self._in_journal = there.frames, there.damaged
+        self._flushed, self._in_journal, _ = journal.found(*journaled, self.spool.last)
         self.aside = [name for name in names if name.endswith(DAMAGED)]
         self.aside += [f"{DIRECTORY}/{n}" for n in self._aside_names() if n.endswith(DAMAGED)]
         """Files that earlier damage was moved to."""

@@ -115,7 +115,7 @@ class Intake:
 
     def _flush(self, journal: Journal, spool: Spool, sequence: int, part: Filling | Sealed) -> None:
         if readings := part.readings[part.journaled :]:
-            before, history = part.journaled, spool.history or 0
+            before, history = part.journaled, spool.history
             journal.write(Flushed(self.epoch, sequence, self._boot, readings, before, history))
             part.journaled = len(part.readings)
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from gateway.damage import DAMAGED, Damage
 from gateway.disk import BLOCK, Disk
-from gateway.flushed import MAGIC, NAME, SLOT, SLOTS, Flushed, Found, pack, unsealed
+from gateway.flushed import MAGIC, NAME, SLOT, SLOTS, Content, Flushed, content, pack
 
 
 class JournalFullError(Exception):
@@ -29,41 +29,50 @@ class Journal:
         self._next = 0
         self._amid: set[int] = set()
         """Slots in which a frame goes on that began before them, or is half written."""
-        self._unreadable = self._renamed = self._broken = False
+        self._aside = ""
+        """What it is to be renamed to, once nothing needs it; nothing is flushed to it then."""
+        self._renamed = self._broken = False
 
-    def recover(self, sealed: int, history: int = 0) -> Found:
-        """Return the frames that are not in a batch up to `sealed`, and what is left of others.
+    def recover(self, sealed: int) -> Content:
+        """Return what it holds, where `sealed` is the highest number of a batch.
 
-        `history` is that of the spool, 0 where it has none. A journal that is broken is full from
-        then on: what would be flushed is sealed.
+        One that is broken is full from then on: what would be flushed is sealed.
         """
-        self._unreadable = self._renamed = False
+        self._aside, self._renamed = "", False
         self._broken = self._disk.broken_for_good(NAME) is not None
         if self._broken:
-            return Found([], [], 0)
+            return Content([], [], [])
         data, bad = self._disk.salvage(NAME)
-        self._unreadable = bool(bad)
+        self._aside = f"{NAME}{DAMAGED}" if bad else ""
         if len(data) < SLOT * SLOTS:
             self._extend(len(data))
         self._next = -(-len(data.rstrip(b"\0")) // SLOT)  # until all of it is sealed
         slots = [data[at : at + SLOT] for at in range(0, len(data), SLOT)]
         self._amid = {n for n, slot in enumerate(slots) if any(slot) and slot[:4] != MAGIC}
-        return found(data, bad, sealed, history)
+        return found(data, bad, sealed)
 
     def _extend(self, size: int) -> None:
         self._disk.write(NAME, size, bytes(SLOT * SLOTS - size))
         self._disk.sync(NAME)
         self._disk.sync_directory()
 
+    def leave(self, frame: Flushed) -> str:
+        """Go on in another file once nothing needs this one, which is another box's, as that frame.
+
+        Return what it is kept as.
+        """
+        self._aside = f"{NAME}-{frame.mark}{DAMAGED}"
+        return self._aside
+
     def renew(self) -> None:
-        """Go on in another file where this one cannot be read, now that nothing needs it.
+        """Go on in another file where this one cannot be read, or was left: nothing needs it now.
 
         One that cannot be renamed is written over.
         """
-        if self._unreadable:
-            self._unreadable = False
+        if self._aside:
+            aside, self._aside = self._aside, ""
             with suppress(OSError):
-                self._disk.rename(NAME, f"{NAME}{DAMAGED}")
+                self._disk.rename(NAME, aside)
                 self._renamed = True
         if self._renamed:
             self._extend(0)
@@ -76,7 +85,7 @@ class Journal:
         """
         frame = pack(flushed)
         begin, end = self._next, self._next - (-len(frame) // SLOT)
-        if self._broken or self._unreadable or self._renamed or end > SLOTS:
+        if self._broken or self._aside or self._renamed or end > SLOTS:
             raise JournalFullError
         self._amid.update(range(begin, end))
         # Else what is left of an older frame would stand where the next one is looked for
@@ -97,12 +106,12 @@ class Journal:
         self._next = 0
 
 
-def found(data: bytes, bad: list[int], sealed: int, history: int) -> Found:
-    """Return the frames that are not in a batch up to `sealed`, and what is left of others.
+def found(data: bytes, bad: list[int], sealed: int) -> Content:
+    """Return what the bytes of a journal hold, where `sealed` is the highest number of a batch.
 
     `bad` is where the blocks begin that cannot be read.
     """
-    there = unsealed(data, sealed, history)
+    there = content(data, sealed)
     known = {at for each in there.damaged for at in range(each.at, each.at + len(each.data), BLOCK)}
     blocks = [Damage(NAME, at, data[at : at + BLOCK], None) for at in bad if at not in known]
     told = _joined(sorted([*there.damaged, *blocks], key=lambda each: each.at))

@@ -9,6 +9,7 @@ from gateway import acked, flushed
 from gateway.aside import LIST
 from gateway.damage import DAMAGED, Damage
 from gateway.disk import Disk, remedy
+from gateway.flushed import Flushed
 from gateway.held import Held
 from gateway.measure import counted
 from gateway.refused import GONE
@@ -149,6 +150,17 @@ class Losses:
     def made_way(self, name: str, aside: str) -> None:
         """Tell of what stood in place of a file of ours."""
         self._tell(f"{self._disk.directory}: {name} is not one of this bygate's: kept as {aside}")
+
+    def another_journal(self, spool: Spool, aside: str, lost: list[Flushed]) -> None:
+        """Count what of another box's journal has numbers that were given here; raises OSError."""
+        readings = sum(len(frame.readings) for frame in lost)
+        if lost:
+            self.record(spool, readings, "damaged on disk", f"{flushed.NAME}-{lost[0].mark}")
+        self._tell(
+            f"{self._disk.directory}: {flushed.NAME} is another buffer's, at least in part: kept as"
+            f" {aside}; at most {readings} readings lost, whose numbers were given here: does it "
+            "belong on another card?"
+        )
 
     def gone(self, names: Iterable[str], how: str = "gone") -> None:
         """Tell of files of ours that are not there, or not as they were, though others are."""

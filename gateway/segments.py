@@ -50,8 +50,8 @@ class Segment:
     """That of the next record."""
     bad: list[int] = field(default_factory=list)
     """Where the blocks begin that cannot be read: the file is kept for good."""
-    history: int | None = None
-    """Of which directory its head tells; None: it does not."""
+    history: int = 0
+    """Of which directory its head tells; 0: it does not."""
 
 
 class Segments:
@@ -181,9 +181,14 @@ class Segments:
     def __contains__(self, name: str) -> bool:
         return name in self._all
 
-    def history(self, name: str) -> int | None:
-        """Return of which directory a segment's head tells, None where it does not."""
+    def history(self, name: str) -> int:
+        """Return of which directory a segment's head tells, 0 where it does not."""
         return self._all[name].history
+
+    @property
+    def names(self) -> list[str]:
+        """Those of all files."""
+        return list(self._all)
 
     @property
     def newest(self) -> Segment:

@@ -19,7 +19,7 @@ from gateway.flushed import Flushed
 from gateway.held import Held, Shelf
 from gateway.missing import Missing
 from gateway.readback import Readback
-from gateway.record import NOWHERE, Kind, Place, Record, pack, size_of
+from gateway.record import NOWHERE, Kind, Place, Record, pack, records, size_of
 from gateway.recorded import Recorded
 from gateway.segments import (
     LARGEST_FILE,
@@ -56,9 +56,9 @@ class Spool:
         self.readback = Readback(disk, self._segments, self._shelf)
         self._histories: list[int] = []
         """What tells this directory's segments from another's, the newest one's last: an epoch."""
-        self._went: dict[tuple[int | None, str], None] = {}
-        """Which history tells of what is lost, and its name: as they were read."""
-        self._lasts: dict[int | None, int] = {}
+        self._went: dict[tuple[int, str], None] = {}
+        """Which history tells of what is lost, and its name; in order: two may tell of one name."""
+        self._lasts: dict[int, int] = {}
         """The highest sequence that each history tells of."""
         self.last = 0
         """The highest sequence ever given to a batch."""
@@ -120,7 +120,7 @@ class Spool:
             self.recorded.add(self._acked.found.losses)
             self.dropped = max(self.dropped, self._acked.found.dropped)
         acked = [last for _, last, _ in self._acked.ranges]
-        ours = [last for whose, last in self._lasts.items() if whose in {None, self.history}]
+        ours = [last for whose, last in self._lasts.items() if whose in {0, self.history}]
         self.last, self.sealed = max([self.last, *acked]), max([0, *ours, *acked])
         for first, last, _ in self._acked.ranges:
             self._let_go_of(self._shelf.waiting(first - 1, last + 1), self.history)
@@ -130,7 +130,7 @@ class Spool:
         for history, name in self._went:
             self._let_go_of(self._shelf.of(name), history)
 
-    def _let_go_of(self, told: Iterable[Held], history: int | None) -> None:
+    def _let_go_of(self, told: Iterable[Held], history: int) -> None:
         """Let go of what a history tells of, as acknowledged or lost, by its number or its name.
 
         In another history's segment it has that by chance: it goes as well, for nobody knows which
@@ -138,7 +138,7 @@ class Spool:
         """
         for held in list(told):
             whose = self._segments.history(held.segment)
-            if history is not None and whose not in {None, history}:
+            if history and whose not in {0, history}:
                 at = held.offset - size_of(b"")
                 data = self._disk.read(held.segment, at, size_of(b"") + held.length)
                 self._missing.add_foreign(held.segment, at, data)
@@ -213,17 +213,23 @@ class Spool:
         self._segments.total -= self._missing.saved(frames)
 
     @property
-    def history(self) -> int | None:
-        """What tells this directory from another one; None: nothing here does."""
-        return self._histories[-1] if self._histories else None
+    def history(self) -> int:
+        """What tells this directory from another one; 0: nothing here does."""
+        return self._histories[-1] if self._histories else 0
 
     def go_by(self, history: int) -> None:
         """Go on with the history that the journal tells of, where nothing else here tells one.
 
         Were another one begun, what is flushed already would be taken for another box's.
         """
-        if history and self.history is None:
+        if not self.history:
             self._histories.append(history)
+
+    def sealed_names(self) -> set[tuple[int, int]]:
+        """Return the names of all batches in the segments, though acknowledged: it takes long."""
+        files = (self._disk.salvage(name, LARGEST_FILE)[0] for name in self._segments.names)
+        batches = (r for data in files for r in records(data) if r.kind == Kind.BATCH)
+        return {(batch.sequence, batch.epoch) for batch in batches}
 
     def goes_on(self, other: "Spool") -> bool:
         """Whether it holds what `other` does, or did: no other history, nor an older image."""
@@ -253,7 +259,7 @@ class Spool:
         self._begin(epoch, self.last + 1)
 
     def _begin(self, epoch: int, sequence: int) -> None:
-        history = epoch if self.history is None else self.history
+        history = self.history or epoch
         previous = self.previous or (0, 0)
         lost = self.recorded.still_in(self._segments, self._begins)
         head = msgpack.packb((self.dropped, previous, history, *lost))
@@ -322,9 +328,10 @@ class Spool:
         for held in lost:
             join(ranges, held.sequence, held.readings)
         oldest, dropped = self._begins, self.dropped + dropped
-        history = self.history or 0
         losses = self.recorded.ends(oldest)[-LOSSES:]
-        told = Told(history, ranges, dropped, self._segments.total, self.last, oldest, losses)
+        told = Told(
+            *(self.history, ranges, dropped, self._segments.total, self.last, oldest, losses)
+        )
         if self._missing.uncounted and (found := self._acked.found):  # that tells of them
             sealed, last = max(told.sealed, found.sealed), max(told.last, found.last)
             told = told._replace(sealed=sealed, last=last)

@@ -18,7 +18,7 @@ from pathlib import Path
 from gateway import acked, flushed, record
 from gateway.aside import LIST, NEW
 from gateway.disk import Disk, of_another_version
-from gateway.flushed import Flushed
+from gateway.flushed import Content, Flushed
 from gateway.held import Held
 from gateway.intake import Intake
 from gateway.journal import Journal
@@ -56,6 +56,8 @@ class Store:
         """The batch that was delivered last, which may wait for a moment more."""
         self._left = 0
         """Readings that were lost there, which could not be recorded yet."""
+        self._another: tuple[str, list[Flushed]] | None = None
+        """What another box's journal is kept as, and what of it is lost; None: that is told."""
         self._unsealed: deque[list[Flushed]] | None = None
         """What the journal holds of batches still to be sealed; None while it is unread."""
 
@@ -132,6 +134,9 @@ class Store:
             self._unsealed = self._recover_journal()
         # Once the others are sealed under its name, a start that is cut off here knows it no more
         self._losses.count_damage(self.spool)
+        if self._another:
+            self._losses.another_journal(self.spool, *self._another)
+            self._another = None
         while self._unsealed:
             self._seal_frames(self._unsealed[0])
             self._unsealed.popleft()
@@ -185,15 +190,17 @@ class Store:
         Of one that lies aside there may be the beginning alone, which would take its place.
         """
         names = self._disk.names()
-        frames, damaged, history = self.journal.recover(self.spool.sealed, self.spool.history or 0)
-        self.spool.go_by(history)
+        there = self.journal.recover(self.spool.sealed)
+        self.spool.go_by(there.history)
+        self._another = self._leave_another_box(there)
+        frames, damaged = there.unsealed, there.damaged
         self._losses.found(damaged)
         if frames and acked.NAME not in names and not any(map(is_segment, names)):
             self._losses.gone([SEGMENTS])
         intake = self._intake
         for batch in intake.sealed:  # an image of this run may have the beginning of one
-            there = [len(frame.readings) for frame in frames if frame.name == batch.name]
-            batch.journaled = 0 if damaged else sum(there)
+            begun = [len(frame.readings) for frame in frames if frame.name == batch.name]
+            batch.journaled = 0 if damaged else sum(begun)
         in_ram = intake.renamed | {batch.sequence for batch in intake.sealed}
         frames = [f for f in frames if f.epoch != intake.epoch or f.sequence not in in_ram]
         aside = {name for name in {frame.name for frame in frames} if self._refused.keeps(name)}
@@ -202,6 +209,20 @@ class Store:
         self.spool.saved(frames)
         self.inherited = max([self.inherited, *(frame.sequence for frame in frames)])
         return deque(list(parts) for _, parts in groupby(frames, _name))
+
+    def _leave_another_box(self, there: Content) -> tuple[str, list[Flushed]] | None:
+        """Have another box's journal kept; return what as, and what of it has numbers given here.
+
+        It goes once all that it may hold is sealed, as if it were ours: after two faults at once it
+        may be.
+        """
+        theirs = [frame for frame in there.frames if frame.history != self.spool.history]
+        if not theirs:
+            return None
+        given = [frame for frame in theirs if frame.sequence <= self.spool.sealed]
+        sealed, run = self.spool.sealed_names(), self._intake.epoch
+        lost = [frame for frame in given if frame.epoch != run and frame.name not in sealed]
+        return self.journal.leave(theirs[-1]), lost
 
     def _seal_frames(self, parts: list[Flushed]) -> None:
         readings = [reading for part in parts for reading in part.readings]

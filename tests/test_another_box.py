@@ -1,14 +1,15 @@
 """Files of another box's buffer that somebody put into ours: nothing goes in silence."""
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
 import pytest
-from test_buffer import opened, take, values
+from test_buffer import begun, opened, take, values
 
 from gateway.buffer import Buffer
 from gateway.disk import Disk
-from gateway.glance import Glance
 from gateway.spool import Spool
 
 
@@ -140,36 +141,123 @@ def flushed(directory: Path, epoch: int, *readings: float) -> bytes:
     return (directory / "journal").read_bytes()
 
 
+def check_left(ours: Path, waits: list[float], lost: int, theirs: bytes, mark: str) -> None:
+    """Their journal is counted once, told, and kept as it was."""
+    for epoch in (7, 8):
+        buffer = opened(ours, epoch)
+        assert (values(buffer), buffer.stats().dropped) == (waits, lost)
+        told = f"kept as journal-{mark}.damaged; at most {lost} readings lost"
+        assert any(told in fault for fault in buffer.stats().faults) == (epoch == 7)
+        buffer.close()
+    assert (ours / f"journal-{mark}.damaged").read_bytes() == theirs
+
+
 def test_what_was_flushed_under_numbers_of_ours_is_not_sealed(tmp_path: Path):
-    """Their journal stands in place of ours: the numbers of two of its readings are ours."""
-    ours = tmp_path / "ours"
+    """Their journal stands in place of ours: the number of two of its readings is ours."""
     filled(tmp_path / "theirs", 50, 50.0)
     theirs = flushed(tmp_path / "theirs", 51, 51.0, 52.0)
-    delivered(filled(ours, 1, 1.0, 2.0))
-    (ours / "journal").write_bytes(theirs)
-    assert [each.cost for each in Glance(ours, "gw").damage] == ["at most 2"]
-    buffer = opened(ours, 7)
-    assert (values(buffer), buffer.stats().dropped) == ([], 2)
-    assert any("at most 2 readings lost: journal-" in fault for fault in buffer.stats().faults)
-    buffer.close()
-    (aside,) = ours.glob("journal-0-*-2-51.damaged")
-    assert aside.read_bytes() == theirs[:4096]
-    again = opened(ours, 8)
-    assert (values(again), again.stats().dropped) == ([], 2)
+    delivered(filled(tmp_path / "ours", 1, 1.0, 2.0))
+    (tmp_path / "ours/journal").write_bytes(theirs)
+    check_left(tmp_path / "ours", [], 2, theirs, "2-51")
 
 
-def test_what_was_flushed_above_our_numbers_is_delivered_and_told(tmp_path: Path):
+def test_what_was_flushed_above_our_numbers_goes_out_though_it_is_told(tmp_path: Path):
     filled(tmp_path / "theirs", 50, 50.0, 51.0)
     theirs = flushed(tmp_path / "theirs", 51, 52.0)
-    filled(tmp_path / "ours", 1, 1.0, 2.0)
-    (tmp_path / "ours/journal").write_bytes(theirs)
-    buffer = opened(tmp_path / "ours", 7)
-    assert (values(buffer), buffer.stats().dropped) == ([1.0, 2.0, 52.0], 0)
-    assert any(fault.startswith("0 readings lost: journal-") for fault in buffer.stats().faults)
+    buffer = filled(tmp_path / "ours", 1, 1.0, 2.0)
     buffer.acknowledge(next(buffer.waiting()))
     buffer.close()
-    again = opened(tmp_path / "ours", 8)
-    assert (values(again), again.stats().dropped) == ([2.0, 52.0], 0)
+    (tmp_path / "ours/journal").write_bytes(theirs)
+    check_left(tmp_path / "ours", [2.0, 52.0], 0, theirs, "3-51")
+
+
+class Killed(BaseException):
+    """The process ends."""
+
+
+class KilledAtARename(Disk):
+    def rename(self, name: str, new: str) -> None:
+        raise Killed
+
+
+def test_what_is_sealed_of_their_journal_is_not_lost_though_a_kill_comes_then(tmp_path: Path):
+    filled(tmp_path / "theirs", 50, 50.0)
+    theirs = flushed(tmp_path / "theirs", 51, 51.0)
+    filled(tmp_path / "ours", 1, 1.0)
+    (tmp_path / "ours/journal").write_bytes(theirs)
+    with pytest.raises(Killed):
+        begun(disk := KilledAtARename(tmp_path / "ours"), 6)
+    disk.close_all()
+    del disk
+    check_left(tmp_path / "ours", [1.0, 51.0], 0, theirs, "2-51")
+
+
+class Full(Disk):
+    """No segment takes anything more while `full`, but for its head."""
+
+    full = False
+
+    def write(self, name: str, offset: int, data: bytes) -> None:
+        if self.full and name.endswith(".seg") and offset:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        super().write(name, offset, data)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_what_we_flushed_stays_in_the_journal_until_it_is_sealed_behind_theirs(
+    tmp_path: Path, *, full: bool
+):
+    """Their segment comes in place of ours while the daemon runs, and the history with it."""
+    filled(tmp_path / "theirs", 50, 50.0)
+    buffer = begun(disk := Full(tmp_path / "ours"), 1)
+    take(buffer, 1.0)
+    buffer._work(0.0, buffer._seal)
+    buffer.acknowledge(next(buffer.waiting()))
+    take(buffer, 2.0, 3.0, durable=True)
+    buffer.tick(1.0)
+    (tmp_path / "ours/00000001.seg").unlink()
+    put(tmp_path, "00000001.seg")
+    disk.full = full
+    buffer.tick(2.0)
+    assert buffer.unsaved == 0
+    disk.close_all()
+    del buffer, disk
+    again = opened(tmp_path / "ours", 2)
+    assert (values(again)[-2:], again.stats().dropped) == ([2.0, 3.0], int(full))
+
+
+def test_what_we_flushed_under_a_number_of_theirs_is_not_lost_while_it_is_in_ram(tmp_path: Path):
+    filled(tmp_path / "theirs", 50, 50.0)
+    take(buffer := opened(tmp_path / "ours", 1), 2.0, durable=True)
+    buffer.tick(1.0)
+    (tmp_path / "ours/00000001.seg").unlink()
+    put(tmp_path, "00000001.seg")
+    buffer.tick(2.0)
+    assert (values(buffer), buffer.stats().dropped) == ([50.0, 2.0], 0)
+    buffer._disk.close_all()
+    again = opened(tmp_path / "ours", 2)
+    assert (values(again), again.stats().dropped) == ([50.0, 2.0], 0)
+
+
+class NoSegments(Disk):
+    works = False
+
+    def write(self, name: str, offset: int, data: bytes) -> None:
+        if name.endswith(".seg") and not self.works:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        super().write(name, offset, data)
+
+
+def test_a_first_start_that_fails_leaves_a_buffer_that_tells_whose_it_is(tmp_path: Path):
+    ours = tmp_path / "ours"
+    begun(disk := NoSegments(ours), 1)
+    disk.close_all()
+    del disk
+    delivered(filled(ours, 2, 1.0, 2.0))
+    filled(tmp_path / "theirs", 50, 50.0)
+    theirs = flushed(tmp_path / "theirs", 51, 51.0)
+    (ours / "journal").write_bytes(theirs)
+    check_left(ours, [], 1, theirs, "2-51")
 
 
 @pytest.mark.parametrize("sealed", [True, False])
@@ -186,3 +274,26 @@ def test_a_journal_tells_whose_it_is_where_nothing_else_does(tmp_path: Path, *, 
         buffer = opened(tmp_path, epoch)
         assert (values(buffer), buffer.stats().dropped) == ([1.0], 0)
         buffer.close()
+    assert not [*tmp_path.glob("journal-*")]
+
+
+def test_our_own_journal_is_let_be(tmp_path: Path):
+    filled(tmp_path, 1, 1.0)
+    flushed(tmp_path, 2, 2.0)
+    flushed(tmp_path, 3, 3.0)
+    for epoch in (4, 5):
+        buffer = opened(tmp_path, epoch)
+        assert (values(buffer), buffer.stats().faults) == ([1.0, 2.0, 3.0], [])
+        buffer.close()
+
+
+def test_it_is_told_once_though_the_disk_fails_then(tmp_path: Path):
+    filled(tmp_path / "theirs", 50, 50.0)
+    theirs = flushed(tmp_path / "theirs", 51, 51.0)
+    filled(tmp_path / "ours", 1, 1.0)
+    (tmp_path / "ours/journal").write_bytes(theirs)
+    buffer = begun(disk := NoSegments(tmp_path / "ours"), 7)
+    disk.works = True
+    buffer.tick(1.0)
+    assert values(buffer) == [1.0, 51.0]
+    assert len(buffer.stats().faults) == 1

@@ -10,7 +10,7 @@ import pytest
 from crash_disk import CrashDisk
 
 from gateway.disk import Disk
-from gateway.flushed import MAGIC, SLOT, SLOTS, Flushed, unsealed
+from gateway.flushed import MAGIC, SLOT, SLOTS, Flushed, content
 from gateway.journal import Journal, JournalFullError
 from gateway.reading import TEMPERATURE, ClockState, Instant, Reading
 
@@ -43,7 +43,7 @@ def spoil(data: bytearray, slot: int) -> None:
 
 def found(data: bytes, sealed: int = 0) -> tuple[list[int], list[tuple[str, int | None]]]:
     """Return the sequences of the frames, and what the others are of and held."""
-    frames, damaged, _ = unsealed(bytes(data), sealed)
+    frames, damaged, _ = content(bytes(data), sealed)
     return [each.sequence for each in frames], [(each.of, each.lost) for each in damaged]
 
 
@@ -154,7 +154,7 @@ def test_the_first_slot_holds_nothing_that_is_older_than_those_behind_it(journal
     data = written(journal, frame(19, 2))
     data[SEQUENCE] = 2
     assert found(data, sealed=18) == ([], [("2-1", 2)])
-    assert unsealed(bytes(data), 18)[1][0].cost == "at most 2"
+    assert content(bytes(data), 18).damaged[0].cost == "at most 2"
 
 
 def test_what_is_wrong_with_the_head_of_a_frame_is_known_by_the_one_behind_it(used: bytearray):
@@ -288,7 +288,7 @@ def test_nor_are_those_behind_the_newest_frame_where_all_is_sealed(journal: Jour
 def test_zeros_behind_what_is_bad_are_no_part_of_it(journal: Journal):
     data = written(journal, frame(19, 1))
     data[SLOT : 2 * SLOT] = b"b" * SLOT
-    (damage,) = unsealed(bytes(data), 18)[1]
+    (damage,) = content(bytes(data), 18).damaged
     assert damage.data == b"b" * SLOT
 
 
@@ -297,7 +297,7 @@ def test_several_newest_frames_whose_heads_are_wrong_are_told_each(journal: Jour
     for slot in (1, 2):
         data[slot * SLOT + SEQUENCE] = 2
     assert found(data, sealed=18) == ([19], [("19-1", 3), ("19-1", 1)])
-    assert [each.cost for each in unsealed(bytes(data), 18)[1]] == ["at most 3", "at most 1"]
+    assert [each.cost for each in content(bytes(data), 18).damaged] == ["at most 3", "at most 1"]
     data[SLOT + SEQUENCE] = 19
     assert found(data, sealed=18) == ([19, 19], [("19-1", 1)])
 
@@ -342,7 +342,7 @@ def test_a_journal_that_is_full_takes_no_frame_until_all_are_sealed(journal: Jou
 def test_a_bad_frame_of_several_slots_is_told_as_one_and_whole(journal: Journal):
     data = written(journal, frame(19, 5, value=LONG))
     spoil(data, 0)
-    (damage,) = unsealed(bytes(data), 18)[1]
+    (damage,) = content(bytes(data), 18).damaged
     assert (damage.lost, damage.data.rstrip(b"\0")) == (5, bytes(data).rstrip(b"\0"))
 
 
@@ -368,11 +368,11 @@ def test_a_journal_that_was_cut_off_keeps_what_is_left_and_has_its_room_again(
     data = written(journal, frame(19, 1), frame(19, 1, before=1))
     journal._disk.cut("journal", end)
     for _ in range(2):  # a kill may come before it is sealed
-        frames = (again := Journal(journal._disk)).recover(18).frames
+        frames = (again := Journal(journal._disk)).recover(18).unsealed
         assert [each.before for each in frames] == [0] * (end >= SLOT)
     assert journal._disk.size("journal") == len(data)
     again.write(frame(20, 1))
-    frames = again.recover(18).frames
+    frames = again.recover(18).unsealed
     assert [each.sequence for each in frames] == [19] * (end >= SLOT) + [20]
 
 
@@ -395,4 +395,4 @@ def test_bytes_that_are_too_few_for_a_frame_are_none_though_their_sum_is_right()
 @pytest.mark.parametrize("order", [1, -1])
 def test_the_frame_that_was_numbered_last_tells_whose_the_journal_is(journal: Journal, order: int):
     theirs, ours = replace(frame(1, 1), history=5), replace(frame(2, 1), history=7)
-    assert unsealed(bytes(written(journal, *[theirs, ours][::order])), 2).history == 7
+    assert content(bytes(written(journal, *[theirs, ours][::order])), 2).history == 7
