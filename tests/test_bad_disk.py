@@ -89,6 +89,12 @@ def run(scenario: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(scenario, 60))
 
 
+def fail(directory: Path, number: int, calls: str) -> None:
+    """Have these calls fail with that number from now on; none of them meets half of this."""
+    (directory / "fault.new").write_text(f"{number} {calls}")
+    (directory / "fault.new").rename(directory / "fault")
+
+
 async def said(broker: Broker, holds: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
     """Return what the status says of the buffer, once that holds."""
 
@@ -131,7 +137,7 @@ def test_nothing_is_lost_while_the_disk_fails(
         async with Broker() as broker, gateway(tmp_path, broker.url, counting, **INTERVALS) as it:
             for _ in range(2):
                 await broker.wait_for(lambda seen: len(readings(seen)) >= random.randint(1, 9))
-                (tmp_path / "fault").write_text(f"{number} {calls}")
+                fail(tmp_path, number, calls)
                 state = await said(broker, lambda buffer: buffer["faults"])
                 assert "readings wait in RAM" in state["faults"][0]
                 await counts_on(file)
@@ -168,7 +174,7 @@ def test_what_a_stop_gives_up_is_dropped_in_the_last_status(tmp_path: Path, coun
     async def scenario() -> None:
         async with Broker() as broker, gateway(tmp_path, broker.url, counting, **INTERVALS) as it:
             await broker.wait_for(readings)
-            (tmp_path / "fault").write_text(f"{errno.EROFS} {CHANGES}")
+            fail(tmp_path, errno.EROFS, CHANGES)
             await said(broker, lambda buffer: buffer["faults"])
             await counts_on(tmp_path / "numbers")
             assert await it.stop() == 1
@@ -185,7 +191,7 @@ def test_what_a_stop_gave_up_is_recorded_where_the_disk_takes_that(tmp_path: Pat
     async def scenario() -> None:
         async with Broker() as broker, gateway(tmp_path, broker.url, counting, **INTERVALS) as it:
             await broker.wait_for(readings)
-            (tmp_path / "fault").write_text(f"{errno.EROFS} {CHANGES}")
+            fail(tmp_path, errno.EROFS, CHANGES)
             await said(broker, lambda buffer: buffer["faults"])
             await counts_on(tmp_path / "numbers")
             broker.faults = Faults(ack_withheld=True)  # so that the farewell lasts
