@@ -87,18 +87,14 @@ class Content(NamedTuple):
     unsealed: list[Flushed]
     """Frames that are numbered above all that is sealed."""
     damaged: list[Damage]
-    others: list[Flushed]
-    """The other frames: sealed, unless they are another box's."""
-
-    @property
-    def frames(self) -> list[Flushed]:
-        """All of them, the newest last."""
-        return sorted([*self.unsealed, *self.others], key=lambda frame: frame.sequence)
+    slots: list[tuple[Flushed, Damage]]
+    """Every frame, and the damage that it would be if it were none of ours."""
 
     @property
     def history(self) -> int:
-        """That of the newest frame; 0: there is none."""
-        return self.frames[-1].history if self.frames else 0
+        """That of the frame which is numbered highest; 0: there is none."""
+        frames = [frame for frame, _ in self.slots]
+        return max(frames, key=lambda frame: frame.sequence).history if frames else 0
 
 
 @dataclass(eq=False, slots=True)
@@ -124,6 +120,7 @@ def content(data: bytes, sealed: int) -> Content:
     data = data[: SLOT * SLOTS].ljust(SLOT * SLOTS, b"\0")
     frames: list[Flushed] = []
     damaged: list[Damage] = []
+    slots: list[tuple[Flushed, Damage]] = []
     bad: list[_Bad] = []  # since the last good one
     found: dict[tuple[int, int], int] = {}  # readings of each batch so far
     newest = 0  # up to where the newest frames stand
@@ -143,11 +140,15 @@ def content(data: bytes, sealed: int) -> Content:
             newest = end
         bad.clear()
         frames.append(frame)
+        slots.append((frame, _as_damage(at, data[at:end], frame)))
         found[frame.name] = frame.before + len(frame.readings)
     damaged += _behind(bad, frames[-1] if frames else None, None, sealed)
-    once = list(_once(frames))
-    above = [frame for frame in once if frame.sequence > sealed]
-    return Content(above, damaged, [frame for frame in once if frame.sequence <= sealed])
+    return Content([frame for frame in _once(frames) if frame.sequence > sealed], damaged, slots)
+
+
+def _as_damage(at: int, slots: bytes, frame: Flushed) -> Damage:
+    """Return a frame as damage; it may be there twice, or in a batch elsewhere."""
+    return Damage(NAME, at, slots, len(frame.readings), unsure=True, of=frame.mark)
 
 
 def _once(frames: list[Flushed]) -> Iterator[Flushed]:

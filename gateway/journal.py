@@ -29,21 +29,19 @@ class Journal:
         self._next = 0
         self._amid: set[int] = set()
         """Slots in which a frame goes on that began before them, or is half written."""
-        self._aside = ""
-        """What it is to be renamed to, once nothing needs it; nothing is flushed to it then."""
-        self._renamed = self._broken = False
+        self._unreadable = self._renamed = self._broken = False
 
     def recover(self, sealed: int) -> Content:
         """Return what it holds, where `sealed` is the highest number of a batch.
 
         One that is broken is full from then on: what would be flushed is sealed.
         """
-        self._aside, self._renamed = "", False
+        self._unreadable = self._renamed = False
         self._broken = self._disk.broken_for_good(NAME) is not None
         if self._broken:
             return Content([], [], [])
         data, bad = self._disk.salvage(NAME)
-        self._aside = f"{NAME}{DAMAGED}" if bad else ""
+        self._unreadable = bool(bad)
         if len(data) < SLOT * SLOTS:
             self._extend(len(data))
         self._next = -(-len(data.rstrip(b"\0")) // SLOT)  # until all of it is sealed
@@ -56,23 +54,15 @@ class Journal:
         self._disk.sync(NAME)
         self._disk.sync_directory()
 
-    def leave(self, frame: Flushed) -> str:
-        """Go on in another file once nothing needs this one, which is another box's, as that frame.
-
-        Return what it is kept as.
-        """
-        self._aside = f"{NAME}-{frame.mark}{DAMAGED}"
-        return self._aside
-
     def renew(self) -> None:
-        """Go on in another file where this one cannot be read, or was left: nothing needs it now.
+        """Go on in another file where this one cannot be read, now that nothing needs it.
 
         One that cannot be renamed is written over.
         """
-        if self._aside:
-            aside, self._aside = self._aside, ""
+        if self._unreadable:
+            self._unreadable = False
             with suppress(OSError):
-                self._disk.rename(NAME, aside)
+                self._disk.rename(NAME, f"{NAME}{DAMAGED}")
                 self._renamed = True
         if self._renamed:
             self._extend(0)
@@ -85,7 +75,7 @@ class Journal:
         """
         frame = pack(flushed)
         begin, end = self._next, self._next - (-len(frame) // SLOT)
-        if self._broken or self._aside or self._renamed or end > SLOTS:
+        if self._broken or self._unreadable or self._renamed or end > SLOTS:
             raise JournalFullError
         self._amid.update(range(begin, end))
         # Else what is left of an older frame would stand where the next one is looked for
@@ -115,7 +105,10 @@ def found(data: bytes, bad: list[int], sealed: int) -> Content:
     known = {at for each in there.damaged for at in range(each.at, each.at + len(each.data), BLOCK)}
     blocks = [Damage(NAME, at, data[at : at + BLOCK], None) for at in bad if at not in known]
     told = _joined(sorted([*there.damaged, *blocks], key=lambda each: each.at))
-    return there._replace(damaged=[replace(each, unreadable=bool(bad)) for each in told])
+    return there._replace(
+        damaged=[replace(each, unreadable=bool(bad)) for each in told],
+        slots=[(frame, replace(each, unreadable=bool(bad))) for frame, each in there.slots],
+    )
 
 
 def _joined(damaged: list[Damage]) -> list[Damage]:

@@ -9,7 +9,6 @@ from gateway import acked, flushed
 from gateway.aside import LIST
 from gateway.damage import DAMAGED, Damage
 from gateway.disk import Disk, remedy
-from gateway.flushed import Flushed
 from gateway.held import Held
 from gateway.measure import counted
 from gateway.refused import GONE
@@ -151,15 +150,12 @@ class Losses:
         """Tell of what stood in place of a file of ours."""
         self._tell(f"{self._disk.directory}: {name} is not one of this bygate's: kept as {aside}")
 
-    def another_journal(self, spool: Spool, aside: str, lost: list[Flushed]) -> None:
-        """Count what of another box's journal has numbers that were given here; raises OSError."""
-        readings = sum(len(frame.readings) for frame in lost)
-        if lost:
-            self.record(spool, readings, "damaged on disk", f"{flushed.NAME}-{lost[0].mark}")
+    def another_journal(self) -> None:
+        """Tell that what was flushed was so by another box, at least in part."""
         self._tell(
-            f"{self._disk.directory}: {flushed.NAME} is another buffer's, at least in part: kept as"
-            f" {aside}; at most {readings} readings lost, whose numbers were given here: does it "
-            "belong on another card?"
+            f"{self._disk.directory}: {flushed.NAME} is another buffer's, at least in part: what "
+            "it holds under numbers that were given here is kept aside and counts as lost; what is "
+            "above goes out: does it belong on another card?"
         )
 
     def gone(self, names: Iterable[str], how: str = "gone") -> None:

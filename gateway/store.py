@@ -10,13 +10,15 @@ Each step is done once for a directory, however often the disk fails meanwhile.
 import errno
 import os
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from itertools import groupby, starmap
 from pathlib import Path
 
 from gateway import acked, flushed, record
 from gateway.aside import LIST, NEW
+from gateway.damage import Damage
 from gateway.disk import Disk, of_another_version
 from gateway.flushed import Content, Flushed
 from gateway.held import Held
@@ -56,8 +58,6 @@ class Store:
         """The batch that was delivered last, which may wait for a moment more."""
         self._left = 0
         """Readings that were lost there, which could not be recorded yet."""
-        self._another: tuple[str, list[Flushed]] | None = None
-        """What another box's journal is kept as, and what of it is lost; None: that is told."""
         self._unsealed: deque[list[Flushed]] | None = None
         """What the journal holds of batches still to be sealed; None while it is unread."""
 
@@ -134,9 +134,6 @@ class Store:
             self._unsealed = self._recover_journal()
         # Once the others are sealed under its name, a start that is cut off here knows it no more
         self._losses.count_damage(self.spool)
-        if self._another:
-            self._losses.another_journal(self.spool, *self._another)
-            self._another = None
         while self._unsealed:
             self._seal_frames(self._unsealed[0])
             self._unsealed.popleft()
@@ -192,9 +189,10 @@ class Store:
         names = self._disk.names()
         there = self.journal.recover(self.spool.sealed)
         self.spool.go_by(there.history)
-        self._another = self._leave_another_box(there)
-        frames, damaged = there.unsealed, there.damaged
-        self._losses.found(damaged)
+        frames, damaged, theirs = there.unsealed, there.damaged, list(self._theirs(there))
+        self._losses.found([*damaged, *theirs])
+        if theirs:
+            self._losses.another_journal()
         if frames and acked.NAME not in names and not any(map(is_segment, names)):
             self._losses.gone([SEGMENTS])
         intake = self._intake
@@ -206,23 +204,22 @@ class Store:
         aside = {name for name in {frame.name for frame in frames} if self._refused.keeps(name)}
         frames = [frame for frame in frames if frame.name not in aside]
         frames.sort(key=_name)
-        self.spool.saved(frames)
+        self.spool.saved([frame for frame in frames if frame.history == self.spool.history])
         self.inherited = max([self.inherited, *(frame.sequence for frame in frames)])
         return deque(list(parts) for _, parts in groupby(frames, _name))
 
-    def _leave_another_box(self, there: Content) -> tuple[str, list[Flushed]] | None:
-        """Have another box's journal kept; return what as, and what of it has numbers given here.
+    def _theirs(self, there: Content) -> Iterator[Damage]:
+        """Yield the frames of another box's journal, with what is lost of each.
 
-        It goes once all that it may hold is sealed, as if it were ours: after two faults at once it
-        may be.
+        That has numbers which were given here, and is not sealed here for all that. What is above
+        goes on as ours does, which it may be after two faults at once; no start is to meet it anew.
         """
-        theirs = [frame for frame in there.frames if frame.history != self.spool.history]
-        if not theirs:
-            return None
-        given = [frame for frame in theirs if frame.sequence <= self.spool.sealed]
-        sealed, run = self.spool.sealed_names(), self._intake.epoch
-        lost = [frame for frame in given if frame.epoch != run and frame.name not in sealed]
-        return self.journal.leave(theirs[-1]), lost
+        run, ours = self._intake.epoch, self.spool.history
+        theirs = [(f, damage) for f, damage in there.slots if f.history != ours and f.epoch != run]
+        names = self.spool.sealed_names() if theirs else set()
+        for frame, damage in theirs:
+            lost = frame.sequence <= self.spool.sealed and frame.name not in names
+            yield damage if lost else replace(damage, lost=0, unsure=False)
 
     def _seal_frames(self, parts: list[Flushed]) -> None:
         readings = [reading for part in parts for reading in part.readings]
