@@ -8,6 +8,9 @@ place, every one of 300 crash runs sealed readings twice or lost flushed ones. `
 readings of its batch earlier frames hold: it tells what a damaged one held. `history` is that of
 the directory: by its numbers alone, what another box flushed would be taken for sealed.
 
+The CRC is of the magic and of all that follows the length: a frame is known by it though its magic
+is damaged, and one of another version is none.
+
 Each begins on a slot. Behind the newest stand older ones, all sealed, or zeros: whatever else does
 is damage. Nothing tells of frames that are gone with all behind them, where zeros or an older frame
 are left.
@@ -31,7 +34,7 @@ SLOT = 4096
 SLOTS = 64
 MAGIC = b"bgJ4"
 """What each frame begins with; another digit is another version."""
-_HEAD = struct.Struct("<4sII")  # magic, CRC32 of all that follows the length, its length
+_HEAD = struct.Struct("<4sII")  # magic, CRC32, length of all that follows
 _BODY = struct.Struct("<IQIBqIII")
 """Epoch, sequence, boot, clock, wall − boot in ms, count, before, history."""
 
@@ -74,7 +77,11 @@ def pack(flushed: Flushed) -> bytes:
     readings = len(flushed.readings)
     ids = (flushed.epoch, flushed.sequence, flushed.boot, first.clock, offset, readings)
     body = _BODY.pack(*ids, flushed.before, flushed.history) + packed
-    return _HEAD.pack(MAGIC, zlib.crc32(body), len(body)) + body
+    return _HEAD.pack(MAGIC, _crc(body), len(body)) + body
+
+
+def _crc(body: bytes) -> int:
+    return zlib.crc32(MAGIC + body)
 
 
 def _columns(quantity: Quantity) -> tuple[str, str, int, float | None, float | None]:
@@ -87,13 +94,13 @@ class Content(NamedTuple):
     unsealed: list[Flushed]
     """Frames that are numbered above all that is sealed."""
     damaged: list[Damage]
-    slots: list[tuple[Flushed, Damage]]
-    """Every frame, and the damage that it would be if it were none of ours."""
+    frames: list[tuple[Flushed, Damage]]
+    """All of them, each with the damage that it would be if it were none of ours."""
 
     @property
     def history(self) -> int:
         """That of the frame which is numbered highest; 0: there is none."""
-        frames = [frame for frame, _ in self.slots]
+        frames = [frame for frame, _ in self.frames]
         return max(frames, key=lambda frame: frame.sequence).history if frames else 0
 
 
@@ -120,7 +127,7 @@ def content(data: bytes, sealed: int) -> Content:
     data = data[: SLOT * SLOTS].ljust(SLOT * SLOTS, b"\0")
     frames: list[Flushed] = []
     damaged: list[Damage] = []
-    slots: list[tuple[Flushed, Damage]] = []
+    known: list[tuple[Flushed, Damage]] = []
     bad: list[_Bad] = []  # since the last good one
     found: dict[tuple[int, int], int] = {}  # readings of each batch so far
     newest = 0  # up to where the newest frames stand
@@ -140,10 +147,10 @@ def content(data: bytes, sealed: int) -> Content:
             newest = end
         bad.clear()
         frames.append(frame)
-        slots.append((frame, _as_damage(at, data[at:end], frame)))
+        known.append((frame, _as_damage(at, data[at:end], frame)))
         found[frame.name] = frame.before + len(frame.readings)
     damaged += _behind(bad, frames[-1] if frames else None, None, sealed)
-    return Content([frame for frame in _once(frames) if frame.sequence > sealed], damaged, slots)
+    return Content([frame for frame in _once(frames) if frame.sequence > sealed], damaged, known)
 
 
 def _as_damage(at: int, slots: bytes, frame: Flushed) -> Damage:
@@ -261,7 +268,7 @@ def _body(data: bytes | bytearray, at: int) -> bytes | None:
     if length < _BODY.size or end > len(data):
         return None
     body = bytes(data[at + _HEAD.size : end])
-    return body if zlib.crc32(body) == crc else None
+    return body if _crc(body) == crc else None
 
 
 def _unpack(body: bytes) -> Flushed:

@@ -107,7 +107,7 @@ def found(data: bytes, bad: list[int], sealed: int) -> Content:
     told = _joined(sorted([*there.damaged, *blocks], key=lambda each: each.at))
     return there._replace(
         damaged=[replace(each, unreadable=bool(bad)) for each in told],
-        slots=[(frame, replace(each, unreadable=bool(bad))) for frame, each in there.slots],
+        frames=[(frame, replace(each, unreadable=bool(bad))) for frame, each in there.frames],
     )
 
 

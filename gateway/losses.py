@@ -154,8 +154,8 @@ class Losses:
         """Tell that what was flushed was so by another box, at least in part."""
         self._tell(
             f"{self._disk.directory}: {flushed.NAME} is another buffer's, at least in part: what "
-            "it holds under numbers that were given here is kept aside and counts as lost; what is "
-            "above goes out: does it belong on another card?"
+            "has numbers in it that were given here counts as lost, the rest goes out: does it "
+            "belong on another card?"
         )
 
     def gone(self, names: Iterable[str], how: str = "gone") -> None:

@@ -58,6 +58,8 @@ class Store:
         """The batch that was delivered last, which may wait for a moment more."""
         self._left = 0
         """Readings that were lost there, which could not be recorded yet."""
+        self._another = False
+        """Whether the journal is another buffer's, and that is not told yet."""
         self._unsealed: deque[list[Flushed]] | None = None
         """What the journal holds of batches still to be sealed; None while it is unread."""
 
@@ -134,6 +136,9 @@ class Store:
             self._unsealed = self._recover_journal()
         # Once the others are sealed under its name, a start that is cut off here knows it no more
         self._losses.count_damage(self.spool)
+        if self._another:
+            self._losses.another_journal()
+            self._another = False
         while self._unsealed:
             self._seal_frames(self._unsealed[0])
             self._unsealed.popleft()
@@ -191,8 +196,7 @@ class Store:
         self.spool.go_by(there.history)
         frames, damaged, theirs = there.unsealed, there.damaged, list(self._theirs(there))
         self._losses.found([*damaged, *theirs])
-        if theirs:
-            self._losses.another_journal()
+        self._another = bool(theirs)
         if frames and acked.NAME not in names and not any(map(is_segment, names)):
             self._losses.gone([SEGMENTS])
         intake = self._intake
@@ -204,18 +208,19 @@ class Store:
         aside = {name for name in {frame.name for frame in frames} if self._refused.keeps(name)}
         frames = [frame for frame in frames if frame.name not in aside]
         frames.sort(key=_name)
-        self.spool.saved([frame for frame in frames if frame.history == self.spool.history])
+        self.spool.saved(frames)
         self.inherited = max([self.inherited, *(frame.sequence for frame in frames)])
         return deque(list(parts) for _, parts in groupby(frames, _name))
 
     def _theirs(self, there: Content) -> Iterator[Damage]:
-        """Yield the frames of another box's journal, with what is lost of each.
+        """Yield the frames that another buffer's journal has, as damage, with what each costs.
 
-        That has numbers which were given here, and is not sealed here for all that. What is above
-        goes on as ours does, which it may be after two faults at once; no start is to meet it anew.
+        One costs something if its number was given here, to another batch. One that is numbered
+        above goes on as ours do, and is blanked, or the next start would take it for such a one.
+        What this run flushed is ours, though the segments are another's by now.
         """
         run, ours = self._intake.epoch, self.spool.history
-        theirs = [(f, damage) for f, damage in there.slots if f.history != ours and f.epoch != run]
+        theirs = [(f, damage) for f, damage in there.frames if f.history != ours and f.epoch != run]
         names = self.spool.sealed_names() if theirs else set()
         for frame, damage in theirs:
             lost = frame.sequence <= self.spool.sealed and frame.name not in names

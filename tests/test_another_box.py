@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from test_buffer import begun, opened, take, values
+from test_unreadable import WornDisk, started
 
 from gateway.buffer import Buffer
 from gateway.disk import Disk
+from gateway.flushed import SLOT
 from gateway.spool import Spool
 
 
@@ -151,7 +153,7 @@ def check_told(ours: Path, waits: list[float], lost: str, theirs: bytes, mark: s
         assert any("is another buffer's" in fault for fault in faults) == (epoch == 7)
         buffer.close()
     (aside,) = ours.glob(f"journal-0-*-{mark}.damaged")
-    assert aside.read_bytes() == theirs[:4096]
+    assert aside.read_bytes() == theirs[:SLOT]
 
 
 def test_what_was_flushed_under_numbers_of_ours_is_not_sealed(tmp_path: Path):
@@ -194,6 +196,40 @@ def test_what_is_sealed_of_their_journal_is_not_lost_though_a_kill_comes_then(tm
     disk.close_all()
     del disk
     check_told(tmp_path / "ours", [1.0, 51.0], "0", theirs, "2-51")
+
+
+class NotBlanked(Disk):
+    def write(self, name: str, offset: int, data: bytes) -> None:
+        if name == "journal":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        super().write(name, offset, data)
+
+
+def test_nor_is_what_was_delivered_by_then(tmp_path: Path):
+    """Where its segment is still there, since something waits in it."""
+    filled(tmp_path / "theirs", 50, 50.0)
+    first = flushed(tmp_path / "theirs", 51, 51.0)[:SLOT]
+    then = flushed(tmp_path / "theirs", 52, 52.0)
+    filled(tmp_path / "ours", 1, 1.0)
+    (tmp_path / "ours/journal").write_bytes(then[:SLOT] + first + then[2 * SLOT :])
+    buffer = begun(NotBlanked(tmp_path / "ours"), 6)
+    buffer.tick(1.0)
+    assert values(buffer) == [1.0, 51.0, 52.0]
+    for held in list(buffer.waiting())[:2]:
+        buffer.acknowledge(held)
+    buffer.close()
+    again = opened(tmp_path / "ours", 8)
+    assert (values(again), again.stats().dropped) == ([52.0], 0)
+
+
+def test_their_journal_is_kept_as_it_is_where_it_cannot_be_read(tmp_path: Path):
+    filled(tmp_path / "theirs", 50, 50.0)
+    theirs = flushed(tmp_path / "theirs", 51, 51.0)
+    delivered(filled(tmp_path / "ours", 1, 1.0, 2.0))
+    (tmp_path / "ours/journal").write_bytes(theirs)
+    buffer = started(WornDisk(tmp_path / "ours", ("journal", 2 * SLOT)), epoch=7)
+    assert buffer.stats().dropped == 1
+    assert (tmp_path / "ours/journal.damaged").read_bytes() == theirs
 
 
 class Full(Disk):

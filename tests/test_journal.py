@@ -387,7 +387,7 @@ def test_the_room_of_a_journal_outlasts_a_power_cut_though_the_disk_is_full_then
 
 
 def test_bytes_that_are_too_few_for_a_frame_are_none_though_their_sum_is_right():
-    short = MAGIC + struct.pack("<II", zlib.crc32(b"short"), 5) + b"short"
+    short = MAGIC + struct.pack("<II", zlib.crc32(MAGIC + b"short"), 5) + b"short"
     frames, _ = found(short)
     assert frames == []
 
@@ -396,3 +396,11 @@ def test_bytes_that_are_too_few_for_a_frame_are_none_though_their_sum_is_right()
 def test_the_frame_that_was_numbered_last_tells_whose_the_journal_is(journal: Journal, order: int):
     theirs, ours = replace(frame(1, 1), history=5), replace(frame(2, 1), history=7)
     assert content(bytes(written(journal, *[theirs, ours][::order])), 2).history == 7
+
+
+@pytest.mark.parametrize("summed", [b"", b"bgJ3"])
+def test_a_frame_of_another_version_is_none_though_its_sum_is_right(summed: bytes):
+    """Behind a first slot that was wiped, or the whole journal is known for what it is."""
+    body = bytes(60)
+    theirs = b"bgJ3" + struct.pack("<II", zlib.crc32(summed + body), len(body)) + body
+    assert found(bytes(SLOT) + theirs.ljust(SLOT, b"\0"))[0] == []
